@@ -1,0 +1,1 @@
+"""Pretrain a diffusion model on unlabelled radiographs, segment with a handful of labelled ones."""

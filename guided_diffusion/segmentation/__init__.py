@@ -1,0 +1,1 @@
+"""From a pretrained diffusion U-Net to segmented radiographs."""
