@@ -1,0 +1,144 @@
+"""The class table: which index in a mask means what, and in which colour it is drawn."""
+
+import colorsys
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blobfile as bf
+
+from guided_diffusion.errors import UserError
+
+DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "categories.json")
+MAX_CATEGORIES = 255  # masks hold 8 bits, and 255 in them means "ignore"
+EXAMPLE = '{"index": 1, "name": "enamel", "color": [255, 0, 0]}'
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class: its value in index masks, its name, and its colour as (red, green, blue)."""
+
+    index: int
+    name: str
+    color: tuple[int, int, int]
+
+
+def load_categories(path: str | None = None) -> tuple[Category, ...]:
+    """Read a class table, in order of the indices; without a path the project's own (bitewings).
+
+    Raises UserError naming the file and the fault: not JSON, indices that do not run 0, 1, 2, ...,
+    a name or a colour that two classes share.
+    """
+    path = str(path or DEFAULT_CATEGORIES)
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, bf.Error) as error:
+        reason = getattr(error, "strerror", None) or "no such file"
+        raise UserError(f"cannot read the class table {path}: {reason}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8; a class table is JSON.") from error
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg}).") from error
+    return from_plain(plain, source=path)
+
+
+def from_plain(plain: Any, source: str = "the class table") -> tuple[Category, ...]:
+    """Check and build a class table from plain lists and dictionaries, see `to_plain`."""
+    if not isinstance(plain, list | tuple) or not 2 <= len(plain) <= MAX_CATEGORIES:
+        raise UserError(
+            f"{source}: expected a list of 2 to {MAX_CATEGORIES} classes, each like {EXAMPLE}."
+        )
+    table = sorted((_category(item, source) for item in plain), key=lambda c: c.index)
+    indices = [category.index for category in table]
+    if indices != list(range(len(table))):
+        raise UserError(
+            f"{source}: the indices are {indices}; they must be 0 to {len(table) - 1}, each once."
+        )
+    names: dict[str, int] = {}
+    colors: dict[tuple[int, int, int], int] = {}
+    for category in table:
+        twin = names.setdefault(category.name.casefold(), category.index)
+        if twin != category.index:
+            raise UserError(
+                f"{source}: classes {twin} and {category.index} share the name {category.name!r}."
+            )
+        twin = colors.setdefault(category.color, category.index)
+        if twin != category.index:
+            raise UserError(
+                f"{source}: classes {twin} and {category.index} share the colour "
+                f"{list(category.color)}; colour masks could not be told apart."
+            )
+    return tuple(table)
+
+
+def _category(item: Any, source: str) -> Category:
+    if not isinstance(item, dict) or set(item) != {"index", "name", "color"}:
+        raise UserError(f"{source}: {_short(item)} is not a class; write it like {EXAMPLE}.")
+    index, name, color = item["index"], item["name"], item["color"]
+    if not _is_int(index):
+        raise UserError(f"{source}: index {_short(index)} is not a whole number.")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise UserError(f"{source}: class {index} needs a name of one line, not {_short(name)}.")
+    if (
+        not isinstance(color, list | tuple)
+        or len(color) != 3
+        or not all(_is_int(v) and 0 <= v <= 255 for v in color)
+    ):
+        raise UserError(
+            f"{source}: class {index} ({name}) has the colour {_short(color)}; "
+            "a colour is [red, green, blue], each 0 to 255."
+        )
+    return Category(index, name.strip(), tuple(color))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def to_plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """A class table as plain values, for JSON and for checkpoints read with `weights_only=True`."""
+    return [{"index": c.index, "name": c.name, "color": list(c.color)} for c in categories]
+
+
+def generic_categories(n: int) -> tuple[Category, ...]:
+    """A table for `n` unnamed classes: "background" (black), "class 1", "class 2", ...
+
+    The hues step by the golden ratio, so that neighbouring indices look unlike each other.
+    """
+    if not 2 <= n <= MAX_CATEGORIES:
+        raise UserError(f"{n} classes: between 2 and {MAX_CATEGORIES} are possible.")
+    table = [Category(0, "background", (0, 0, 0))]
+    for index in range(1, n):
+        hue = (index - 1) * 0.618034 % 1.0
+        saturation, value = ((1.0, 1.0), (0.55, 1.0), (1.0, 0.65))[(index - 1) // 12 % 3]
+        red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
+        table.append(Category(index, f"class {index}", (red, green, blue)))
+    return tuple(table)
+
+
+def categories_for(num_classes: int, path: str | None = None) -> tuple[Category, ...]:
+    """The table for a task of `num_classes`: the file at `path`, which must have as many classes;
+    without a path the default table where it has as many, a generic one otherwise."""
+    if path:
+        table = load_categories(path)
+        if len(table) != num_classes:
+            raise UserError(
+                f"{path} lists {len(table)} classes but {num_classes} are asked for; "
+                "make the file and the number of classes agree."
+            )
+        return table
+    if Path(DEFAULT_CATEGORIES).exists():
+        table = load_categories()
+        if len(table) == num_classes:
+            return table
+    return generic_categories(num_classes)
