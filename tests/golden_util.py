@@ -1,4 +1,4 @@
-"""Deterministic weights and inputs from names, so that recorded numbers need no recorded tensors."""
+"""Deterministic weights and inputs from names: recorded numbers need no recorded tensors."""
 
 from pathlib import Path
 from zlib import crc32
