@@ -1,0 +1,126 @@
+"""Layers shared by the networks: normalisation, embeddings, averaging of weights, checkpointing."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch as th
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
+
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+class SiLU(nn.Module):
+    """x * sigmoid(x), elementwise (arXiv 1606.08415)."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return F.silu(x)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation in the precision of its input, with float32 statistics.
+
+    torch's kernels accumulate mean and variance of half-precision input in float32, so neither
+    the input nor the output needs a float32 copy. Autocast would make one; it is switched off.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        if not x.is_floating_point() or x.dtype == th.float32:
+            return super().forward(x)
+        with th.autocast(x.device.type, enabled=False):
+            weight, bias = (p if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
+    """A convolution over `dims` spatial dimensions (1, 2 or 3)."""
+    if dims not in _CONVOLUTIONS:
+        raise ValueError(f"convolutions exist for 1, 2 and 3 dimensions, not for {dims}")
+    return _CONVOLUTIONS[dims](*args, **kwargs)
+
+
+def linear(*args, **kwargs) -> nn.Linear:
+    """A fully connected layer."""
+    return nn.Linear(*args, **kwargs)
+
+
+def avg_pool_nd(dims: int, *args, **kwargs) -> nn.Module:
+    """Average pooling over `dims` spatial dimensions (1, 2 or 3)."""
+    if dims not in _AVERAGE_POOLS:
+        raise ValueError(f"average pooling exists for 1, 2 and 3 dimensions, not for {dims}")
+    return _AVERAGE_POOLS[dims](*args, **kwargs)
+
+
+@th.no_grad()
+def update_ema(
+    target_params: Iterable[th.Tensor], source_params: Iterable[th.Tensor], rate: float = 0.99
+) -> None:
+    """Move the averaged weights towards the current ones: target = rate target + (1-rate) source.
+
+    :param target_params: tensors updated in place.
+    :param source_params: tensors of the same shapes, in the same order.
+    :param rate: in [0, 1]; the nearer to 1 the slower.
+    """
+    targets, sources = list(target_params), list(source_params)
+    if targets:
+        th._foreach_lerp_(targets, sources, 1 - rate)
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Set every parameter of `module` to zero and return it."""
+    return scale_module(module, 0)
+
+
+def scale_module(module: nn.Module, scale: float) -> nn.Module:
+    """Multiply every parameter of `module` by `scale` and return it."""
+    with th.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(scale)
+    return module
+
+
+def mean_flat(tensor: th.Tensor) -> th.Tensor:
+    """Mean over all dimensions but the first: `[N x ...]` to `[N]`."""
+    return tensor.flatten(1).mean(1) if tensor.ndim > 1 else tensor
+
+
+def normalization(channels: int) -> nn.Module:
+    """Group normalisation with 32 groups, or as many of them as divide `channels` evenly."""
+    return GroupNorm32(math.gcd(32, channels), channels)
+
+
+def timestep_embedding(timesteps: th.Tensor, dim: int, max_period: float = 10000) -> th.Tensor:
+    """Sinusoids of geometrically falling frequency (arXiv 1706.03762, section 3.5).
+
+    :param timesteps: `[N]`, may be fractional.
+    :param dim: number of channels of the result; an odd one is filled up with a zero.
+    :param max_period: period, in timesteps, that the lowest frequency approaches.
+    :return: `[N x dim]` float32, cosines first.
+    """
+    half = dim // 2
+    exponents = th.arange(half, dtype=th.float32, device=timesteps.device) / max(half, 1)
+    angles = timesteps.float()[:, None] * th.exp(-math.log(max_period) * exponents)
+    return F.pad(th.cat([angles.cos(), angles.sin()], dim=1), (0, dim - 2 * half))
+
+
+def checkpoint(
+    func: Callable, inputs: Sequence[th.Tensor], params: Iterable[th.Tensor], flag: bool
+) -> th.Tensor:
+    """Call `func(*inputs)`; with `flag`, keep only the inputs and recompute in the backward pass.
+
+    Frozen parameters, autocast and dropout behave as without checkpointing. `params` is part of
+    the signature for callers of the original package; autograd finds them by itself.
+    """
+    if not (flag and th.is_grad_enabled()):
+        return func(*inputs)
+    return recompute_in_backward(func, *inputs, use_reentrant=False)
+
+
+class CheckpointFunction:
+    """The original package's other name for `checkpoint`: `apply(func, n, *inputs, *params)`."""
+
+    @staticmethod
+    def apply(func: Callable, length: int, *args: th.Tensor) -> th.Tensor:
+        return checkpoint(func, args[:length], args[length:], True)

@@ -1,0 +1,802 @@
+"""The networks of arXiv 2105.05233, and a segmentation network that grows out of them.
+
+This file also works in the place of guided-diffusion's own `unet.py`: beyond torch it needs only
+the names imported below, and every class keeps its constructor and its state_dict.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch as th
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .fp16_util import convert_module_to_f16, convert_module_to_f32
+from .nn import (
+    avg_pool_nd,
+    checkpoint,
+    conv_nd,
+    linear,
+    normalization,
+    timestep_embedding,
+    zero_module,
+)
+
+
+class TimestepBlock(nn.Module):
+    """A module whose forward also takes the timestep embedding `[N x E]`."""
+
+    def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+        raise NotImplementedError
+
+
+class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
+    """A sequence that hands the timestep embedding to those members that take one."""
+
+    def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
+        return x
+
+
+class Upsample(nn.Module):
+    """Double the size by repeating pixels, then optionally convolve.
+
+    :param channels: channels of the input.
+    :param use_conv: follow with a 3x3 convolution.
+    :param dims: spatial dimensions; of three, the first keeps its size.
+    :param out_channels: channels after the convolution, by default those of the input.
+    """
+
+    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+        super().__init__()
+        self.channels = channels
+        self.out_channels = out_channels or channels
+        self.use_conv = use_conv
+        self.dims = dims
+        if use_conv:
+            self.conv = conv_nd(dims, self.channels, self.out_channels, 3, padding=1)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        _expect_channels(x, self.channels)
+        factors = (1.0, 2.0, 2.0) if self.dims == 3 else (2.0,) * self.dims
+        x = F.interpolate(x, scale_factor=factors, mode="nearest")
+        return self.conv(x) if self.use_conv else x
+
+
+class Downsample(nn.Module):
+    """Halve the size by a strided 3x3 convolution or by averaging.
+
+    :param channels: channels of the input.
+    :param use_conv: convolve instead of averaging.
+    :param dims: spatial dimensions; of three, the first keeps its size.
+    :param out_channels: channels after the convolution, by default those of the input.
+    """
+
+    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+        super().__init__()
+        self.channels = channels
+        self.out_channels = out_channels or channels
+        self.use_conv = use_conv
+        self.dims = dims
+        stride = (1, 2, 2) if dims == 3 else 2
+        if use_conv:
+            self.op = conv_nd(dims, self.channels, self.out_channels, 3, stride=stride, padding=1)
+        elif self.out_channels != self.channels:
+            raise ValueError("averaging cannot change the number of channels: set use_conv=True")
+        else:
+            self.op = avg_pool_nd(dims, kernel_size=stride, stride=stride)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        _expect_channels(x, self.channels)
+        return self.op(x)
+
+
+class ResBlock(TimestepBlock):
+    """Two normalised convolutions around a residual connection, steered by the timestep.
+
+    :param channels: channels of the input.
+    :param emb_channels: length E of the timestep embedding.
+    :param dropout: share of activations dropped before the second convolution.
+    :param out_channels: channels of the output, by default those of the input.
+    :param use_conv: where the number of channels changes, 3x3 instead of 1x1 on the residual path.
+    :param use_scale_shift_norm: the embedding scales and shifts the second norm's output
+        (adaptive group normalisation, arXiv 2105.05233 section 3.1) instead of being added.
+    :param dims: spatial dimensions.
+    :param use_checkpoint: recompute activations in the backward pass.
+    :param up: double the size inside the block.
+    :param down: halve the size inside the block.
+    """
+
+    def __init__(
+        self,
+        channels,
+        emb_channels,
+        dropout,
+        out_channels=None,
+        use_conv=False,
+        use_scale_shift_norm=False,
+        dims=2,
+        use_checkpoint=False,
+        up=False,
+        down=False,
+    ):
+        super().__init__()
+        self.channels = channels
+        self.emb_channels = emb_channels
+        self.dropout = dropout
+        self.out_channels = out_channels or channels
+        self.use_conv = use_conv
+        self.use_checkpoint = use_checkpoint
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.updown = up or down
+
+        self.in_layers = nn.Sequential(
+            normalization(channels),
+            nn.SiLU(),
+            conv_nd(dims, channels, self.out_channels, 3, padding=1),
+        )
+        if up:
+            self.resample = Upsample(channels, False, dims)
+        elif down:
+            self.resample = Downsample(channels, False, dims)
+        else:
+            self.resample = nn.Identity()
+        embedded = 2 * self.out_channels if use_scale_shift_norm else self.out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), linear(emb_channels, embedded))
+        self.out_layers = nn.Sequential(
+            normalization(self.out_channels),
+            nn.SiLU(),
+            nn.Dropout(p=dropout),
+            zero_module(conv_nd(dims, self.out_channels, self.out_channels, 3, padding=1)),
+        )
+        if self.out_channels == channels:
+            self.skip_connection = nn.Identity()
+        else:
+            kernel = 3 if use_conv else 1
+            self.skip_connection = conv_nd(
+                dims, channels, self.out_channels, kernel, padding=kernel // 2
+            )
+
+    def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+        """`[N x C x ...]` and `[N x E]` to `[N x out_channels x ...]`."""
+        return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
+
+    def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
+        norm, activation, conv = self.in_layers
+        h = conv(self.resample(activation(norm(x))))
+        steer = self.emb_layers(emb).to(h.dtype)
+        steer = steer[(...,) + (None,) * (h.ndim - 2)]
+        norm, activation, dropout, conv = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = steer.chunk(2, dim=1)
+            h = th.addcmul(shift, norm(h), scale + 1)
+        else:
+            h = norm(h + steer)
+        h = conv(dropout(activation(h)))
+        return self.skip_connection(self.resample(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention between all positions, around a residual connection.
+
+    :param channels: channels of input and output.
+    :param num_heads: heads, where `num_head_channels` is -1.
+    :param num_head_channels: channels a head; overrides `num_heads`.
+    :param use_checkpoint: recompute activations in the backward pass.
+    :param use_new_attention_order: split queries, keys and values before the heads.
+    """
+
+    def __init__(
+        self,
+        channels,
+        num_heads=1,
+        num_head_channels=-1,
+        use_checkpoint=False,
+        use_new_attention_order=False,
+    ):
+        super().__init__()
+        self.channels = channels
+        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+        if self.num_heads < 1 or channels % self.num_heads:
+            raise ValueError(
+                f"{channels} channels cannot be shared out among attention heads "
+                f"(num_heads={num_heads}, num_head_channels={num_head_channels})"
+            )
+        if num_head_channels != -1 and channels % num_head_channels:
+            raise ValueError(f"{channels} channels are no multiple of {num_head_channels} a head")
+        self.use_checkpoint = use_checkpoint
+        self.norm = normalization(channels)
+        self.qkv = conv_nd(1, channels, 3 * channels, 1)
+        order = QKVAttention if use_new_attention_order else QKVAttentionLegacy
+        self.attention = order(self.num_heads)
+        self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint)
+
+    def _forward(self, x: th.Tensor) -> th.Tensor:
+        h = self.qkv(self.norm(x).flatten(2))
+        return x + self.proj_out(self.attention(h)).view_as(x)
+
+
+def count_flops_attn(model, _x, y):
+    """Count an attention module's operations for the `thop` package: two T x T x C products."""
+    batch, channels, *positions = y[0].shape
+    model.total_ops += th.DoubleTensor([4 * batch * math.prod(positions) ** 2 * channels])
+
+
+def _attend(q: th.Tensor, k: th.Tensor, v: th.Tensor) -> th.Tensor:
+    """softmax(q^T k / sqrt(C)) v for `[N x heads x C x T]`, as `[N x heads*C x T]`."""
+    # the fused kernels want the channels last and refuse strided tensors
+    q, k, v = (part.transpose(-1, -2).contiguous() for part in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(-1, -2).flatten(1, 2)
+
+
+class QKVAttentionLegacy(nn.Module):
+    """Attention whose input channels are ordered head by head, each with its q, k and v."""
+
+    def __init__(self, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def forward(self, qkv: th.Tensor) -> th.Tensor:
+        """`[N x (heads * 3 * C) x T]` to `[N x (heads * C) x T]`."""
+        return _attend(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
+
+    @staticmethod
+    def count_flops(model, _x, y):
+        return count_flops_attn(model, _x, y)
+
+
+class QKVAttention(nn.Module):
+    """Attention whose input channels are all queries, then all keys, then all values."""
+
+    def __init__(self, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def forward(self, qkv: th.Tensor) -> th.Tensor:
+        """`[N x (3 * heads * C) x T]` to `[N x (heads * C) x T]`."""
+        return _attend(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
+
+    @staticmethod
+    def count_flops(model, _x, y):
+        return count_flops_attn(model, _x, y)
+
+
+class AttentionPool2d(nn.Module):
+    """Pool a feature map to one vector by attention from its mean (as in CLIP, arXiv 2103.00020).
+
+    :param spacial_dim: height and width of the feature map.
+    :param embed_dim: channels C of the feature map.
+    :param num_heads_channels: channels a head.
+    :param output_dim: length of the result, by default C.
+    """
+
+    def __init__(
+        self, spacial_dim: int, embed_dim: int, num_heads_channels: int, output_dim: int = None
+    ):
+        super().__init__()
+        positions = spacial_dim**2 + 1
+        self.positional_embedding = nn.Parameter(th.randn(embed_dim, positions) / embed_dim**0.5)
+        self.qkv_proj = conv_nd(1, embed_dim, 3 * embed_dim, 1)
+        self.c_proj = conv_nd(1, embed_dim, output_dim or embed_dim, 1)
+        self.num_heads = embed_dim // num_heads_channels
+        self.attention = QKVAttention(self.num_heads)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """`[N x C x spacial_dim x spacial_dim]` to `[N x output_dim]`."""
+        x = x.flatten(2)
+        x = th.cat([x.mean(dim=-1, keepdim=True), x], dim=-1)
+        x = x + self.positional_embedding.to(x.dtype)
+        return self.c_proj(self.attention(self.qkv_proj(x)))[:, :, 0]
+
+
+def _expect_channels(x: th.Tensor, channels: int) -> None:
+    if x.shape[1] != channels:
+        raise ValueError(f"expected {channels} channels, got a tensor of shape {tuple(x.shape)}")
+
+
+class _EncoderTrunk(nn.Module):
+    """What every network here shares: timestep embedding, contracting half, middle block.
+
+    After construction, `_channels` is the width behind the middle block, `_skip_channels` the
+    width of every input block's output and `_downsampling` the factor between input and middle.
+    """
+
+    def __init__(
+        self,
+        image_size,
+        in_channels,
+        model_channels,
+        out_channels,
+        num_res_blocks,
+        attention_resolutions,
+        dropout,
+        channel_mult,
+        conv_resample,
+        dims,
+        num_classes,
+        use_checkpoint,
+        use_fp16,
+        num_heads,
+        num_head_channels,
+        num_heads_upsample,
+        use_scale_shift_norm,
+        resblock_updown,
+        use_new_attention_order,
+    ):
+        super().__init__()
+        self.image_size = image_size
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.out_channels = out_channels
+        self.num_res_blocks = num_res_blocks
+        self.attention_resolutions = attention_resolutions
+        self.dropout = dropout
+        self.channel_mult = tuple(channel_mult)
+        self.conv_resample = conv_resample
+        self.dims = dims
+        self.num_classes = num_classes
+        self.use_checkpoint = use_checkpoint
+        self.dtype = th.float16 if use_fp16 else th.float32
+        self.num_heads = num_heads
+        self.num_head_channels = num_head_channels
+        self.num_heads_upsample = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resblock_updown = resblock_updown
+        self.use_new_attention_order = use_new_attention_order
+
+        self._emb_channels = 4 * model_channels
+        self.time_embed = nn.Sequential(
+            linear(model_channels, self._emb_channels),
+            nn.SiLU(),
+            linear(self._emb_channels, self._emb_channels),
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, self._emb_channels)
+
+        width = self._width(0)
+        first = conv_nd(dims, in_channels, width, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
+        self._skip_channels = [width]
+        self._downsampling = 1
+        for level in range(len(self.channel_mult)):
+            for _ in range(num_res_blocks):
+                layers = [self._res_block(width, self._width(level))]
+                width = self._width(level)
+                layers += self._attention(width, self.num_heads)
+                self._append_input(TimestepEmbedSequential(*layers), width)
+            if level < len(self.channel_mult) - 1:
+                if resblock_updown:
+                    shrink = self._res_block(width, width, down=True)
+                else:
+                    shrink = Downsample(width, conv_resample, dims=dims)
+                self._append_input(TimestepEmbedSequential(shrink), width)
+                self._downsampling *= 2
+
+        self.middle_block = TimestepEmbedSequential(
+            self._res_block(width, width),
+            self._attention_block(width, self.num_heads),
+            self._res_block(width, width),
+        )
+        self._channels = width
+
+    def _width(self, level: int) -> int:
+        return int(self.channel_mult[level] * self.model_channels)
+
+    def _append_input(self, block: nn.Module, width: int) -> None:
+        self.input_blocks.append(block)
+        self._skip_channels.append(width)
+
+    def _res_block(self, channels: int, out_channels: int, **updown) -> ResBlock:
+        return ResBlock(
+            channels,
+            self._emb_channels,
+            self.dropout,
+            out_channels=out_channels,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            dims=self.dims,
+            use_checkpoint=self.use_checkpoint,
+            **updown,
+        )
+
+    def _attention_block(self, channels: int, num_heads: int) -> AttentionBlock:
+        return AttentionBlock(
+            channels,
+            num_heads=num_heads,
+            num_head_channels=self.num_head_channels,
+            use_checkpoint=self.use_checkpoint,
+            use_new_attention_order=self.use_new_attention_order,
+        )
+
+    def _attention(self, channels: int, num_heads: int) -> list[nn.Module]:
+        if self._downsampling not in self.attention_resolutions:
+            return []
+        return [self._attention_block(channels, num_heads)]
+
+    def _torso(self) -> list[nn.Module]:
+        return [self.input_blocks, self.middle_block]
+
+    def convert_to_fp16(self) -> None:
+        """Keep the convolutions of the torso in float16 (the first and last layers excepted)."""
+        for part in self._torso():
+            part.apply(convert_module_to_f16)
+        self.dtype = th.float16
+
+    def convert_to_fp32(self) -> None:
+        """Undo `convert_to_fp16`."""
+        for part in self._torso():
+            part.apply(convert_module_to_f32)
+        self.dtype = th.float32
+
+    def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        return emb if y is None else emb + self.label_emb(y)
+
+    def _encode(self, x: th.Tensor, emb: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
+        """Output of the middle block, and of every input block."""
+        h, skips = x.to(self.dtype), []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        return self.middle_block(h, emb), skips
+
+
+class UNetModel(_EncoderTrunk):
+    """The U-Net of arXiv 2105.05233 (section 3): residual blocks, attention, timestep embedding.
+
+    :param image_size: height and width it is meant for; kept for reference, any size that
+        2^(levels-1) divides works.
+    :param in_channels: channels of the input.
+    :param model_channels: width of the finest level.
+    :param out_channels: channels of the output.
+    :param num_res_blocks: residual blocks a level.
+    :param attention_resolutions: downsampling factors at which attention follows each residual
+        block: with 4, it happens where the feature map is 4 times smaller than the input.
+    :param dropout: share of activations dropped in the residual blocks.
+    :param channel_mult: width of each level as a multiple of `model_channels`, finest first;
+        fractions are allowed.
+    :param conv_resample: resample by convolution where `resblock_updown` is False.
+    :param dims: spatial dimensions, 1 to 3.
+    :param num_classes: makes the network class-conditional.
+    :param use_checkpoint: recompute activations in the backward pass, for less memory.
+    :param use_fp16: the torso computes in float16; call `convert_to_fp16` to convert its weights.
+    :param num_heads: attention heads, where `num_head_channels` is -1.
+    :param num_head_channels: channels an attention head.
+    :param num_heads_upsample: heads of the expanding half, by default `num_heads`.
+    :param use_scale_shift_norm: see ResBlock.
+    :param resblock_updown: resample inside residual blocks, as BigGAN does.
+    :param use_new_attention_order: see AttentionBlock.
+    """
+
+    def __init__(
+        self,
+        image_size,
+        in_channels,
+        model_channels,
+        out_channels,
+        num_res_blocks,
+        attention_resolutions,
+        dropout=0,
+        channel_mult=(1, 2, 4, 8),
+        conv_resample=True,
+        dims=2,
+        num_classes=None,
+        use_checkpoint=False,
+        use_fp16=False,
+        num_heads=1,
+        num_head_channels=-1,
+        num_heads_upsample=-1,
+        use_scale_shift_norm=False,
+        resblock_updown=False,
+        use_new_attention_order=False,
+    ):
+        super().__init__(
+            image_size,
+            in_channels,
+            model_channels,
+            out_channels,
+            num_res_blocks,
+            attention_resolutions,
+            dropout,
+            channel_mult,
+            conv_resample,
+            dims,
+            num_classes,
+            use_checkpoint,
+            use_fp16,
+            num_heads,
+            num_head_channels,
+            num_heads_upsample,
+            use_scale_shift_norm,
+            resblock_updown,
+            use_new_attention_order,
+        )
+        width, skip_channels = self._channels, list(self._skip_channels)
+        self.output_blocks = nn.ModuleList()
+        for level in reversed(range(len(self.channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers = [self._res_block(width + skip_channels.pop(), self._width(level))]
+                width = self._width(level)
+                layers += self._attention(width, self.num_heads_upsample)
+                if level and i == num_res_blocks:
+                    if resblock_updown:
+                        layers.append(self._res_block(width, width, up=True))
+                    else:
+                        layers.append(Upsample(width, conv_resample, dims=dims))
+                    self._downsampling //= 2
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+        self.out = nn.Sequential(
+            normalization(width),
+            nn.SiLU(),
+            zero_module(conv_nd(dims, width, out_channels, 3, padding=1)),
+        )
+
+    def _torso(self) -> list[nn.Module]:
+        return [*super()._torso(), self.output_blocks]
+
+    def forward(self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
+        """Apply the network.
+
+        :param x: `[N x in_channels x ...]`.
+        :param timesteps: `[N]`, may be fractional.
+        :param y: `[N]` class indices, if and only if the network is class-conditional.
+        :return: `[N x out_channels x ...]`, in the precision of `x`.
+        """
+        if (y is None) != (self.num_classes is None):
+            raise ValueError(
+                "a class-conditional network needs the classes y, another one takes none"
+                f" (num_classes={self.num_classes}, y={'missing' if y is None else 'given'})"
+            )
+        emb = self._embed(timesteps, y)
+        h, skips = self._encode(x, emb)
+        for block in self.output_blocks:
+            h = block(th.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h.to(x.dtype))
+
+
+class SuperResModel(UNetModel):
+    """A U-Net that sharpens: the enlarged low-resolution image joins the noisy input's channels.
+
+    Takes UNetModel's arguments; `in_channels` counts one of the two images.
+    """
+
+    def __init__(self, image_size, in_channels, *args, **kwargs):
+        super().__init__(image_size, in_channels * 2, *args, **kwargs)
+
+    def forward(self, x, timesteps, low_res=None, **kwargs):
+        """As UNetModel's; `low_res` is `[N x C x h x w]` of any smaller size."""
+        enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
+        return super().forward(th.cat([x, enlarged], dim=1), timesteps, **kwargs)
+
+
+class EncoderUNetModel(_EncoderTrunk):
+    """The contracting half of the U-Net with a classifier's head (arXiv 2105.05233, section 4).
+
+    Takes UNetModel's arguments; `out_channels` is the number of classes.
+
+    :param pool: "adaptive" averages the last feature map, "attention" pools it by attention,
+        "spatial" and "spatial_v2" feed the averages of every block to two fully connected layers.
+    """
+
+    def __init__(
+        self,
+        image_size,
+        in_channels,
+        model_channels,
+        out_channels,
+        num_res_blocks,
+        attention_resolutions,
+        dropout=0,
+        channel_mult=(1, 2, 4, 8),
+        conv_resample=True,
+        dims=2,
+        use_checkpoint=False,
+        use_fp16=False,
+        num_heads=1,
+        num_head_channels=-1,
+        num_heads_upsample=-1,
+        use_scale_shift_norm=False,
+        resblock_updown=False,
+        use_new_attention_order=False,
+        pool="adaptive",
+    ):
+        super().__init__(
+            image_size,
+            in_channels,
+            model_channels,
+            out_channels,
+            num_res_blocks,
+            attention_resolutions,
+            dropout,
+            channel_mult,
+            conv_resample,
+            dims,
+            None,
+            use_checkpoint,
+            use_fp16,
+            num_heads,
+            num_head_channels,
+            num_heads_upsample,
+            use_scale_shift_norm,
+            resblock_updown,
+            use_new_attention_order,
+        )
+        self.pool = pool
+        width, features = self._channels, sum(self._skip_channels) + self._channels
+        if pool == "adaptive":
+            self.out = nn.Sequential(
+                normalization(width),
+                nn.SiLU(),
+                nn.AdaptiveAvgPool2d(1),
+                zero_module(conv_nd(dims, width, out_channels, 1)),
+                nn.Flatten(),
+            )
+        elif pool == "attention":
+            if num_head_channels == -1:
+                raise ValueError('pool="attention" needs num_head_channels')
+            side = image_size // self._downsampling
+            self.out = nn.Sequential(
+                normalization(width),
+                nn.SiLU(),
+                AttentionPool2d(side, width, num_head_channels, out_channels),
+            )
+        elif pool == "spatial":
+            self.out = nn.Sequential(
+                nn.Linear(features, 2048), nn.ReLU(), nn.Linear(2048, out_channels)
+            )
+        elif pool == "spatial_v2":
+            self.out = nn.Sequential(
+                nn.Linear(features, 2048),
+                normalization(2048),
+                nn.SiLU(),
+                nn.Linear(2048, out_channels),
+            )
+        else:
+            raise ValueError(
+                f'pool is one of "adaptive", "attention", "spatial" and "spatial_v2", not "{pool}"'
+            )
+
+    def forward(self, x: th.Tensor, timesteps: th.Tensor) -> th.Tensor:
+        """`[N x in_channels x ...]` and `[N]` to `[N x out_channels]` logits."""
+        h, skips = self._encode(x, self._embed(timesteps))
+        if self.pool.startswith("spatial"):
+            maps = [*skips, h]
+            h = th.cat([m.to(x.dtype).mean(dim=(2, 3)) for m in maps], dim=1)
+        return self.out(h.to(x.dtype))
+
+
+class LoadReport(NamedTuple):
+    """What became of a pretrained checkpoint, by the names of the tensors.
+
+    loaded: copied into the network. fresh: of the network, left as initialised. dropped: of the
+    checkpoint, without a place in the network.
+    """
+
+    loaded: list[str]
+    fresh: list[str]
+    dropped: list[str]
+
+    def __str__(self) -> str:
+        def listing(names: list[str]) -> str:
+            blocks = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
+            return f"{len(names)} ({', '.join(blocks)})" if names else "0"
+
+        return (
+            f"{len(self.loaded)} tensors loaded; fresh: {listing(self.fresh)}; "
+            f"dropped: {listing(self.dropped)}"
+        )
+
+
+class SegmentationUNetModel(UNetModel):
+    """The diffusion U-Net as a segmentation network: radiographs in, class scores out.
+
+    A radiograph enters at a fixed small timestep, as if it were almost free of noise
+    (arXiv 2307.14066, section 2). Takes UNetModel's arguments; `out_channels` is the number of
+    classes, and images of any size are padded to what the depth divides and cropped back.
+
+    :param depth: keep only this many of the finest levels of `channel_mult`, in both halves;
+        absent, all.
+    :param timestep: the timestep at which radiographs enter, in the network's own units.
+    """
+
+    def __init__(self, *args, depth: int | None = None, timestep: float = 1, **kwargs):
+        names = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks")
+        names += ("attention_resolutions", "dropout", "channel_mult")
+        if len(args) > len(names):
+            raise TypeError("give the arguments after channel_mult by name")
+        kwargs.update(zip(names, args))
+        levels = tuple(kwargs.pop("channel_mult", (1, 2, 4, 8)))
+        if depth is not None and not 1 <= depth <= len(levels):
+            raise ValueError(f"depth={depth} of a network of {len(levels)} levels")
+        super().__init__(channel_mult=levels[:depth], **kwargs)
+        self.pretrained_channel_mult = levels
+        self.timestep = timestep
+
+    @property
+    def depth(self) -> int:
+        """Number of levels."""
+        return len(self.channel_mult)
+
+    @property
+    def size_multiple(self) -> int:
+        """What sides are padded to a multiple of, in pixels."""
+        return 2 ** (self.depth - 1)
+
+    def forward(
+        self,
+        x: th.Tensor,
+        timesteps: th.Tensor | None = None,
+        y: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """Class scores (logits) of radiographs.
+
+        :param x: `[N x in_channels x H x W]` in [-1, 1], of any size.
+        :param timesteps: `[N]` to override the fixed timestep.
+        :param y: `[N]` class indices of a class-conditional network.
+        :return: `[N x classes x H x W]`.
+        """
+        if timesteps is None:
+            timesteps = th.full((len(x),), float(self.timestep), device=x.device)
+        sides = x.shape[2:]
+        missing = [-side % self.size_multiple for side in sides]
+        if any(missing):
+            x = F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
+        scores = super().forward(x, timesteps, y)
+        return scores[(..., *(slice(side) for side in sides))] if any(missing) else scores
+
+    @th.no_grad()
+    def load_pretrained(self, state_dict: Mapping[str, th.Tensor]) -> LoadReport:
+        """Copy what fits of a pretrained diffusion network of the same or of greater depth.
+
+        Of a deeper network the finest levels of both halves are taken and the middle block starts
+        fresh; the output layer always does, since it means noise there and classes here.
+
+        :return: what was loaded, what starts fresh, what was dropped.
+        :raises ValueError: if nothing fits, naming what differs.
+        """
+        own = self.state_dict()
+        blocks = {k.split(".")[1] for k in state_dict if k.startswith("output_blocks.")}
+        surplus = len(blocks) - len(self.output_blocks)
+        fitting, misfits = {}, []
+        for theirs, tensor in state_dict.items():
+            ours = self._name_here(theirs, surplus)
+            if ours not in own:
+                continue
+            if own[ours].shape == tensor.shape:
+                fitting[theirs] = ours
+            else:
+                misfits.append(
+                    f"{theirs} is {_shape(tensor)} there, {ours} {_shape(own[ours])} here"
+                )
+        if not any(theirs.startswith(("input_blocks", "output_blocks")) for theirs in fitting):
+            reason = misfits[0] if misfits else "no tensor has a name of this network"
+            raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
+        for theirs, ours in fitting.items():
+            own[ours].copy_(state_dict[theirs])
+        loaded = list(fitting.values())
+        return LoadReport(
+            loaded=loaded,
+            fresh=[name for name in own if name not in set(loaded)],
+            dropped=[name for name in state_dict if name not in fitting],
+        )
+
+    def _name_here(self, name: str, surplus: int) -> str | None:
+        """Where a pretrained tensor belongs, given how many more output blocks that network has."""
+        part, _, rest = name.partition(".")
+        if part == "out" and rest.startswith("2."):
+            return None
+        if surplus <= 0 or part not in ("middle_block", "output_blocks"):
+            return name
+        if part == "middle_block":
+            return None
+        index, _, rest = rest.partition(".")
+        return f"output_blocks.{int(index) - surplus}.{rest}"
+
+
+def _shape(tensor: th.Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
