@@ -1,0 +1,385 @@
+"""Unlabelled radiographs to batches, each a pure function of (seed, rank, step)."""
+
+import contextlib
+import math
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch as th
+import torch.distributed as dist
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .errors import UserError
+from .geometry import Geometry
+from .image_io import ImageError, is_grey, list_images, read_image
+from .reading import ReadingConfig, normalize, to_uint8_channels
+
+CACHES = ("auto", "ram", "none")
+
+Batch = tuple[th.Tensor, dict[str, th.Tensor]]
+
+# Crops of `random_crop` show at least this much of the picture's short side, at most that much.
+_MIN_CROP, _MAX_CROP = 0.8, 1.0
+_SHARED_MEMORY = "/dev/shm"
+_CONTROL_GROUP = "/sys/fs/cgroup"
+
+
+def load_data(
+    *,
+    data_dir: str,
+    batch_size: int,
+    image_size: int | tuple[int, int],
+    class_cond: bool = False,
+    deterministic: bool = False,
+    random_crop: bool = False,
+    random_flip: bool = True,
+    seed: int = 0,
+    start_step: int = 0,
+    num_workers: int = 0,
+    reading: ReadingConfig | None = None,
+    cache: str = "none",
+    rank: int | None = None,
+    num_ranks: int | None = None,
+    skip_bad_images: bool = False,
+    on_skip: Callable[[str], None] | None = None,
+) -> Iterator[Batch]:
+    """Batches for ever: float32 [N x C x H x W] in [-1, 1] and {"y": int64 [N]} or {}.
+
+    data_dir         folder (searched recursively), file or glob; local or a cloud path
+    batch_size       images of one rank's batch
+    image_size       as in ReadingConfig; the rest of it comes from `reading` where given
+    class_cond       labels are the file names up to the first underscore, in sorted order
+    deterministic    go through the files in their sorted order instead of a shuffled one
+    random_crop      crop 80 to 100 % of the short side at a random place (only with resize "crop")
+    random_flip      mirror every second image; left is not right in most radiographs
+    seed             of the order, the flips and the crops
+    start_step       number of the first batch: a resumed run goes on with what would have followed
+    num_workers      reading processes, 0 reads in this one; the batches are the same
+    cache            "ram" keeps decoded 8-bit images in memory, shared between the workers; "auto"
+                     does so if they take at most a quarter of the free memory; "none" reads anew
+    rank, num_ranks  this process's number and their count; None: as torch.distributed says
+    skip_bad_images  put the next image in the place of one that cannot be read
+    on_skip          told one line for each image that was skipped; None prints it to stderr
+
+    Raises UserError at once for what is wrong with the folder, and ImageError, unless bad images
+    are skipped, when the turn of an unreadable file comes.
+    """
+    if rank is None or num_ranks is None:
+        running = dist.is_available() and dist.is_initialized()
+        rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+    reading = _with_size(reading or ReadingConfig(), image_size)
+    if reading.resize == "native":
+        raise UserError("resize native has no one size for a batch; choose crop, pad or squash")
+    paths = list_images(data_dir)
+    if len(paths) < batch_size * num_ranks:
+        raise UserError(
+            f"{data_dir} holds {len(paths)} images, fewer than the {batch_size * num_ranks} of one "
+            f"step ({batch_size} on each of {num_ranks} ranks); lower --batch_size or add images"
+        )
+    classes = None
+    if class_cond:
+        names = class_names(paths)
+        classes = [names.index(_class_name(path)) for path in paths]
+    images = ImageDataset(
+        reading.image_size,
+        paths,
+        classes=classes,
+        random_crop=random_crop,
+        random_flip=random_flip,
+        reading=reading,
+        cache=_cache_for(cache, len(paths), reading, random_crop, num_ranks, num_workers),
+    )
+    steps = _Steps(images, batch_size, rank, num_ranks, seed, deterministic, skip_bad_images)
+    return _batches(steps, start_step, num_workers, on_skip or _print_skipped)
+
+
+class ImageDataset(Dataset):
+    """The images of one shard: (float32 array [C x H x W] in [-1, 1], {"y": int64} or {}).
+
+    resolution  as ReadingConfig.image_size; `reading` may hold the same and says the rest
+    cache       memory for every decoded image, or None
+    """
+
+    def __init__(
+        self,
+        resolution: int | tuple[int, int],
+        image_paths: list[str],
+        classes: list[int] | None = None,
+        shard: int = 0,
+        num_shards: int = 1,
+        random_crop: bool = False,
+        random_flip: bool = True,
+        reading: ReadingConfig | None = None,
+        cache: "ImageCache | None" = None,
+    ):
+        super().__init__()
+        self.reading = _with_size(reading or ReadingConfig(), resolution)
+        self.paths = image_paths[shard::num_shards]
+        self.classes = None if classes is None else classes[shard::num_shards]
+        self.random_crop = random_crop
+        self.random_flip = random_flip
+        self.cache = cache
+        if random_crop and (
+            self.reading.resize != "crop" or not isinstance(self.reading.image_size, int)
+        ):
+            raise UserError("--random_crop needs --resize crop and a square image size")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        image = normalize(self.read(index, random)[None])[0].numpy()
+        return image, ({} if self.classes is None else {"y": np.int64(self.classes[index])})
+
+    def read(self, index: int, rng: random.Random) -> np.ndarray:
+        """uint8 [H x W x C], cropped and mirrored as `rng` says."""
+        if self.random_crop:
+            image = read_image(
+                self.paths[index], self.reading.in_channels, self.reading.intensity_rule()
+            )
+            image = _random_crop(image, self.reading.image_size, _MIN_CROP, _MAX_CROP, rng)
+            image = to_uint8_channels(image, self.reading.in_channels)
+        elif self.cache is not None:
+            image = self.cache.get(index, self._load)
+        else:
+            image = self._load(index)
+        if self.random_flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        return image
+
+    def _load(self, index: int) -> np.ndarray:
+        return self.reading.load(self.paths[index])
+
+
+class ImageCache:
+    """Decoded images in memory that worker processes share, each filled in when first wanted."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], shared: bool):
+        self.images = th.zeros((count, *shape), dtype=th.uint8)
+        self.filled = th.zeros(count, dtype=th.uint8)
+        if shared:
+            self.images.share_memory_()
+            self.filled.share_memory_()
+
+    def get(self, index: int, load: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The image of this number, loaded once."""
+        kept = self.images[index].numpy()
+        if not self.filled[index]:
+            kept[...] = load(index)
+            self.filled[index] = 1  # last, so that nobody sees half an image
+        return kept
+
+
+def center_crop_arr(pil_image: Image.Image, image_size: int) -> np.ndarray:
+    """Scale the short side to `image_size` and keep the centre: uint8 [size x size (x 3)]."""
+    return Geometry("crop", image_size).apply_image(np.asarray(pil_image))
+
+
+def random_crop_arr(
+    pil_image: Image.Image,
+    image_size: int,
+    min_crop_frac: float = 0.8,
+    max_crop_frac: float = 1.0,
+    rng: random.Random | None = None,
+) -> np.ndarray:
+    """A square of `min_crop_frac` to `max_crop_frac` of the short side: uint8 [size x size (x 3)].
+
+    Drawn from Python's global generator unless `rng` is given.
+    """
+    return _random_crop(
+        np.asarray(pil_image), image_size, min_crop_frac, max_crop_frac, rng or random
+    )
+
+
+def class_names(paths: list[str]) -> list[str]:
+    """The classes that file names tell, sorted; a class's number is its place here."""
+    return sorted({_class_name(path) for path in paths})
+
+
+def sample_is_grey(paths: list[str], how_many: int = 64) -> bool:
+    """Whether a sample, spread evenly over `paths`, is all grey; unreadable files don't count."""
+    places = np.linspace(0, len(paths) - 1, min(how_many, len(paths))).round().astype(int)
+    answers = []
+    for place in np.unique(places):
+        try:
+            answers.append(is_grey(paths[place]))
+        except ImageError:
+            continue
+    return bool(answers) and all(answers)
+
+
+class _Steps(Dataset):
+    """Item number s is the batch of step s: images, labels or None, and what was skipped."""
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        batch_size: int,
+        rank: int,
+        num_ranks: int,
+        seed: int,
+        deterministic: bool,
+        skip_bad_images: bool,
+    ):
+        self.images = images
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.seed = seed
+        self.deterministic = deterministic
+        self.skip_bad_images = skip_bad_images
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, step: int) -> tuple[th.Tensor, th.Tensor | None, list[str]] | ImageError:
+        first = (step * self.num_ranks + self.rank) * self.batch_size
+        arrays, labels, skipped = [], [], []
+        for number in range(first, first + self.batch_size):
+            try:
+                index, array = self._sample(number, skipped)
+            except ImageError as error:
+                return error  # a worker would wrap it in a traceback if it were raised here
+            arrays.append(array)
+            labels.append(0 if self.images.classes is None else self.images.classes[index])
+        labels = None if self.images.classes is None else th.tensor(labels)
+        return normalize(np.stack(arrays)), labels, skipped
+
+    def _sample(self, number: int, skipped: list[str]) -> tuple[int, np.ndarray]:
+        """Sample of this global number: which image it is, and its pixels."""
+        for attempt in range(len(self.images)):
+            index = self._index(number + attempt)
+            try:
+                return index, self.images.read(index, random.Random(f"{self.seed}/{number}"))
+            except ImageError as error:
+                if not self.skip_bad_images:
+                    raise
+                skipped.append(str(error))
+        raise ImageError("not one image could be read; the last: " + skipped[-1])
+
+    def _index(self, number: int) -> int:
+        epoch, place = divmod(number, len(self.images))
+        if self.deterministic:
+            return place
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            generator = np.random.default_rng((self.seed, epoch))
+            self._orders[epoch] = generator.permutation(len(self.images))
+        return int(self._orders[epoch][place])
+
+
+class _CountFrom(Sampler):
+    """step, step + 1, step + 2, ... for ever."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.step
+        while True:
+            yield step
+            step += 1
+
+
+def _batches(
+    steps: _Steps, start_step: int, num_workers: int, on_skip: Callable[[str], None]
+) -> Iterator[Batch]:
+    loader = DataLoader(
+        steps,
+        batch_size=None,  # an item is a whole batch already
+        sampler=_CountFrom(start_step),
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=th.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        generator=th.Generator(),  # else starting it would draw from the global generator
+    )
+    told = set()
+    for item in loader:
+        if isinstance(item, ImageError):
+            raise item
+        images, labels, skipped = item
+        for line in skipped:
+            if line not in told:
+                told.add(line)
+                on_skip(line)
+        yield images, ({} if labels is None else {"y": labels})
+
+
+def _as_it_is(item: object) -> object:
+    return item
+
+
+def _print_skipped(line: str) -> None:
+    print(f"skipped: {line}", file=sys.stderr, flush=True)
+
+
+def _random_crop(
+    image: np.ndarray, size: int, smallest: float, largest: float, rng: random.Random
+) -> np.ndarray:
+    """Scale so that `size` is the drawn fraction of the short side, then cut a random square."""
+    short = rng.randint(math.ceil(size / largest), math.ceil(size / smallest))
+    scaled = Geometry("crop", short).scaled_image(image)
+    top = rng.randint(0, scaled.shape[0] - size)
+    left = rng.randint(0, scaled.shape[1] - size)
+    return scaled[top : top + size, left : left + size]
+
+
+def _class_name(path: str) -> str:
+    return os.path.basename(path).split("_")[0]
+
+
+def _with_size(reading: ReadingConfig, image_size: int | tuple[int, int]) -> ReadingConfig:
+    return ReadingConfig.from_dict({**reading.to_dict(), "image_size": image_size})
+
+
+def _cache_for(
+    kind: str,
+    count: int,
+    reading: ReadingConfig,
+    random_crop: bool,
+    num_ranks: int,
+    num_workers: int,
+) -> ImageCache | None:
+    """The cache that was asked for, or that fits where that was left open."""
+    if kind not in CACHES:
+        raise UserError(f"cache {kind!r} must be one of {', '.join(CACHES)}")
+    if kind == "none" or (kind == "auto" and random_crop):
+        return None
+    if random_crop:
+        raise UserError("--cache ram holds images at one size; with --random_crop use --cache none")
+    height, width = reading.geometry().height_width
+    shape = (height, width, reading.in_channels)
+    needed = count * math.prod(shape) * int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+    free, limit = _free_memory(shared=num_workers > 0)
+    if kind == "auto" and needed > min(free // 4, limit):
+        return None
+    if needed > min(free, limit):
+        raise UserError(
+            f"--cache ram needs {needed / 2**30:.1f} GiB for {count} images and "
+            f"{min(free, limit) / 2**30:.1f} GiB are free; use --cache none"
+        )
+    return ImageCache(count, shape, shared=num_workers > 0)
+
+
+def _free_memory(shared: bool) -> tuple[int, int]:
+    """Bytes free in memory, and of them what shared memory may take (containers limit both)."""
+    if os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as file:
+            sizes = dict(line.split(":") for line in file)
+        free = int(sizes["MemAvailable"].split()[0]) * 1024
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with contextlib.suppress(OSError, ValueError):  # no such file, or the word "max": no limit
+        free = min(free, _control_group("memory.max") - _control_group("memory.current"))
+    if shared and os.path.isdir(_SHARED_MEMORY):
+        stats = os.statvfs(_SHARED_MEMORY)
+        return free, stats.f_bavail * stats.f_frsize
+    return free, free
+
+
+def _control_group(name: str) -> int:
+    with open(f"{_CONTROL_GROUP}/{name}") as file:
+        return int(file.read())

@@ -1,0 +1,471 @@
+"""Files to arrays and back: PNG, JPEG, BMP, GIF, WebP, TIFF, DICOM, 16 bits, index masks."""
+
+import contextlib
+import glob
+import io
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import blobfile as bf
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
+
+from . import dicom_io
+from .errors import UserError
+
+DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
+IMAGE_EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *DICOM_EXTENSIONS,
+)
+MASK_SUFFIXES = ("_mask", "_gt", "_seg", "_label")
+LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+INTENSITY_RULES = ("full", "percentile", "window")
+MAX_PIXELS = 150_000_000
+"""Height times width; a whole spine at 0.1 mm has a third of it, a decompression bomb far more."""
+
+# What Pillow may try. Its other plugins include interpreters of whole languages.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+_HEAD_BYTES = 132
+
+
+class ImageError(UserError):
+    """A file that holds no usable image or mask. The message names the file."""
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How a file's grey levels become numbers from 0 (black) to 1 (white).
+
+    full        the whole range that the file's type (DICOM: BitsStored) can hold; nothing is cut.
+                Floats: [0, 1] if the file stays within, else its smallest to its largest value
+    percentile  from the `low`-th to the `high`-th percent of the file's own pixels, the rest is cut
+    window      `width` values around `center`, in the file's values (DICOM: after rescaling);
+                without them the file's own table or window, without that its smallest to largest
+    """
+
+    rule: str = "full"
+    low: float = 0.5
+    high: float = 99.5
+    center: float | None = None
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule not in INTENSITY_RULES:
+            raise UserError(f"intensity {self.rule!r} must be one of {', '.join(INTENSITY_RULES)}")
+        if not 0 <= self.low < self.high <= 100:
+            raise UserError(f"percentiles {self.low} and {self.high} must rise from 0 to 100")
+        if (self.center is None) != (self.width is None):
+            raise UserError("a window needs both its center and its width, or neither")
+        if self.width is not None and not self.width > 0:
+            raise UserError(f"window width {self.width} must be above 0")
+
+
+def list_images(path: str) -> list[str]:
+    """Every image in a folder and its sub-folders, of a glob, or the one file; sorted by name.
+
+    Hidden files are passed over. Files without a usual extension count where they begin as DICOM.
+    Raises UserError where there is none.
+    """
+    if is_remote(path):
+        exists, isdir, expand = bf.exists, bf.isdir, bf.glob
+    else:
+        exists, isdir, expand = os.path.exists, os.path.isdir, glob.iglob
+    if isdir(path):
+        names = sorted(_walk(path))
+    elif exists(path):
+        return [path]
+    elif any(mark in path for mark in "*?["):
+        names = []
+        for name in sorted(expand(path)):
+            names += sorted(_walk(name)) if isdir(name) else [name]
+    else:
+        raise UserError(f"{path} does not exist")
+    images = [name for name in names if _looks_like_image(name)]
+    if not images:
+        others = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
+        seen = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+        raise UserError(
+            f"no images in {path}; images end in {', '.join(IMAGE_EXTENSIONS)}; "
+            + (f"there are other files: {seen}" if seen else "it holds no files")
+        )
+    return images
+
+
+def read_image(
+    path: str, channels: int | None = None, intensity: Intensity | None = None
+) -> np.ndarray:
+    """Read one picture: [H x W] (grey) or [H x W x 3], black is 0.
+
+    channels 1 joins colours by their luminance, 3 repeats grey, None leaves the file's own number.
+    uint8 where the file has 8 bits and the rule is "full", else float32 in [0, 1].
+    Transparent pixels are shown on black; EXIF orientation is applied. Raises ImageError.
+    """
+    with _one_line_errors(path):
+        image = _apply_intensity(_decode(path), intensity or Intensity())
+        if channels == 1 and image.ndim == 3:
+            return _luminance(image)
+        if channels == 3 and image.ndim == 2:
+            return np.repeat(image[..., None], 3, axis=2)
+        return image
+
+
+def is_grey(path: str) -> bool:
+    """Whether the picture has one channel or three equal ones."""
+    image = read_image(path)
+    return image.ndim == 2 or _equal_channels(image)
+
+
+def read_mask(path: str, num_classes: int | None = None) -> np.ndarray:
+    """Class indices uint8 [H x W] of a grey, 16-bit, palette (its indices) or DICOM file.
+
+    Raises ImageError for a colour mask and for values outside 0 to `num_classes` - 1.
+    """
+    with _one_line_errors(path):
+        mask = _decode_indices(path)
+        if mask.ndim == 3:
+            if not _equal_channels(mask):
+                raise ImageError(
+                    f"{path} is a colour mask; masks hold class indices. Convert it with "
+                    "tools/rgb2tif.py"
+                )
+            mask = mask[..., 0]
+        if mask.size == 0:
+            raise ValueError("it has no pixels")
+        if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
+            raise ValueError("it holds fractions; masks hold class indices")
+        top = 256 if num_classes is None else num_classes
+        if mask.min() < 0 or mask.max() >= top:
+            raise ImageError(_outside_classes(path, mask, top))
+        return mask.astype(np.uint8)
+
+
+def write_image(path: str, image: np.ndarray) -> None:
+    """Write [H x W] or [H x W x 3]: uint8, uint16 (grey, PNG or TIFF) or floats in [0, 1]."""
+    if image.dtype.kind == "f":
+        image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    _save(path, Image.fromarray(image))
+
+
+def write_mask(path: str, mask: np.ndarray) -> None:
+    """Write class indices uint8 [H x W] losslessly as grey values."""
+    if os.path.splitext(path)[1].lower() not in LOSSLESS_EXTENSIONS:
+        raise ImageError(
+            f"{path} would not keep class indices exactly; masks are written as "
+            f"{', '.join(LOSSLESS_EXTENSIONS)}"
+        )
+    _save(path, Image.fromarray(mask.astype(np.uint8)))
+
+
+def pixel_spacing(path: str) -> tuple[float, float] | None:
+    """Millimetres between (rows, columns) where a DICOM file tells, else None."""
+    with _one_line_errors(path), open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not dicom_io.is_dicom(head) and not _named_dicom(path):
+            return None
+        return dicom_io.read_dicom_spacing(head + file.read(), MAX_PIXELS)
+
+
+def pair_files(image_dir: str, mask_dir: str) -> list[tuple[str, str, str]]:
+    """(stem, image, mask) for every image, sorted by stem.
+
+    Stems must agree, extensions need not; the mask's may end in one of MASK_SUFFIXES; sub-folders
+    are mirrored and part of the stem. Raises UserError that lists what does not pair.
+    """
+    pairs, problems = find_pairs(image_dir, mask_dir)
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(
+            f"{len(problems)} names in {image_dir} and {mask_dir} do not pair: "
+            + "; ".join(problems[:10])
+            + more
+            + ". A mask has the name of its image, any extension, and may end in "
+            + ", ".join(MASK_SUFFIXES)
+        )
+    return pairs
+
+
+def find_pairs(image_dir: str, mask_dir: str) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The pairs as `pair_files` gives them, and a line for everything that is not one pair."""
+    images, masks = _by_stem(image_dir), _by_stem(mask_dir)
+    if _same_folder(image_dir, mask_dir):  # side by side: the suffix alone tells a mask
+        masks = {
+            stem: paths for stem, paths in masks.items() if _bare(stem) in images.keys() - {stem}
+        }
+        images = {stem: paths for stem, paths in images.items() if stem not in masks}
+    masks_of: dict[str, list[str]] = {}
+    for stem, paths in masks.items():
+        masks_of.setdefault(stem if stem in images else _bare(stem), []).extend(paths)
+    pairs, problems = [], []
+    for stem in sorted(images.keys() | masks_of.keys()):
+        image_paths, mask_paths = images.get(stem, []), masks_of.get(stem, [])
+        if len(image_paths) == len(mask_paths) == 1:
+            pairs.append((stem, image_paths[0], mask_paths[0]))
+        elif not mask_paths:
+            problems += [f"{path} has no mask" for path in image_paths]
+        elif not image_paths:
+            problems += [f"{path} has no image" for path in mask_paths]
+        else:
+            names = " and ".join(sorted(image_paths) + sorted(mask_paths))
+            problems.append(f"{names} all have the stem {stem}")
+    return pairs, problems
+
+
+def is_remote(path: str) -> bool:
+    """Whether blobfile must fetch it."""
+    return "://" in path
+
+
+def open_file(path: str, mode: str = "rb") -> io.IOBase:
+    """Open a local or a cloud file; folders are made when writing."""
+    if is_remote(path):
+        return bf.BlobFile(path, mode)
+    if "w" in mode and os.path.dirname(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, mode)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Every file that is not hidden; links are followed, but no folder is entered twice."""
+    if is_remote(folder):
+        for root, _, names in bf.walk(folder):
+            yield from (bf.join(root, name) for name in names if not name.startswith("."))
+        return
+    entered = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(root))
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".")
+            and os.path.realpath(os.path.join(root, name)) not in entered
+        ]
+        yield from (os.path.join(root, name) for name in names if not name.startswith("."))
+
+
+def _looks_like_image(path: str) -> bool:
+    ending = os.path.splitext(path)[1].lower()
+    if ending in IMAGE_EXTENSIONS:
+        return True
+    # modalities name files "IM0001" or by their UID, of which the last number looks like an ending
+    if (ending and not ending[1:].isdecimal()) or os.path.basename(path) == "DICOMDIR":
+        return False
+    with contextlib.suppress(OSError), open_file(path) as file:
+        return dicom_io.is_dicom(file.read(_HEAD_BYTES))
+    return False
+
+
+def _named_dicom(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in DICOM_EXTENSIONS
+
+
+def _by_stem(folder: str) -> dict[str, list[str]]:
+    """Stem with its sub-folders, separated by slashes -> the files of that stem."""
+    found: dict[str, list[str]] = {}
+    for path in list_images(folder):
+        relative = path[len(folder) :] if path.startswith(folder) else os.path.basename(path)
+        relative = relative.replace(os.sep, "/").strip("/") or os.path.basename(path)
+        ending = os.path.splitext(relative)[1]
+        stem = relative.removesuffix(ending) if ending.lower() in IMAGE_EXTENSIONS else relative
+        found.setdefault(stem, []).append(path)
+    return found
+
+
+def _bare(stem: str) -> str:
+    """The stem without the suffix that tells a mask."""
+    return next((stem[: -len(end)] for end in MASK_SUFFIXES if stem.lower().endswith(end)), stem)
+
+
+def _same_folder(one: str, other: str) -> bool:
+    if is_remote(one) or is_remote(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str) -> Iterator[None]:
+    """Whatever decoders say about a file becomes one ImageError that names it; no warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder, not a file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{path} cannot be read: its content is no image") from error
+    except Exception as error:  # decoders raise every kind, from struct.error to RecursionError
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"{path} cannot be read: {reason}") from error
+
+
+def _decode(path: str) -> dicom_io.DicomImage:
+    """A file's values and their range."""
+    with open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            raise ValueError("the file is empty")
+        if dicom_io.is_dicom(head):
+            return dicom_io.read_dicom(head + file.read(), MAX_PIXELS)
+        file.seek(0)
+        try:
+            picture = _open_picture(file)
+        except Image.UnidentifiedImageError:
+            if not _named_dicom(path):
+                raise
+            file.seek(0)
+            return dicom_io.read_dicom(file.read(), MAX_PIXELS)
+        return _picture_values(picture)
+
+
+def _decode_indices(path: str) -> np.ndarray:
+    """A file's values as stored, [H x W] or [H x W x 3]."""
+    with open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            raise ValueError("the file is empty")
+        if dicom_io.is_dicom(head):
+            return dicom_io.read_dicom_stored(head + file.read(), MAX_PIXELS)
+        file.seek(0)
+        picture = _open_picture(file)
+        if picture.mode in ("P", "1", "L", "I", "F") or picture.mode.startswith("I;16"):
+            return np.asarray(picture)
+        if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
+            raise ValueError("it has transparent pixels; save the mask without transparency")
+        return np.asarray(picture.convert("L" if picture.mode in ("LA", "La") else "RGB"))
+
+
+def _open_picture(file: io.IOBase) -> Image.Image:
+    """Open and decode with Pillow, upright."""
+    picture = Image.open(file, formats=_FORMATS)
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(
+            f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit"
+        )
+    frames = getattr(picture, "n_frames", 1)
+    if frames != 1 and picture.format != "MPO":  # a camera's MPO holds previews of its one picture
+        raise ValueError(f"it holds {frames} frames; save the wanted one as a file of its own")
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture
+
+
+def _picture_values(picture: Image.Image) -> dicom_io.DicomImage:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _deep_values(picture)
+    mode = picture.mode
+    if mode not in ("1", "L") and picture.has_transparency_data:
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = Image.alpha_composite(black, picture.convert("RGBA"))
+    values = np.array(picture.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
+    if mode in ("P", "PA") and _equal_channels(values):
+        values = values[..., 0]
+    return dicom_io.DicomImage(values, 0.0, 255.0)
+
+
+def _deep_values(picture: Image.Image) -> dicom_io.DicomImage:
+    """One channel of more than 8 bits. Only TIFF tells its bits, signs and direction."""
+    values = np.array(picture)
+    tags = getattr(picture, "tag_v2", {})
+    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if picture.mode == "F":
+        return dicom_io.DicomImage(values, None, None, inverted)
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    if tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2:
+        return dicom_io.DicomImage(values, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, inverted)
+    if bits == 32:
+        values = values.view(np.uint32)  # Pillow knows signed ones only
+    return dicom_io.DicomImage(values, 0.0, 2.0**bits - 1, inverted)
+
+
+def _apply_intensity(image: dicom_io.DicomImage, intensity: Intensity) -> np.ndarray:
+    """uint8 where nothing changes, else float32 in [0, 1]; black is 0 afterwards."""
+    values, low, high = image.values, image.low, image.high
+    if values.size == 0:
+        raise ValueError("it has no pixels")
+    if intensity.rule == "full" and values.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return 255 - values if image.inverted else values
+    if values.dtype.kind == "f":
+        values = _finite(values)
+    if intensity.rule == "window" and intensity.center is not None:
+        scaled = dicom_io.linear_window(values, intensity.center, intensity.width)
+    elif intensity.rule == "window" and image.window is not None:
+        scaled = image.window(values)
+    else:
+        smallest, largest = float(values.min()), float(values.max())
+        if intensity.rule == "percentile":
+            low, high = np.percentile(values, (intensity.low, intensity.high))
+        elif low is None and smallest >= 0 and largest <= 1:
+            low, high = 0.0, 1.0
+        if intensity.rule == "window" or low is None or low >= high:
+            low, high = smallest, largest
+        exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
+        scaled = (values.astype(exact) - exact(low)) / exact(max(high - low, np.finfo(exact).tiny))
+        scaled = scaled.clip(0.0, 1.0).astype(np.float32)
+    return 1 - scaled if image.inverted else scaled
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Nan and infinity become the smallest number that the file holds."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return values
+    if not finite.any():
+        raise ValueError("it holds no finite number")
+    return np.where(finite, values, values[finite].min())
+
+
+def _luminance(image: np.ndarray) -> np.ndarray:
+    """ITU-R BT.601 luma; equal channels stay exactly what they are."""
+    if image.dtype == np.uint8:
+        return np.array(Image.fromarray(image).convert("L"))
+    if _equal_channels(image):
+        return image[..., 0]
+    return image @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def _equal_channels(image: np.ndarray) -> bool:
+    return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(
+        image[..., 0], image[..., 2]
+    )
+
+
+def _outside_classes(path: str, mask: np.ndarray, num_classes: int) -> str:
+    values = np.unique(mask).tolist()
+    shown = ", ".join(f"{value:g}" for value in values[:12]) + (", ..." if values[12:] else "")
+    message = f"{path} holds the values {{{shown}}}; {num_classes} classes allow 0 to "
+    message += f"{num_classes - 1}. "
+    if len(values) <= 2:
+        return message + (
+            "A black-and-white mask? Convert it with tools/prepare_data.py --action validate "
+            "--fix-issues."
+        )
+    if os.path.splitext(path)[1].lower() in (".jpg", ".jpeg"):
+        return message + "JPEG alters values; save masks as PNG or TIFF."
+    return message + "Give the number of classes that the masks hold, or mend the mask."
+
+
+def _save(path: str, picture: Image.Image) -> None:
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in IMAGE_EXTENSIONS or ending in DICOM_EXTENSIONS:
+        raise ImageError(f"{path} cannot be written; choose .png or .tif")
+    options = {
+        ".tif": {"compression": "tiff_deflate"},
+        ".tiff": {"compression": "tiff_deflate"},
+        ".webp": {"lossless": True, "exact": True},
+        ".jpg": {"quality": 95},
+        ".jpeg": {"quality": 95},
+    }
+    encoded = io.BytesIO()
+    try:
+        picture.save(encoded, Image.registered_extensions()[ending], **options.get(ending, {}))
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path} cannot be written: {error}") from error
+    with open_file(path, "wb") as file:
+        file.write(encoded.getvalue())

@@ -1,0 +1,108 @@
+"""How images are read, as one value that is recorded with the weights and applied ever after."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from .errors import UserError
+from .geometry import KINDS, Geometry
+from .image_io import INTENSITY_RULES, Intensity, read_image
+
+
+@dataclass(frozen=True)
+class ReadingConfig:
+    """From a file to what a network sees.
+
+    image_size       side of a square or (height, width), in pixels
+    in_channels      1 (grey) or 3 (colour; grey files are repeated)
+    resize           crop, pad, squash or native, see `geometry.Geometry`
+    intensity        full, percentile or window, see `image_io.Intensity`
+    percentile_low   percent of the pixels that become black under `percentile`
+    percentile_high  percent of the pixels that do not become white under `percentile`
+    window_center    in the file's values, for `window`; None: the file's own window
+    window_width     in the file's values, for `window`; None: the file's own window
+    """
+
+    image_size: int | tuple[int, int] = 64
+    in_channels: int = 3
+    resize: str = "crop"
+    intensity: str = "full"
+    percentile_low: float = 0.5
+    percentile_high: float = 99.5
+    window_center: float | None = None
+    window_width: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, list):  # as it comes out of a JSON file
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        if len(sides) != 2 or not all(isinstance(s, int) and s >= 1 for s in sides):
+            raise UserError(
+                f"image_size {self.image_size} must be a whole number of pixels from 1 on, or two"
+            )
+        if self.in_channels not in (1, 3):
+            raise UserError(f"in_channels {self.in_channels} must be 1 (grey) or 3 (colour)")
+        if self.resize not in KINDS:
+            raise UserError(f"resize {self.resize!r} must be one of {', '.join(KINDS)}")
+        if self.intensity not in INTENSITY_RULES:
+            raise UserError(
+                f"intensity {self.intensity!r} must be one of {', '.join(INTENSITY_RULES)}"
+            )
+        self.intensity_rule()
+
+    def geometry(self) -> Geometry:
+        return Geometry(self.resize, self.image_size)
+
+    def intensity_rule(self) -> Intensity:
+        return Intensity(
+            self.intensity,
+            self.percentile_low,
+            self.percentile_high,
+            self.window_center,
+            self.window_width,
+        )
+
+    def load(self, path: str) -> np.ndarray:
+        """Read a file at the network's size: uint8 [H x W x C]."""
+        return self.prepare(read_image(path, self.in_channels, self.intensity_rule()))
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """What `read_image` returned -> uint8 [H x W x C] at the network's size.
+
+        Eight bits come last: after the intensity rule and after resizing.
+        """
+        return to_uint8_channels(self.geometry().apply_image(image), self.in_channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and for checkpoints."""
+        plain = asdict(self)
+        if isinstance(self.image_size, tuple):
+            plain["image_size"] = list(self.image_size)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "ReadingConfig":
+        unknown = sorted(set(plain) - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(
+                f"the reading configuration holds {', '.join(unknown)}, which this version does "
+                "not know; it was written by another version"
+            )
+        return cls(**plain)
+
+
+def to_uint8_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 or float in [0, 1], [H x W] or [H x W x 3] -> uint8 [H x W x channels]."""
+    if image.dtype != np.uint8:
+        image = np.rint(image.clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], channels, axis=2)
+    return image
+
+
+def normalize(images: np.ndarray | th.Tensor) -> th.Tensor:
+    """uint8 [... x H x W x C] -> float32 [... x C x H x W] in [-1, 1], what networks take."""
+    images = th.as_tensor(images).movedim(-1, -3)
+    return images.to(th.float32, memory_format=th.contiguous_format).div_(127.5).sub_(1.0)
