@@ -8,7 +8,7 @@ EXIT_USER_ERROR = 2
 
 
 class UserError(ValueError):
-    """Something the user can mend. The message is one line: what, where, which values, what to do."""
+    """Something the user can mend. The message is one line: what, where, values, what to do."""
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], None]:

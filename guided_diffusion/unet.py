@@ -5,7 +5,7 @@ the names imported below, and every class keeps its constructor and its state_di
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch as th
@@ -277,7 +277,11 @@ class AttentionPool2d(nn.Module):
     """
 
     def __init__(
-        self, spacial_dim: int, embed_dim: int, num_heads_channels: int, output_dim: int = None
+        self,
+        spacial_dim: int,
+        embed_dim: int,
+        num_heads_channels: int,
+        output_dim: int | None = None,
     ):
         super().__init__()
         positions = spacial_dim**2 + 1

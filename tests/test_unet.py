@@ -181,7 +181,7 @@ class TestSegmentation:
     def test_a_checkpoint_of_which_nothing_fits_is_refused(self):
         donor = UNetModel(**{**SMALL, "model_channels": 64}, out_channels=2, channel_mult=(1, 2))
         model = SegmentationUNetModel(**SMALL, out_channels=2, channel_mult=(1, 2))
-        with pytest.raises(ValueError, match="nothing of the checkpoint fits.*64.*32"):
+        with pytest.raises(ValueError, match=r"nothing of the checkpoint fits.*64.*32"):
             model.load_pretrained(donor.state_dict())
         with pytest.raises(ValueError, match="no tensor has a name"):
             model.load_pretrained({"conv1.weight": th.zeros(1)})

@@ -1,0 +1,45 @@
+# Flags for 256x256 radiographs on one GPU of 16 GB. For `source` in bash and in zsh:
+#
+#     source flags/unet.sh
+#     python scripts/image_train.py --data_dir RADIOGRAPHS $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS
+#
+# ADM:   "Diffusion Models Beat GANs on Image Synthesis", arXiv 2105.05233
+# IDDPM: "Improved Denoising Diffusion Probabilistic Models", arXiv 2102.09672
+
+# the size that ADM trains unguided networks at (table 5, LSUN), and 6 levels, 1,1,2,2,4,4 wide
+MODEL_FLAGS="--image_size 256"
+# half of ADM's 256 channels, to fit the memory; ADM table 1 starts its ablation at 128
+MODEL_FLAGS="$MODEL_FLAGS --num_channels 128"
+# two residual blocks a level: depth costs more time than it gains (ADM section 3, table 1)
+MODEL_FLAGS="$MODEL_FLAGS --num_res_blocks 2"
+# attention at 32, 16 and 8 pixels instead of 16 alone (ADM section 3, table 1)
+MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 32,16,8"
+# 64 channels a head (ADM section 3, table 2), in the order of the published 256x256 network
+MODEL_FLAGS="$MODEL_FLAGS --num_head_channels 64 --use_new_attention_order False"
+# BigGAN's residual blocks for resampling (ADM section 3, table 1)
+MODEL_FLAGS="$MODEL_FLAGS --resblock_updown True"
+# adaptive group normalisation (ADM section 3.1, table 3)
+MODEL_FLAGS="$MODEL_FLAGS --use_scale_shift_norm True"
+# learned variances (IDDPM section 3.1; kept by ADM, section 2.2)
+MODEL_FLAGS="$MODEL_FLAGS --learn_sigma True"
+# half precision (ADM appendix on hyperparameters); a CPU computes in float32 and says so
+MODEL_FLAGS="$MODEL_FLAGS --use_fp16 True"
+
+# 4000 steps (IDDPM section 3, table 1) on the cosine schedule (IDDPM section 3.2)
+DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
+
+# learning rate 1e-4 and averages of rate 0.9999 (ADM and IDDPM, appendices on hyperparameters);
+# 4 images a step, one at a time, for 16 GB (ADM has 256 a step, on many GPUs)
+TRAIN_FLAGS="--lr 1e-4 --batch_size 4 --microbatch 1 --ema_rate 0.9999 --save_interval 10000"
+
+# 250 of the steps suffice (IDDPM section 4; ADM's tables sample so)
+SAMPLE_FLAGS="--num_samples 16 --batch_size 4 --timestep_respacing 250"
+
+# where checkpoints, logs and samples go, unless you have said so already
+export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/unet}"
+
+# zsh does not split variables into words; an array is several words already
+if [ -n "${ZSH_VERSION:-}" ]; then
+    eval 'MODEL_FLAGS=(${=MODEL_FLAGS}) DIFFUSION_FLAGS=(${=DIFFUSION_FLAGS})'
+    eval 'TRAIN_FLAGS=(${=TRAIN_FLAGS}) SAMPLE_FLAGS=(${=SAMPLE_FLAGS})'
+fi

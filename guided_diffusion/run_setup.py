@@ -1,0 +1,232 @@
+"""From flags to a training run: what every diffusion trainer's script shares."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import blobfile as bf
+import torch as th
+
+from . import checkpoint, dist_util, logger
+from .errors import UserError
+from .flags import flag, from_flags, pick
+from .image_datasets import sample_is_grey
+from .image_io import list_images
+from .reading import ReadingConfig
+from .script_util import DiffusionConfig, ModelConfig, check_flags
+from .stepper import PRECISIONS
+from .train_util import Start, find_start
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Training."""
+
+    data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
+    schedule_sampler: str = flag("uniform", "timesteps: uniform or loss-second-moment")
+    lr: float = flag(1e-4, "learning rate of AdamW")
+    weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
+    lr_anneal_steps: int = flag(0, "learning rate falls to 0 over these steps; 0: constant")
+    batch_size: int = flag(1, "images a rank and step")
+    global_batch_size: int = flag(0, "images a step over all ranks, instead of batch_size")
+    microbatch: int = flag(-1, "images a forward pass, to save memory; -1: the whole batch")
+    ema_rate: str = flag("0.9999", "rates of the averaged weights, separated by commas")
+    ema_warmup: bool = flag(True, "lower rates at the start: min(rate, (1+n)/(10+n)) at step n")
+    log_interval: int = flag(10, "steps between rows of the log")
+    save_interval: int = flag(10000, "steps between checkpoints")
+    save_initial: bool = flag(False, "also save the random weights at step 0")
+    keep_checkpoints: int = flag(0, "newest checkpoints to keep; 0: all")
+    sample_interval: int = flag(10000, "steps between grids of samples; 0: none")
+    resume_checkpoint: str = flag("", "auto or '': newest of the run's folder; none; or a file")
+    fp16_scale_growth: float = flag(1e-3, "growth of log2 of the float16 loss scale a step")
+    precision: str = flag("", "fp32, fp16 or bf16; '': as use_fp16 says", choices=("", *PRECISIONS))
+    max_steps: int = flag(0, "steps after which training ends; 0: lr_anneal_steps, or never")
+    max_grad_norm: float = flag(1.0, "2-norm to which longer gradients are cut; 0: never")
+    max_skipped_steps: int = flag(100, "not finite gradients in a row that end the run; 0: never")
+    seed: int = flag(0, "of weights, order, timesteps and noise")
+    random_flip: bool = flag(False, "mirror half the images; left becomes right")
+    random_crop: bool = flag(False, "crop 80 to 100 % of the image at a random place")
+    num_workers: int = flag(-1, "processes a rank that read images; -1: by cores, 0 on the CPU")
+    cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
+    skip_bad_images: bool = flag(False, "go on without images that cannot be read, listing them")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run about to start: its folder, where it goes on, its configurations."""
+
+    folder: str
+    start: Start
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    reading: ReadingConfig
+    train: TrainConfig
+
+    def loader_arguments(self) -> dict[str, Any]:
+        """The arguments of `load_data` that are the same for every trainer."""
+        train = self.train
+        workers = train.num_workers
+        if workers < 0:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+            workers = min(8, cores - 1) if dist_util.dev().type == "cuda" else 0
+        return {
+            "data_dir": train.data_dir,
+            "batch_size": train.batch_size,
+            "image_size": self.reading.image_size,
+            "class_cond": self.model.class_cond,
+            "random_crop": train.random_crop,
+            "random_flip": train.random_flip,
+            "seed": train.seed,
+            "num_workers": workers,
+            "reading": self.reading,
+            "cache": train.cache,
+            "rank": dist_util.rank(),
+            "num_ranks": dist_util.world_size(),
+            "skip_bad_images": train.skip_bad_images,
+            "on_skip": lambda line: logger.log(f"skipped: {line}"),
+        }
+
+    def loop_arguments(self) -> dict[str, Any]:
+        """The arguments of TrainLoop that are the same for every trainer."""
+        names = [
+            "batch_size",
+            "microbatch",
+            "lr",
+            "ema_rate",
+            "log_interval",
+            "save_interval",
+            "fp16_scale_growth",
+            "weight_decay",
+            "lr_anneal_steps",
+            "seed",
+            "max_steps",
+            "max_grad_norm",
+            "ema_warmup",
+            "keep_checkpoints",
+            "max_skipped_steps",
+            "save_initial",
+            "sample_interval",
+        ]
+        return {
+            **{name: getattr(self.train, name) for name in names},
+            "precision": precision_of(self.train.precision, self.model.use_fp16),
+            "resume_checkpoint": self.start,
+            "progress": True,
+        }
+
+
+def precision_of(precision: str, use_fp16: bool) -> str:
+    """The precision that the two flags mean; float16 on a CPU becomes float32, and says so."""
+    chosen = precision or ("fp16" if use_fp16 else "fp32")
+    if chosen == "fp16" and dist_util.dev().type != "cuda":
+        logger.log("float16 needs CUDA: on the CPU this runs in float32")
+        return "fp32"
+    return chosen
+
+
+def run_folder() -> str:
+    """OPENAI_LOGDIR, or `runs/<date>-<time>` under the current folder; the same on all ranks."""
+    folder = os.environ.get("OPENAI_LOGDIR") or datetime.now().strftime("runs/%Y%m%d-%H%M%S")
+    return dist_util.broadcast_object(os.path.expanduser(folder))
+
+
+def open_run(given: Mapping[str, Any], model_defaults: Mapping[str, Any] | None = None) -> Run:
+    """Check flags against data and run folder, open the log, write `config.json`.
+
+    :param given: the given flags.
+    :param model_defaults: defaults of the network that differ from ModelConfig's.
+    :raises UserError: for whatever the user must mend before anything is written.
+    """
+    train = from_flags(TrainConfig, given)
+    if not train.data_dir:
+        raise UserError("--data_dir is missing: name the folder of the images")
+    train = _with_global_batch(train)
+    for name in ("batch_size", "log_interval", "save_interval"):
+        if getattr(train, name) < 1:
+            raise UserError(f"--{name} {getattr(train, name)}: must be at least 1")
+    folder = run_folder()
+    stored = checkpoint.read_config(folder)
+    start = find_start(folder, train.resume_checkpoint)
+    if stored is None and start.path:
+        stored = checkpoint.read_config(start.path)
+    given = dict(given)
+    if given.get("in_channels") == "auto":
+        del given["in_channels"]
+    paths = list_images(train.data_dir)
+    if stored is not None and start.path:
+        source = f"the run that {start.path} is of"
+        bases = {
+            "model": pick(ModelConfig, stored["model"]),
+            "diffusion": pick(DiffusionConfig, stored["diffusion"]),
+            "reading": ReadingConfig.from_dict(stored["reading"]),
+        }
+        for base in bases.values():
+            free = ("dropout", "use_checkpoint", "use_fp16", "timestep_respacing")
+            check_flags(given, base, source, free)
+        note = ""
+    else:
+        defaults = dict(model_defaults or {})
+        note = ""
+        if "in_channels" not in given:
+            grey = dist_util.broadcast_object(
+                sample_is_grey(paths) if dist_util.is_main() else None
+            )
+            defaults["in_channels"] = 1 if grey else 3
+            note = (
+                "a sample of the images is all grey: in_channels 1"
+                if grey
+                else "a sample of the images is not all grey: in_channels 3"
+            )
+        bases = {
+            "model": ModelConfig(**defaults),
+            "diffusion": DiffusionConfig(),
+            "reading": ReadingConfig(),
+        }
+    model = from_flags(ModelConfig, given, bases["model"])
+    # what the defaults are may change; what this network is may not
+    mult = ",".join(map(str, model.mult()))
+    model = dataclasses.replace(model, channel_mult=mult)
+    model.network_arguments()
+    reading = from_flags(ReadingConfig, given, bases["reading"])
+    reading = dataclasses.replace(
+        reading, image_size=model.image_size, in_channels=model.in_channels
+    )
+    diffusion = from_flags(DiffusionConfig, given, bases["diffusion"])
+    if len(paths) < train.batch_size * dist_util.world_size():
+        raise UserError(
+            f"{train.data_dir} holds {len(paths)} images, fewer than the"
+            f" {train.batch_size * dist_util.world_size()} of one step: lower --batch_size"
+        )
+    logger.configure(folder, resume_step=start.step if start.path else None, comm=dist_util.Comm())
+    logger.log(f"{len(paths)} images in {train.data_dir}; run folder {folder}")
+    if note:
+        logger.log(note)
+    if dist_util.is_main():
+        checkpoint.write_config(
+            folder,
+            {
+                "kind": "diffusion",
+                "model": model,
+                "diffusion": diffusion,
+                "reading": reading.to_dict(),
+                "training": train,
+            },
+        )
+    th.manual_seed(train.seed)
+    return Run(folder, start, model, diffusion, reading, train)
+
+
+def _with_global_batch(train: TrainConfig) -> TrainConfig:
+    """`batch_size` a rank, from `global_batch_size` where that is given."""
+    total, ranks = train.global_batch_size, dist_util.world_size()
+    if not total:
+        return train
+    if total % ranks:
+        raise UserError(f"--global_batch_size {total} cannot be shared out among {ranks} ranks")
+    return dataclasses.replace(train, batch_size=total // ranks)
+
+
+def grid_path(folder: str, step: int) -> str:
+    return bf.join(folder, f"samples_{step:06d}.png")

@@ -1,0 +1,65 @@
+"""Images out of a trained network, each a function of the seed and of its own number."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from torchvision.utils import make_grid
+
+from . import checkpoint, rng
+from .solvers import sampler_named
+
+
+def sample_images(
+    model: Callable[..., th.Tensor],
+    diffusion: Any,
+    shape: Sequence[int],
+    indices: Sequence[int],
+    *,
+    sampler: str = "dpm++2m",
+    steps: int = 20,
+    seed: int = 0,
+    device: th.device | str = "cpu",
+    **options: Any,
+) -> th.Tensor:
+    """Sample the images of the given numbers, whichever other images share the batch.
+
+    :param model: network in eval mode on `device`.
+    :param shape: `[C, H, W]` of an image.
+    :param indices: numbers of the images, from 0.
+    :param sampler: a name of `solvers.SAMPLERS`.
+    :param options: further arguments of the sampler.
+    :return: float32 `[len(indices) x C x H x W]` in [-1, 1].
+    """
+
+    def noise(x: th.Tensor, t: int) -> th.Tensor:
+        return rng.normal(seed, f"step {t}", indices, x.shape[1:], x.device)
+
+    with th.no_grad():
+        return sampler_named(sampler)(
+            diffusion,
+            model,
+            (len(indices), *shape),
+            steps=steps,
+            noise=rng.normal(seed, "sample", indices, shape, device),
+            noise_fn=noise,
+            device=device,
+            **options,
+        )
+
+
+def to_uint8(images: th.Tensor) -> np.ndarray:
+    """`[N x C x H x W]` in [-1, 1] to uint8 `[N x H x W x C]`, as the original rounds."""
+    scaled = ((images + 1) * 127.5).clamp(0, 255).to(th.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def save_grid(path: str, images: th.Tensor, columns: int | None = None) -> None:
+    """Write `[N x C x H x W]` in [-1, 1] as one PNG, row by row; atomically."""
+    from PIL import Image
+
+    columns = columns or max(1, round(len(images) ** 0.5))
+    grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)
+    picture = Image.fromarray(to_uint8(grid[None])[0])
+    checkpoint.write_atomically(path, lambda file: picture.save(file, format="PNG"))
