@@ -415,8 +415,9 @@ def _meet_by_mpi(launch: Launch) -> tuple[dist.Store | None, Launch]:
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
             raise UserError(
-                f"mpiexec started several ranks, but mpi4py does not work ({error}): install an "
+                f"mpiexec started several ranks, but mpi4py does not work ({reason}): install an "
                 "MPI library (pip install .[mpi]), or start with torchrun, or start one process"
             ) from error
         world = MPI.COMM_WORLD
@@ -536,10 +537,22 @@ def _report(error: BaseException) -> int:
         verdict = _world.watch.verdict(ECHO_S)
         if verdict is not None:
             return verdict
-    if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
-        traceback.print_exception(error)
     timeout = isinstance(error, RuntimeError) and "timed out" in text.lower()
+    if timeout:
+        text = f"no answer within {_world.timeout_s:g} s{_place(error)}"
+    elif not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+        traceback.print_exception(error)
     return _world.watch.failed(text, code, timeout)
+
+
+def _place(error: BaseException) -> str:
+    """Where outside torch an error came up."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(os.path.dirname(th.__file__))
+    ]
+    return f" ({frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _at_exit() -> None:

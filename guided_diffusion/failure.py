@@ -11,17 +11,19 @@ import json
 import os
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch.distributed as dist
 
 from .errors import EXIT_USER_ERROR, UserError
 
 EXIT_FAILED = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 # Seconds. What one rank reports, others may report a moment later: the same error in a file that
 # all read, or a collective call that timed out on all ranks but the one that hangs.
@@ -33,6 +35,7 @@ ECHO_S = 3.0
 GRACE_S = 5.0
 CONNECT_S = 60.0
 
+GREETING_BYTES = 64
 DIED = "its process ended without a word (killed, or out of memory?)"
 
 
@@ -47,11 +50,6 @@ def _say(line: str) -> None:
     print(f"error: {line}", file=sys.stderr, flush=True)
 
 
-def _send(connection: socket.socket, message: dict) -> None:
-    with contextlib.suppress(OSError):  # that rank is gone, which its own socket tells
-        connection.sendall(json.dumps(message).encode() + b"\n")
-
-
 def _keep_alive(connection: socket.socket) -> None:
     """Have the kernel find out within about two minutes that the other machine is gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -60,12 +58,19 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-class _Lines:
-    """The messages on a socket: one JSON object a line."""
+class _Line:
+    """A socket that carries messages, one JSON object a line of text."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self._rest = b""
+        # A data loader's worker must not hold the line of a rank that was killed.
+        os.register_at_fork(after_in_child=connection.close)
+
+    def send(self, message: dict) -> None:
+        """Send, if anyone is there to hear it."""
+        with contextlib.suppress(OSError):
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict] | None:
         """Wait for some messages; None once the other side is gone."""
@@ -82,33 +87,39 @@ class _Lines:
 class _Hub(threading.Thread):
     """On rank 0: hears all ranks (its own too) and decides what the failure was."""
 
-    def __init__(self, connections: dict[int, socket.socket], hosts: Sequence[str]) -> None:
+    def __init__(self, lines: dict[int, _Line], hosts: Sequence[str]) -> None:
         super().__init__(name="failure-hub", daemon=True)
         self.hosts = hosts
-        self.connections = connections
-        self.open = set(connections)
+        self.lines = lines
+        self.open = set(lines)
         self.reports: dict[int, dict] = {}
         self.decide_at: float | None = None
         self.all_left = threading.Event()
 
     def run(self) -> None:
         selector = selectors.DefaultSelector()
-        for rank, connection in self.connections.items():
-            selector.register(connection, selectors.EVENT_READ, (rank, _Lines(connection)))
+        for rank, line in self.lines.items():
+            selector.register(line.connection, selectors.EVENT_READ, rank)
         while self.open:
             wait = None if self.decide_at is None else self.decide_at - time.monotonic()
             if wait is not None and wait <= 0:
                 return self._end(selector)
-            for key, _ in selector.select(wait):
-                rank, lines = key.data
-                messages = lines.receive()
+            for rank, messages in self._receive(selector, wait):
                 if messages is None:
-                    selector.unregister(lines.connection)
                     self._gone(rank)
                 for message in messages or ():
                     self._hear(rank, message)
-            if self.open - {0} == set():
+            if not self.open - {0}:
                 self.all_left.set()
+
+    def _receive(
+        self, selector: selectors.BaseSelector, wait: float | None
+    ) -> Iterator[tuple[int, list[dict] | None]]:
+        for key, _ in selector.select(wait):
+            messages = self.lines[key.data].receive()
+            if messages is None:
+                selector.unregister(key.fileobj)
+            yield key.data, messages
 
     def _hear(self, rank: int, message: dict) -> None:
         if "bye" in message:
@@ -123,7 +134,7 @@ class _Hub(threading.Thread):
     def _report(self, rank: int, message: dict) -> None:
         self.reports[rank] = message
         # A death is clear at once, and the launcher may be about to end this rank for it.
-        if message["text"] == DIED or len(self.reports) == len(self.connections):
+        if message["text"] == DIED or len(self.reports) == len(self.lines):
             self.decide_at = time.monotonic()
         elif self.decide_at is None:
             self.decide_at = time.monotonic() + COLLECT_S
@@ -135,27 +146,23 @@ class _Hub(threading.Thread):
         if self.reports[first].get("timeout") and silent:
             who = ", ".join(f"rank {rank} ({self.hosts[rank]})" for rank in silent)
             line = f"timed out waiting for {who}, which neither answered nor failed: {text}"
-        elif len(self.reports) == len(self.connections) and all(
+        elif len(self.reports) == len(self.lines) and all(
             report["text"] == text for report in self.reports.values()
         ):
             line = text  # what all ranks say needs no rank
         else:
             line = f"rank {first} ({self.hosts[first]}): {text}"
         _say(line)
-        for rank, connection in self.connections.items():
+        for rank in self.lines:
             if rank:
-                _send(connection, {"end": True, "code": code})
+                self.lines[rank].send({"end": True, "code": code})
         # Rank 0 goes last, when the others have heard it.
         last = time.monotonic() + COLLECT_S
         while self.open - {0} and time.monotonic() < last:
-            for key, _ in selector.select(0.1):
-                rank, lines = key.data
-                messages = lines.receive()
-                if messages is None:
-                    selector.unregister(lines.connection)
+            for rank, messages in self._receive(selector, 0.1):
                 if messages is None or any("bye" in message for message in messages):
                     self.open.discard(rank)
-        _send(self.connections[0], {"end": True, "code": code})
+        self.lines[0].send({"end": True, "code": code})
 
 
 class Watch:
@@ -179,17 +186,18 @@ class Watch:
         self._hub = None
         self._bye = False
         if rank == 0:
-            self._connection, theirs = socket.socketpair()
-            connections = {0: theirs, **self._accept(store, len(hosts), alone_on_host)}
-            self._hub = _Hub(connections, hosts)
+            mine, theirs = socket.socketpair()
+            self._line = _Line(mine)
+            others = self._accept(store, len(hosts), alone_on_host)
+            self._hub = _Hub({0: _Line(theirs), **others}, hosts)
             self._hub.start()
         else:
-            self._connection = self._connect(store, "127.0.0.1" if alone_on_host else address)
+            self._line = self._connect(store, "127.0.0.1" if alone_on_host else address)
         threading.Thread(target=self._listen, name="failure-watch", daemon=True).start()
 
     def failed(self, text: str, code: int, timeout: bool = False) -> int:
         """Report this rank's failure, wait until it is known everywhere; returns the exit code."""
-        _send(self._connection, {"text": text, "code": code, "timeout": timeout})
+        self._line.send({"text": text, "code": code, "timeout": timeout})
         if not self._decided.wait(ECHO_S + COLLECT_S):
             _say(f"rank {self.rank} ({self.hosts[self.rank]}): {text}")
             return code
@@ -207,16 +215,15 @@ class Watch:
             return
         if self._hub is not None:
             self._hub.all_left.wait(wait_s)
-            for rank, connection in self._hub.connections.items():
+            for rank, line in self._hub.lines.items():
                 if rank:
-                    _send(connection, {"bye": True})
+                    line.send({"bye": True})
         self._bye = True
-        _send(self._connection, {"bye": True})
+        self._line.send({"bye": True})
 
     def _listen(self) -> None:
-        lines = _Lines(self._connection)
         while True:
-            messages = lines.receive()
+            messages = self._line.receive()
             if messages is None:
                 if not self._bye:
                     _say(f"rank 0 ({self.hosts[0]}): {DIED}")
@@ -229,39 +236,43 @@ class Watch:
                     self._leave(message["code"])
 
     def _leave(self, code: int) -> None:
-        _send(self._connection, {"bye": True})
+        self._line.send({"bye": True})
         self.code = code
         self._decided.set()
         time.sleep(GRACE_S)
         leave(code)
 
     @staticmethod
-    def _accept(store: dist.Store, num_ranks: int, local: bool) -> dict[int, socket.socket]:
+    def _accept(store: dist.Store, num_ranks: int, local: bool) -> dict[int, _Line]:
         token = secrets.token_hex(16)
-        connections = {}
+        lines = {}
         with socket.create_server(("127.0.0.1" if local else "", 0), backlog=num_ranks) as server:
+            port = server.getsockname()[1]
             server.settimeout(CONNECT_S)
-            store.set("watch", f"{server.getsockname()[1]} {token}")
-            while len(connections) < num_ranks - 1:
+            store.set("watch", f"{port} {token}")
+            while len(lines) < num_ranks - 1:
                 try:
                     connection, _ = server.accept()
-                    connection.settimeout(CONNECT_S)
-                    said, rank = connection.makefile().readline().split()
                 except TimeoutError:
-                    missing = sorted(set(range(1, num_ranks)) - set(connections))
+                    missing = sorted(set(range(1, num_ranks)) - set(lines))
                     raise UserError(
-                        f"ranks {missing} do not reach rank 0 at port {server.getsockname()[1]}: "
-                        "is there a firewall between the nodes?"
+                        f"ranks {missing} do not reach rank 0 at port {port}: is there a firewall "
+                        "between the nodes?"
                     ) from None
-                except (OSError, ValueError):
-                    continue  # a stranger
-                if secrets.compare_digest(said, token):
+                greeting = b""
+                with contextlib.suppress(OSError):  # a stranger may say nothing
+                    connection.settimeout(CONNECT_S / 10)
+                    greeting = connection.recv(GREETING_BYTES, socket.MSG_WAITALL)
+                said, _, rank = greeting.partition(b" ")
+                if secrets.compare_digest(said, token.encode()):
                     connection.settimeout(None)
                     _keep_alive(connection)
-                    connections[int(rank)] = connection
-        return connections
+                    lines[int(rank)] = _Line(connection)
+                else:
+                    connection.close()
+        return lines
 
-    def _connect(self, store: dist.Store, address: str) -> socket.socket:
+    def _connect(self, store: dist.Store, address: str) -> _Line:
         port, token = store.get("watch").decode().split()
         try:
             connection = socket.create_connection((address, int(port)), timeout=CONNECT_S)
@@ -270,10 +281,10 @@ class Watch:
                 f"rank {self.rank} ({self.hosts[self.rank]}) does not reach rank 0 at "
                 f"{address}:{port} ({error}): is there a firewall between the nodes?"
             ) from None
-        connection.sendall(f"{token} {self.rank}\n".encode())
+        connection.sendall(f"{token} {self.rank}".encode().ljust(GREETING_BYTES))
         connection.settimeout(None)
         _keep_alive(connection)
-        return connection
+        return _Line(connection)
 
 
 def describe(error: BaseException) -> tuple[str, int]:
@@ -281,6 +292,9 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UserError):
         return " ".join(str(error).split()), EXIT_USER_ERROR
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
+        return "interrupted", EXIT_INTERRUPTED
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else EXIT_FAILED
+        return f"left by sys.exit({error.code!r})", code
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:500], EXIT_FAILED
