@@ -1,7 +1,7 @@
 """Compare predicted masks with true ones: Dice, IoU and, if wanted, boundary distances.
 
-evaluate.py PREDICTED_MASKS TRUE_MASKS          two folders paired by name, or two files
-evaluate.py --model MODEL IMAGES TRUE_MASKS     predict first
+evaluate.py PREDICTED_MASKS TRUE_MASKS       two folders paired by name, or two files
+evaluate.py IMAGES TRUE_MASKS --model MODEL  predict first
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from guided_diffusion.segmentation import evaluation
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to compare, and how."""
+    """What to compare, and how"""
 
     model: str = flag("", "fine-tuned checkpoint to predict with", "-m")
     device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if there is one")
@@ -30,8 +30,8 @@ class EvaluateConfig:
 def main() -> None:
     parser = make_parser(__doc__.splitlines()[0], EvaluateConfig)
     parser.usage = (
-        "evaluate.py [flags] PREDICTED_MASKS TRUE_MASKS\n"
-        "       evaluate.py [flags] --model MODEL IMAGES TRUE_MASKS"
+        "evaluate.py PREDICTED_MASKS TRUE_MASKS [flags]\n"
+        "       evaluate.py IMAGES TRUE_MASKS --model MODEL [flags]"
     )
     parser.add_argument("first", metavar="PREDICTED_MASKS|IMAGES", help="a folder or a file")
     parser.add_argument("truths", metavar="TRUE_MASKS", help="a folder or a file")
