@@ -1,0 +1,153 @@
+"""Joint augmentation of a radiograph and its mask, by torchvision's transforms.
+
+Masks are always resampled by nearest neighbour, and what comes from outside the image is IGNORE,
+so no class appears that was not there.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from guided_diffusion.errors import UserError
+from guided_diffusion.geometry import IGNORE
+
+LEVELS = ("none", "light", "medium", "heavy")
+FLIPS = ("none", "horizontal", "vertical", "both")
+_OUTSIDE = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
+_BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+class RandomGamma(v2.Transform):
+    """Raise grey values to a random power; log-uniform between 1/`most` and `most`."""
+
+    def __init__(self, most: float):
+        super().__init__()
+        self.most = most
+
+    def make_params(self, flat_inputs: list) -> dict[str, float]:
+        exponent = float(th.empty(()).uniform_(-1, 1))
+        return {"gamma": self.most**exponent}
+
+    def transform(self, inpt, params: dict[str, float]):
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        return self._call_kernel(v2.functional.adjust_gamma, inpt, gamma=params["gamma"])
+
+
+class _Flip(v2.Transform):
+    """Mirror half of the images, and exchange the classes that have a side."""
+
+    def __init__(self, horizontal: bool, swaps: Sequence[tuple[int, int]]):
+        super().__init__()
+        self.mirror = v2.functional.horizontal_flip if horizontal else v2.functional.vertical_flip
+        self.table = np.arange(256, dtype=np.uint8)
+        for one, other in swaps:
+            self.table[one], self.table[other] = other, one
+
+    def make_params(self, flat_inputs: list) -> dict[str, bool]:
+        return {"flip": bool(th.rand(()) < 0.5)}
+
+    def transform(self, inpt, params: dict[str, bool]):
+        if not params["flip"]:
+            return inpt
+        flipped = self.mirror(inpt)
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(th.from_numpy(self.table)[flipped.long()])
+        return flipped
+
+
+def parse_swaps(text: str) -> tuple[tuple[int, int], ...]:
+    """`"1:2,5:6"` to pairs of classes that change places when an image is mirrored."""
+    try:
+        pairs = [tuple(int(n) for n in pair.split(":")) for pair in text.split(",") if pair]
+        if any(len(pair) != 2 or not all(0 <= n < IGNORE for n in pair) for pair in pairs):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--flip_swap {text}: expected pairs of classes such as 1:2") from None
+    return tuple(pairs)
+
+
+class Augmentation:
+    """A random change of image and mask that is a function of a seed.
+
+    :param level: light: small shifts, scalings and changes of brightness; medium: also rotation,
+        contrast and gamma; heavy: also elastic deformation and crops; none.
+    :param flip: "none", "horizontal", "vertical" or "both": half the images are mirrored.
+    :param swaps: classes that change places in a mirrored image.
+    :param transforms: torchvision v2 transforms to use instead of those of `level`.
+    """
+
+    def __init__(
+        self,
+        level: str = "medium",
+        flip: str = "none",
+        swaps: Sequence[tuple[int, int]] = (),
+        transforms: Sequence[v2.Transform] | None = None,
+    ):
+        if level not in LEVELS:
+            raise UserError(f"--augmentation {level}: choose one of {', '.join(LEVELS)}")
+        if flip not in FLIPS:
+            raise UserError(f"--flip {flip}: choose one of {', '.join(FLIPS)}")
+        steps = list(_transforms(level) if transforms is None else transforms)
+        if flip in ("horizontal", "both"):
+            steps.append(_Flip(True, swaps))
+        if flip in ("vertical", "both"):
+            steps.append(_Flip(False, swaps))
+        self.transform = v2.Compose(steps) if steps else None
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 `[H x W x C]` and uint8 `[H x W]`, to the same shapes."""
+        if self.transform is None:
+            return image, mask
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(seed)
+            changed, moved = self.transform(
+                tv_tensors.Image(th.from_numpy(image).movedim(-1, 0).contiguous()),
+                tv_tensors.Mask(th.from_numpy(mask)),
+            )
+        return changed.movedim(0, -1).numpy(), moved.numpy()
+
+
+def _transforms(level: str) -> list[v2.Transform]:
+    if level == "none":
+        return []
+    if level == "light":
+        return [
+            v2.RandomAffine(0, (0.05, 0.05), (0.95, 1.05), None, _BILINEAR, _OUTSIDE),
+            v2.ColorJitter(brightness=0.1),
+        ]
+    geometric = [v2.RandomAffine(10, (0.08, 0.08), (0.85, 1.15), None, _BILINEAR, _OUTSIDE)]
+    grey = [v2.ColorJitter(brightness=0.2, contrast=0.3), RandomGamma(1.4)]
+    if level == "medium":
+        return geometric + grey
+    elastic = v2.ElasticTransform(alpha=40.0, sigma=6.0, fill=_OUTSIDE)
+    return [*geometric, v2.RandomApply([elastic], 0.5), _Zoom(0.6), *grey]
+
+
+class _Zoom(v2.Transform):
+    """Cut out a random part of the image and enlarge it to the whole image's size."""
+
+    def __init__(self, smallest: float):
+        super().__init__()
+        self.smallest = smallest
+
+    def make_params(self, flat_inputs: list) -> dict[str, int]:
+        height, width = v2.functional.get_size(flat_inputs[0])
+        share = float(th.empty(()).uniform_(self.smallest, 1))
+        part = {"height": max(1, round(height * share)), "width": max(1, round(width * share))}
+        return {
+            "top": int(th.randint(height - part["height"] + 1, ())),
+            "left": int(th.randint(width - part["width"] + 1, ())),
+            "size": [height, width],
+            **part,
+        }
+
+    def transform(self, inpt, params: dict):
+        return self._call_kernel(
+            v2.functional.resized_crop, inpt, **params, interpolation=_BILINEAR, antialias=True
+        )

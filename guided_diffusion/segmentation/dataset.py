@@ -1,0 +1,120 @@
+"""Radiographs paired with masks, checked and in memory: there are only a handful."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+
+from guided_diffusion import rng
+from guided_diffusion.errors import UserError
+from guided_diffusion.geometry import IGNORE
+from guided_diffusion.image_io import pair_files, read_image, read_mask
+from guided_diffusion.reading import ReadingConfig, normalize
+from guided_diffusion.segmentation.augment import Augmentation
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Radiographs and masks at the network's size.
+
+    names: N. images: uint8 `[N x H x W x C]`. masks: uint8 `[N x H x W]` of class indices, IGNORE
+    in the padding.
+    """
+
+    names: tuple[str, ...]
+    images: np.ndarray
+    masks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def class_pixels(self, num_classes: int) -> np.ndarray:
+        """Pixels of each class over all masks, int64 `[num_classes]`."""
+        known = self.masks[self.masks != IGNORE]
+        return np.bincount(known, minlength=num_classes)[:num_classes]
+
+    def batch(
+        self, numbers: Sequence[int], augmentation: Augmentation | None = None, seeds=()
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Images float32 `[B x C x H x W]` in [-1, 1] and masks int64 `[B x H x W]`."""
+        images, masks = [], []
+        for place, number in enumerate(numbers):
+            image, mask = self.images[number], self.masks[number]
+            if augmentation is not None:
+                image, mask = augmentation(image, mask, seeds[place])
+            images.append(image)
+            masks.append(mask)
+        return normalize(np.stack(images)), th.from_numpy(np.stack(masks)).long()
+
+
+def load_labelled(
+    image_dir: str,
+    mask_dir: str,
+    reading: ReadingConfig,
+    num_classes: int | None = None,
+) -> LabelledImages:
+    """Read and check every pair before anything else happens.
+
+    :param num_classes: masks hold 0 to `num_classes - 1`; None to allow any.
+    :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
+        too high.
+    """
+    if reading.resize == "native":
+        raise UserError("--resize native: fine-tuning needs one size; choose pad, crop or squash")
+    names, images, masks = [], [], []
+    for name, image_path, mask_path in pair_files(image_dir, mask_dir):
+        image = read_image(image_path, reading.in_channels, reading.intensity_rule())
+        mask = read_mask(mask_path, num_classes)
+        if image.shape[:2] != mask.shape:
+            sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
+            raise UserError(
+                f"{mask_path} has {sizes[0]} pixels (height x width), its radiograph {image_path}"
+                f" {sizes[1]}: export the mask at the radiograph's own size"
+            )
+        names.append(name)
+        images.append(reading.prepare(image))
+        masks.append(reading.geometry().apply_mask(mask))
+    return LabelledImages(tuple(names), np.stack(images), np.stack(masks))
+
+
+def count_classes(mask_dirs: Sequence[tuple[str, str]]) -> int:
+    """One more than the highest value of all masks, at least 2."""
+    highest = max(
+        int(read_mask(mask_path).max())
+        for image_dir, mask_dir in mask_dirs
+        for _, _, mask_path in pair_files(image_dir, mask_dir)
+    )
+    if highest == IGNORE:
+        raise UserError(
+            f"the masks hold the value {IGNORE}, which is no class: give --out_channels to see"
+            " where, or convert black-and-white masks with tools/prepare_data.py --action validate"
+            " --fix-issues"
+        )
+    return max(2, highest + 1)
+
+
+def training_batches(
+    data: LabelledImages,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    step: int,
+) -> Iterator[tuple[th.Tensor, th.Tensor]]:
+    """Batches from step number `step` on, for ever; each a function of (seed, step).
+
+    An epoch sees every image once, in an order of its own; a batch greater than the set holds
+    several augmentations of an image.
+    """
+    while True:
+        numbers = range(step * batch_size, (step + 1) * batch_size)
+        chosen = [_position(n, len(data), seed) for n in numbers]
+        seeds = [rng.derive_seed(seed, "augment", n) for n in numbers]
+        yield data.batch(chosen, augmentation, seeds)
+        step += 1
+
+
+def _position(n: int, count: int, seed: int) -> int:
+    epoch, place = divmod(n, count)
+    order = np.random.default_rng(rng.derive_seed(seed, "order", epoch)).permutation(count)
+    return int(order[place])
