@@ -36,6 +36,8 @@ DEFAULT_TIMEOUT_S = 1800.0
 MEET_S = 300.0
 # NCCL ends the process when it times out; Gloo, which can still say who is missing, goes first.
 NCCL_EXTRA_S = 60.0
+# So long the other ranks leave rank 0 to print what all of them found wrong.
+FIRST_WORD_S = 2.0
 BUCKET_BYTES = 256 * 2**20
 
 
@@ -317,8 +319,8 @@ def choose_devices(peers: list[_Peer]) -> list[int | None]:
             ranks = sum(p.node == peer.node for p in peers)
             gpus = len({gpu for p in peers if p.node == peer.node for gpu in p.gpus})
             raise UserError(
-                f"{ranks} ranks on {peer.host}, but {gpus} visible GPU{'s'[: gpus != 1]}: start "
-                "one rank per GPU, make more GPUs visible (CUDA_VISIBLE_DEVICES), or set "
+                f"{ranks} ranks on {peer.host}, but {gpus} visible GPU(s): start one "
+                "rank per GPU, make more GPUs visible (CUDA_VISIBLE_DEVICES), or set "
                 "GUIDED_DIFFUSION_DEVICE=cpu"
             )
         taken.add((peer.node, gpu))
@@ -376,7 +378,7 @@ def _refuse_together(rank: int, check: Any) -> Any:
     except UserError:
         if rank == 0:
             raise
-        time.sleep(2.0)  # a launcher may end rank 0 with the first rank that leaves
+        time.sleep(FIRST_WORD_S)  # a launcher may end rank 0 with the first rank that leaves
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -118,10 +118,10 @@ class _LogFile:
 
 def _plain(value: Any) -> Any:
     """A number as a Python number, text as text."""
+    if hasattr(value, "item"):  # first: numpy's float64 is a float too
+        return value.item()
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    if hasattr(value, "item"):
-        return value.item()
     return str(value)
 
 
@@ -371,10 +371,12 @@ class _Mean:
         self.count = count
 
     def add(self, value: Any) -> None:
+        if isinstance(value, th.Tensor):
+            value = value.detach()
         if isinstance(value, th.Tensor) and value.is_cuda:
             if not isinstance(self.total, th.Tensor):
                 self.total = th.full((), self.total, dtype=th.float64, device=value.device)
-            self.total += value.detach().reshape(())
+            self.total += value.reshape(())
         else:
             self.total += float(value)
         self.count += 1
@@ -526,6 +528,26 @@ def get_pending() -> dict[str, tuple[Any, int]]:
 def set_pending(pending: Mapping[str, tuple[Any, int]]) -> None:
     """Continue the unfinished row that `get_pending` gave."""
     get_current().set_pending(pending)
+
+
+def pending_of_rank(
+    gathered: Sequence[Mapping[str, tuple[Any, int]]], rank: int, num_ranks: int
+) -> Mapping[str, tuple[Any, int]]:
+    """What this rank goes on with, given what `get_pending` gave on every rank of the saved run:
+    its own, or, if the number of ranks has changed, on rank 0 the sums over all."""
+    if len(gathered) == num_ranks:
+        return gathered[rank]
+    if rank != 0:
+        return {}
+    merged: dict[str, tuple[Any, int]] = {}
+    for of_rank in gathered:
+        for name, (val, count) in of_rank.items():
+            before = merged.get(name, (0.0, 0))
+            if count:
+                merged[name] = (before[0] + val, before[1] + count)
+            else:
+                merged.setdefault(name, (val, 0))
+    return merged
 
 
 def log(*args: Any, level: int = INFO) -> None:
