@@ -10,7 +10,14 @@ from typing import Any
 
 from . import gaussian_diffusion as gd
 from .errors import UserError
-from .flags import flag, from_flags, pick
+from .flags import (
+    add_dict_to_argparser,  # noqa: F401 - part of this module in the original
+    args_to_dict,  # noqa: F401
+    flag,
+    from_flags,
+    pick,
+    str2bool,  # noqa: F401
+)
 from .respace import SpacedDiffusion, space_timesteps
 from .unet import EncoderUNetModel, SegmentationUNetModel, SuperResModel, UNetModel
 
