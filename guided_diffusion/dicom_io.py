@@ -64,8 +64,8 @@ def read_dicom(content: bytes, max_pixels: int) -> DicomImage:
         return DicomImage(stored, low, high)
     values = stored
     if "ModalityLUTSequence" in dataset:
-        values = pixels.apply_modality_lut(stored, dataset)
-        low, high = 0.0, _table_top(dataset.ModalityLUTSequence[0], values)
+        values, high = _look_up(dataset, "ModalityLUTSequence", stored)
+        low = 0.0
     else:
         slope = _number(dataset, "RescaleSlope", 1.0)
         intercept = _number(dataset, "RescaleIntercept", 0.0)
@@ -185,7 +185,7 @@ def _stored_range(
 def _own_window(dataset: pydicom.Dataset) -> Window | None:
     """The file's table of grey levels, or its first window."""
     if dataset.get("VOILUTSequence"):
-        return lambda values: _apply_table(dataset, values)
+        return lambda values: _table_window(dataset, values)
     if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
         return None
     center, width = _number(dataset, "WindowCenter", 0.0), _number(dataset, "WindowWidth", 0.0)
@@ -197,15 +197,29 @@ def _own_window(dataset: pydicom.Dataset) -> Window | None:
     return lambda values: linear_window(values, center, width)
 
 
-def _apply_table(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
-    looked_up = pixels.apply_voi(np.rint(values).astype(np.int64), dataset)
-    top = _table_top(dataset.VOILUTSequence[0], looked_up)
+def _table_window(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
+    looked_up, top = _look_up(dataset, "VOILUTSequence", values)
     return (looked_up / top).clip(0.0, 1.0).astype(np.float32)
 
 
-def _table_top(item: pydicom.Dataset, looked_up: np.ndarray) -> float:
-    """The largest value that a look-up table's declared number of bits can hold."""
-    return max(2.0 ** int(item.LUTDescriptor[2]) - 1, float(looked_up.max(initial=1)))
+def _look_up(
+    dataset: pydicom.Dataset, sequence: str, values: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Values through the first table of a sequence, and the largest that its bits can hold.
+
+    PS3.3 C.11.1 and C.11.2: values before the first entry take the first, behind the last the last.
+    """
+    item = dataset[sequence].value[0]
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    table = item.LUTData
+    if isinstance(table, bytes):  # entries of a byte each are packed, else they are words
+        order = ">" if dataset.file_meta.TransferSyntaxUID == uid.ExplicitVRBigEndian else "<"
+        table = np.frombuffer(table, np.uint8 if len(table) == entries else f"{order}u2")
+    table = np.atleast_1d(np.asarray(table, dtype=np.float64))[: entries or 2**16]
+    if first >= 2**15 and values.min() < 0:  # a negative number in an unsigned element
+        first -= 2**16
+    places = np.rint(values).astype(np.int64) - first
+    return table[places.clip(0, len(table) - 1)], max(2.0**bits - 1, table.max())
 
 
 def _number(dataset: pydicom.Dataset, key: str, default: float) -> float:

@@ -17,6 +17,7 @@ from .errors import UserError
 from .geometry import Geometry
 from .image_io import ImageError, is_grey, list_images, read_image
 from .reading import ReadingConfig, normalize, to_uint8_channels
+from .rng import derive_seed
 
 CACHES = ("auto", "ram", "none")
 
@@ -132,11 +133,11 @@ class ImageDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        image = normalize(self.read(index, random)[None])[0].numpy()
+        image = normalize(np.stack([self.read(index, random)]))[0].numpy()
         return image, ({} if self.classes is None else {"y": np.int64(self.classes[index])})
 
-    def read(self, index: int, rng: random.Random) -> np.ndarray:
-        """uint8 [H x W x C], cropped and mirrored as `rng` says."""
+    def read(self, index: int, rng: random.Random | None) -> np.ndarray:
+        """uint8 [H x W x C], cropped and mirrored, where that was asked for, as `rng` says."""
         if self.random_crop:
             image = read_image(
                 self.paths[index], self.reading.in_channels, self.reading.intensity_rule()
@@ -251,8 +252,11 @@ class _Steps(Dataset):
         """Sample of this global number: which image it is, and its pixels."""
         for attempt in range(len(self.images)):
             index = self._index(number + attempt)
+            rng = None
+            if self.images.random_flip or self.images.random_crop:
+                rng = random.Random(derive_seed(self.seed, "image", number))
             try:
-                return index, self.images.read(index, random.Random(f"{self.seed}/{number}"))
+                return index, self.images.read(index, rng)
             except ImageError as error:
                 if not self.skip_bad_images:
                     raise
@@ -265,7 +269,7 @@ class _Steps(Dataset):
             return place
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            generator = np.random.default_rng((self.seed, epoch))
+            generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
             self._orders[epoch] = generator.permutation(len(self.images))
         return int(self._orders[epoch][place])
 

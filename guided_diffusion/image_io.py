@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import io
+import logging
 import os
 import warnings
 from collections import Counter
@@ -24,12 +25,14 @@ IMAGE_EXTENSIONS = (
 MASK_SUFFIXES = ("_mask", "_gt", "_seg", "_label")
 LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 INTENSITY_RULES = ("full", "percentile", "window")
-MAX_PIXELS = 150_000_000
-"""Height times width; a whole spine at 0.1 mm has a third of it, a decompression bomb far more."""
+MAX_PIXELS = 100_000_000
+"""Height times width; a whole spine at 0.1 mm has half of it, a decompression bomb far more."""
 
 # What Pillow may try. Its other plugins include interpreters of whole languages.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _HEAD_BYTES = 132
+# What Pillow logs it also raises; without a handler of somebody's the log would go to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class ImageError(UserError):
@@ -232,7 +235,8 @@ def _walk(folder: str) -> Iterator[str]:
     """Every file that is not hidden; links are followed, but no folder is entered twice."""
     if is_remote(folder):
         for root, _, names in bf.walk(folder):
-            yield from (bf.join(root, name) for name in names if not name.startswith("."))
+            if "/." not in root[len(folder.rstrip("/")) :]:
+                yield from (bf.join(root, name) for name in names if not name.startswith("."))
         return
     entered = set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -334,6 +338,10 @@ def _decode_indices(path: str) -> np.ndarray:
             return dicom_io.read_dicom_stored(head + file.read(), MAX_PIXELS)
         file.seek(0)
         picture = _open_picture(file)
+        if picture.format == "GIF" and picture.mode == "P":
+            # GIF has no grey mode: where the colours are grey, it is they that were meant
+            colours = np.asarray(picture.convert("RGB"))
+            return colours if _equal_channels(colours) else np.asarray(picture)
         if picture.mode in ("P", "1", "L", "I", "F") or picture.mode.startswith("I;16"):
             return np.asarray(picture)
         if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
@@ -348,12 +356,35 @@ def _open_picture(file: io.IOBase) -> Image.Image:
         raise ValueError(
             f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit"
         )
-    frames = getattr(picture, "n_frames", 1)
+    if picture.format == "TIFF" and picture.tile:
+        rows = max(extents[3] for _, extents, *_ in picture.tile)
+        if rows < (claimed := picture.tag_v2[TiffImagePlugin.IMAGELENGTH]):
+            # Pillow would leave the rest black
+            raise ValueError(f"it is damaged: only {rows} of its {claimed} rows are there")
+    with _silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
+        frames = getattr(picture, "n_frames", 1)
+        picture.load()
     if frames != 1 and picture.format != "MPO":  # a camera's MPO holds previews of its one picture
         raise ValueError(f"it holds {frames} frames; save the wanted one as a file of its own")
-    picture.load()
     ImageOps.exif_transpose(picture, in_place=True)
     return picture
+
+
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """libtiff prints to the process's stderr what Pillow then raises as well."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _picture_values(picture: Image.Image) -> dicom_io.DicomImage:

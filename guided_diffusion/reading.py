@@ -1,5 +1,6 @@
 """How images are read, as one value that is recorded with the weights and applied ever after."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -7,32 +8,26 @@ import numpy as np
 import torch as th
 
 from .errors import UserError
+from .flags import flag
 from .geometry import KINDS, Geometry
-from .image_io import INTENSITY_RULES, Intensity, read_image
+from .image_io import INTENSITY_RULES, ImageError, Intensity, read_image
+
+# below this share of the range an image has fewer than 64 of 255 grey steps
+_LOW_CONTRAST = 0.25
 
 
 @dataclass(frozen=True)
 class ReadingConfig:
-    """From a file to what a network sees.
+    """Reading images; the intensity rules are explained at `image_io.Intensity`."""
 
-    image_size       side of a square or (height, width), in pixels
-    in_channels      1 (grey) or 3 (colour; grey files are repeated)
-    resize           crop, pad, squash or native, see `geometry.Geometry`
-    intensity        full, percentile or window, see `image_io.Intensity`
-    percentile_low   percent of the pixels that become black under `percentile`
-    percentile_high  percent of the pixels that do not become white under `percentile`
-    window_center    in the file's values, for `window`; None: the file's own window
-    window_width     in the file's values, for `window`; None: the file's own window
-    """
-
-    image_size: int | tuple[int, int] = 64
-    in_channels: int = 3
-    resize: str = "crop"
-    intensity: str = "full"
-    percentile_low: float = 0.5
-    percentile_high: float = 99.5
-    window_center: float | None = None
-    window_width: float | None = None
+    image_size: int | tuple[int, int] = flag(64, "side, or height and width, in pixels", type=int)
+    in_channels: int = flag(3, "1 (grey) or 3 (colour; grey images are repeated)")
+    resize: str = flag("crop", "to the network's size; pad keeps it all", choices=KINDS)
+    intensity: str = flag("full", "which grey levels are black and white", choices=INTENSITY_RULES)
+    percentile_low: float = flag(0.5, "percent of an image's pixels that become black")
+    percentile_high: float = flag(99.5, "percent of an image's pixels below white")
+    window_center: float | None = flag(None, "in the files' values; absent: the file's", type=float)
+    window_width: float | None = flag(None, "in the files' values; absent: the file's", type=float)
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, list):  # as it comes out of a JSON file
@@ -98,7 +93,7 @@ def to_uint8_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.dtype != np.uint8:
         image = np.rint(image.clip(0.0, 1.0) * 255.0).astype(np.uint8)
     if image.ndim == 2:
-        image = np.repeat(image[..., None], channels, axis=2)
+        image = image[..., None] if channels == 1 else np.repeat(image[..., None], channels, axis=2)
     return image
 
 
@@ -106,3 +101,29 @@ def normalize(images: np.ndarray | th.Tensor) -> th.Tensor:
     """uint8 [... x H x W x C] -> float32 [... x C x H x W] in [-1, 1], what networks take."""
     images = th.as_tensor(images).movedim(-1, -3)
     return images.to(th.float32, memory_format=th.contiguous_format).div_(127.5).sub_(1.0)
+
+
+def low_contrast_advice(
+    paths: Sequence[str], reading: ReadingConfig, how_many: int = 8
+) -> str | None:
+    """One line of advice where a sample of the images would be seen in very few grey levels.
+
+    So look 10-bit exports in 16-bit files, and CT, when the type's whole range is kept.
+    """
+    if reading.intensity != "full":
+        return None
+    spans = []
+    for place in np.unique(np.linspace(0, len(paths) - 1, how_many).round().astype(int)):
+        try:
+            image = read_image(paths[place], 1)
+        except ImageError:
+            continue
+        if image.dtype != np.uint8:
+            spans.append(float(image.max() - image.min()))
+    if not spans or np.median(spans) >= _LOW_CONTRAST:
+        return None
+    return (
+        f"the images use {100 * np.median(spans):.2g} % of the grey levels that their files could "
+        f"hold, {max(1, round(255 * np.median(spans)))} of 255 steps; "
+        "--intensity percentile uses all"
+    )
