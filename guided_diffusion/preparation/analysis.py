@@ -1,0 +1,130 @@
+"""What a data set is like: one pass over its files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pydicom
+from PIL import Image
+from tqdm import tqdm
+
+from guided_diffusion.image_io import ImageError, open_file, read_image, read_mask
+from guided_diffusion.preparation.layouts import Item
+
+BINS = 64
+_BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
+
+
+@dataclass
+class ImageFacts:
+    """One radiograph. Grey levels as shares of the type's range, 0 to 1."""
+
+    name: str
+    split: str
+    height: int
+    width: int
+    bits: int
+    channels: int
+    grey: bool
+    mean: float
+    spread: float
+    low: float
+    median: float
+    high: float
+    histogram: np.ndarray
+    class_pixels: np.ndarray | None = None
+
+
+@dataclass
+class Analysis:
+    """Facts about every image that can be read, and the names of those that cannot."""
+
+    facts: list[ImageFacts] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    thickness: dict[int, list[float]] = field(default_factory=dict)
+    lost_by_crop: list[np.ndarray] = field(default_factory=list)
+
+    def num_classes(self) -> int:
+        """One more than the highest class in any mask; 0 without masks."""
+        return max(
+            (len(f.class_pixels) for f in self.facts if f.class_pixels is not None), default=0
+        )
+
+
+def analyze(items: Sequence[Item]) -> Analysis:
+    """Read every image and mask once. What cannot be read is listed, not raised."""
+    analysis = Analysis()
+    for item in tqdm(items, desc="reading", unit="image", disable=None, leave=False):
+        try:
+            image = read_image(item.image)
+            facts = _image_facts(item, image)
+            if item.mask:
+                _add_mask(analysis, facts, read_mask(item.mask))
+        except ImageError as error:
+            analysis.unreadable.append(str(error))
+            continue
+        analysis.facts.append(facts)
+    return analysis
+
+
+def bit_depth(path: str) -> int:
+    """Bits a pixel and channel, as the file says."""
+    with open_file(path) as file:
+        head = file.read(132)
+        file.seek(0)
+        if head[128:] == b"DICM":
+            tags = ["BitsStored"]
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+            return int(dataset.get("BitsStored", 16))
+        try:
+            with Image.open(file) as picture:
+                return _BITS.get(picture.mode, 8)
+        except OSError:
+            return 8
+
+
+def _image_facts(item: Item, image: np.ndarray) -> ImageFacts:
+    levels = image / np.float32(255) if image.dtype == np.uint8 else image
+    low, median, high = np.percentile(levels, [1, 50, 99])
+    histogram, _ = np.histogram(levels, bins=BINS, range=(0, 1))
+    return ImageFacts(
+        name=item.name,
+        split=item.split,
+        height=image.shape[0],
+        width=image.shape[1],
+        bits=bit_depth(item.image),
+        channels=1 if image.ndim == 2 else 3,
+        grey=image.ndim == 2 or bool((image == image[..., :1]).all()),
+        mean=float(levels.mean()),
+        spread=float(levels.std()),
+        low=float(low),
+        median=float(median),
+        high=float(high),
+        histogram=histogram / histogram.sum(),
+    )
+
+
+def _add_mask(analysis: Analysis, facts: ImageFacts, mask: np.ndarray) -> None:
+    pixels = np.bincount(mask.ravel())
+    facts.class_pixels = pixels
+    for index in np.flatnonzero(pixels):
+        region = mask == index
+        # area over half the boundary length: the width of a long strip, half that of a square
+        across = np.count_nonzero(region[1:] != region[:-1])
+        along = np.count_nonzero(region[:, 1:] != region[:, :-1])
+        if across + along:
+            share = 2 * pixels[index] / (across + along) / max(mask.shape)
+            analysis.thickness.setdefault(int(index), []).append(share)
+    side = min(mask.shape)
+    top, left = (mask.shape[0] - side) // 2, (mask.shape[1] - side) // 2
+    kept = np.bincount(mask[top : top + side, left : left + side].ravel(), minlength=len(pixels))
+    analysis.lost_by_crop.append(np.divide(pixels - kept, np.maximum(pixels, 1)))
+
+
+def class_counts(analysis: Analysis, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each class, and images that hold it; both int [num_classes]."""
+    counts = np.zeros((len(analysis.facts), num_classes), np.int64)
+    for row, facts in zip(counts, analysis.facts):
+        if facts.class_pixels is not None:
+            row[: len(facts.class_pixels)] = facts.class_pixels
+    return counts.sum(axis=0), (counts > 0).sum(axis=0)
