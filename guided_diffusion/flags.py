@@ -21,8 +21,8 @@ def flag(default: Any, help: str, *aliases: str, **options: Any) -> Any:
 
 
 def pick(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """A configuration from those values that it has."""
-    names = {f.name for f in dataclasses.fields(config)}
+    """A configuration from those values that it has; what it derives itself is left out."""
+    names = {f.name for f in dataclasses.fields(config) if f.init}
     return config(**{name: value for name, value in values.items() if name in names})
 
 
@@ -84,7 +84,7 @@ def make_parser(description: str, *configs: type) -> argparse.ArgumentParser:
     for config in configs:
         group = parser.add_argument_group((config.__doc__ or "").split("\n")[0].split(";")[0])
         for f in dataclasses.fields(config):
-            if f.name in seen:
+            if f.name in seen or not f.init:
                 continue
             seen.add(f.name)
             options = dict(f.metadata)

@@ -40,6 +40,9 @@ class ModelConfig:
     dropout: float = flag(0.0, "share of activations dropped in the residual blocks, 0 to 1")
     class_cond: bool = flag(False, "condition on the class, read from the file names")
     num_classes: int = flag(NUM_CLASSES, "number of classes of a class-conditional network")
+    cond_drop_prob: float = flag(
+        0.0, "share of images trained on without their class, for guidance; 0 to 1"
+    )
     use_checkpoint: bool = flag(False, "recompute activations in the backward pass: less memory")
     use_scale_shift_norm: bool = flag(True, "timesteps scale and shift the norms, not only add")
     resblock_updown: bool = flag(False, "resample inside residual blocks")
@@ -50,6 +53,23 @@ class ModelConfig:
     def mult(self) -> tuple[float, ...]:
         """Width of each level as a multiple of `num_channels`, finest first."""
         return parse_channel_mult(self.channel_mult) or default_channel_mult(self.image_size)
+
+    def num_labels(self) -> int | None:
+        """Rows of the network's table of classes; None where it is not class-conditional.
+
+        Where classes are dropped in training there is one row more, the last: "no class".
+        """
+        if not 0 <= self.cond_drop_prob <= 1:
+            raise UserError(f"--cond_drop_prob {self.cond_drop_prob}: must be from 0 to 1")
+        if self.cond_drop_prob and not self.class_cond:
+            raise UserError("--cond_drop_prob drops classes: it needs --class_cond True")
+        if not self.class_cond:
+            return None
+        return self.num_classes + (1 if self.cond_drop_prob else 0)
+
+    def settled(self) -> "ModelConfig":
+        """The same network, whatever the defaults of other versions are."""
+        return dataclasses.replace(self, channel_mult=",".join(map(str, self.mult())))
 
     def network_arguments(self) -> dict[str, Any]:
         """Constructor arguments of UNetModel and its kin, but for the number of outputs.
@@ -80,10 +100,13 @@ class ModelConfig:
 
     def build(self) -> UNetModel:
         """The diffusion network."""
+        return self._build(UNetModel)
+
+    def _build(self, network: type[UNetModel]) -> UNetModel:
         return _refusing(
-            UNetModel,
+            network,
             out_channels=self.in_channels * (2 if self.learn_sigma else 1),
-            num_classes=self.num_classes if self.class_cond else None,
+            num_classes=self.num_labels(),
             **self.network_arguments(),
         )
 
@@ -202,10 +225,38 @@ def model_and_diffusion_defaults() -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class SuperResConfig(ModelConfig):
+    """All that is needed to build a super-resolution network; see SuperResModel."""
+
+    image_size: int = dataclasses.field(init=False, default=256)
+    large_size: int = flag(256, "height and width of the result, pixels")
+    small_size: int = flag(64, "height and width of what is sharpened, pixels")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", self.large_size)
+        if not 0 < self.small_size <= self.large_size:
+            raise UserError(
+                f"--small_size {self.small_size} and --large_size {self.large_size}: the small"
+                " images must be at least 1 pixel and no larger than the large ones"
+            )
+
+    def mult(self) -> tuple[float, ...]:
+        """From 256 pixels on, the six levels of the published upsamplers."""
+        given = parse_channel_mult(self.channel_mult)
+        return given or default_channel_mult(min(self.large_size, 256))
+
+    def build(self) -> SuperResModel:
+        """The diffusion network."""
+        return self._build(SuperResModel)
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """All that is needed to build a classifier of noised images."""
+    """All that is needed to build a classifier of noised images (arXiv 2105.05233, section 4)."""
 
     image_size: int = flag(64, "height and width of the images, pixels")
+    in_channels: int = flag(3, "channels of the images: 1 for grey, 3 for colour")
+    num_classes: int = flag(NUM_CLASSES, "number of classes that the classifier tells apart")
     classifier_use_fp16: bool = flag(False, "half precision, on CUDA")
     classifier_width: int = flag(128, "width of the classifier's finest level, channels")
     classifier_depth: int = flag(2, "residual blocks a level")
@@ -214,10 +265,51 @@ class ClassifierConfig:
     classifier_resblock_updown: bool = flag(True, "resample inside residual blocks")
     classifier_pool: str = flag("attention", "adaptive, attention, spatial or spatial_v2")
 
+    # what training asks of every network's configuration
+    class_cond = True
+    cond_drop_prob = 0.0
+
+    @property
+    def use_fp16(self) -> bool:
+        return self.classifier_use_fp16
+
+    def settled(self) -> "ClassifierConfig":
+        return self
+
+    def network_arguments(self) -> dict[str, Any]:
+        """Constructor arguments of EncoderUNetModel.
+
+        :raises UserError: if the fields do not make a network.
+        """
+        mult = default_channel_mult(self.image_size)
+        check_size(self.image_size, len(mult))
+        return {
+            "image_size": self.image_size,
+            "in_channels": self.in_channels,
+            "model_channels": self.classifier_width,
+            "out_channels": self.num_classes,
+            "num_res_blocks": self.classifier_depth,
+            "attention_resolutions": attention_factors(
+                self.classifier_attention_resolutions, self.image_size, len(mult)
+            ),
+            "channel_mult": mult,
+            "use_fp16": self.classifier_use_fp16,
+            "num_head_channels": 64,
+            "use_scale_shift_norm": self.classifier_use_scale_shift_norm,
+            "resblock_updown": self.classifier_resblock_updown,
+            "pool": self.classifier_pool,
+        }
+
+    def build(self) -> EncoderUNetModel:
+        """The classifier."""
+        return _refusing(EncoderUNetModel, **self.network_arguments())
+
 
 def classifier_defaults() -> dict[str, Any]:
-    """Flags of the classifier and their defaults."""
-    return _defaults(ClassifierConfig)
+    """Flags of the classifier and their defaults, but for `in_channels` and `num_classes`, which
+    it shares with the network that it guides."""
+    shared = ("in_channels", "num_classes")
+    return {k: v for k, v in _defaults(ClassifierConfig).items() if k not in shared}
 
 
 def classifier_and_diffusion_defaults() -> dict[str, Any]:
@@ -227,11 +319,9 @@ def classifier_and_diffusion_defaults() -> dict[str, Any]:
 
 def sr_model_and_diffusion_defaults() -> dict[str, Any]:
     """Flags of the super-resolution network and its diffusion process and their defaults."""
-    return {"large_size": 256, "small_size": 64} | {
-        name: default
-        for name, default in model_and_diffusion_defaults().items()
-        if name not in ("image_size", "channel_mult", "use_new_attention_order")
-    }
+    unknown = ("image_size", "channel_mult", "use_new_attention_order")
+    defaults = _defaults(SuperResConfig, DiffusionConfig)
+    return {name: default for name, default in defaults.items() if name not in unknown}
 
 
 def create_model_and_diffusion(
@@ -260,6 +350,7 @@ def create_model_and_diffusion(
     use_new_attention_order,
     in_channels=3,
     num_classes=NUM_CLASSES,
+    cond_drop_prob=0.0,
 ) -> tuple[UNetModel, SpacedDiffusion]:
     """The network and the diffusion process that ModelConfig and DiffusionConfig describe."""
     values = locals()
@@ -285,6 +376,7 @@ def create_model(
     use_new_attention_order=False,
     in_channels=3,
     num_classes=NUM_CLASSES,
+    cond_drop_prob=0.0,
 ) -> UNetModel:
     """The network that ModelConfig describes."""
     return ModelConfig(**locals()).build()
@@ -312,9 +404,7 @@ def create_classifier_and_diffusion(
 ) -> tuple[EncoderUNetModel, SpacedDiffusion]:
     """A classifier of noised images and the diffusion process that noises them."""
     values = locals()
-    settings = dataclasses.asdict(pick(ClassifierConfig, values))
-    classifier = create_classifier(**settings, in_channels=in_channels, num_classes=num_classes)
-    return classifier, pick(DiffusionConfig, values).build()
+    return pick(ClassifierConfig, values).build(), pick(DiffusionConfig, values).build()
 
 
 def create_classifier(
@@ -329,26 +419,8 @@ def create_classifier(
     in_channels=3,
     num_classes=NUM_CLASSES,
 ) -> EncoderUNetModel:
-    """A classifier of noised images (arXiv 2105.05233, section 4)."""
-    mult = default_channel_mult(image_size)
-    check_size(image_size, len(mult))
-    return _refusing(
-        EncoderUNetModel,
-        image_size=image_size,
-        in_channels=in_channels,
-        model_channels=classifier_width,
-        out_channels=num_classes,
-        num_res_blocks=classifier_depth,
-        attention_resolutions=attention_factors(
-            classifier_attention_resolutions, image_size, len(mult)
-        ),
-        channel_mult=mult,
-        use_fp16=classifier_use_fp16,
-        num_head_channels=64,
-        use_scale_shift_norm=classifier_use_scale_shift_norm,
-        resblock_updown=classifier_resblock_updown,
-        pool=classifier_pool,
-    )
+    """The classifier that ClassifierConfig describes."""
+    return ClassifierConfig(**locals()).build()
 
 
 def sr_create_model_and_diffusion(
@@ -376,12 +448,11 @@ def sr_create_model_and_diffusion(
     use_fp16,
     in_channels=3,
     num_classes=NUM_CLASSES,
+    cond_drop_prob=0.0,
 ) -> tuple[SuperResModel, SpacedDiffusion]:
     """A super-resolution network and its diffusion process."""
     values = locals()
-    names = sr_create_model.__code__.co_varnames[: sr_create_model.__code__.co_argcount]
-    model = sr_create_model(**{name: values[name] for name in names})
-    return model, pick(DiffusionConfig, values).build()
+    return pick(SuperResConfig, values).build(), pick(DiffusionConfig, values).build()
 
 
 def sr_create_model(
@@ -402,20 +473,10 @@ def sr_create_model(
     use_fp16,
     in_channels=3,
     num_classes=NUM_CLASSES,
+    cond_drop_prob=0.0,
 ) -> SuperResModel:
-    """A network that sharpens images of `small_size` to `large_size` pixels.
-
-    From 256 pixels on it has the six levels of the published upsamplers.
-    """
-    config = pick(ModelConfig, {**locals(), "image_size": large_size})
-    mult = default_channel_mult(min(large_size, 256))
-    config = dataclasses.replace(config, channel_mult=",".join(map(str, mult)))
-    return _refusing(
-        SuperResModel,
-        out_channels=in_channels * (2 if learn_sigma else 1),
-        num_classes=num_classes if class_cond else None,
-        **config.network_arguments(),
-    )
+    """The network that SuperResConfig describes."""
+    return SuperResConfig(**locals()).build()
 
 
 def create_gaussian_diffusion(
