@@ -303,7 +303,9 @@ def _one_line_errors(path: str) -> Iterator[None]:
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder, not a file") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{path} cannot be read: its content is no image") from error
+        raise ImageError(
+            f"{path} cannot be read: its content is no image of a known kind"
+        ) from error
     except Exception as error:  # decoders raise every kind, from struct.error to RecursionError
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(f"{path} cannot be read: {reason}") from error
