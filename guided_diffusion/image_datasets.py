@@ -5,7 +5,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch as th
@@ -35,6 +35,7 @@ def load_data(
     batch_size: int,
     image_size: int | tuple[int, int],
     class_cond: bool = False,
+    classes: Sequence[str] | None = None,
     deterministic: bool = False,
     random_crop: bool = False,
     random_flip: bool = True,
@@ -54,6 +55,7 @@ def load_data(
     batch_size       images of one rank's batch
     image_size       as in ReadingConfig; the rest of it comes from `reading` where given
     class_cond       labels are the file names up to the first underscore, in sorted order
+    classes          the names in the order of their labels, instead of those that the files have
     deterministic    go through the files in their sorted order instead of a shuffled one
     random_crop      crop 80 to 100 % of the short side at a random place (only with resize "crop")
     random_flip      mirror every second image; left is not right in most radiographs
@@ -81,14 +83,10 @@ def load_data(
             f"{data_dir} holds {len(paths)} images, fewer than the {batch_size * num_ranks} of one "
             f"step ({batch_size} on each of {num_ranks} ranks); lower --batch_size or add images"
         )
-    classes = None
-    if class_cond:
-        names = class_names(paths)
-        classes = [names.index(_class_name(path)) for path in paths]
     images = ImageDataset(
         reading.image_size,
         paths,
-        classes=classes,
+        classes=class_labels(paths, classes) if class_cond else None,
         random_crop=random_crop,
         random_flip=random_flip,
         reading=reading,
@@ -196,9 +194,25 @@ def random_crop_arr(
     )
 
 
-def class_names(paths: list[str]) -> list[str]:
+def class_names(paths: Sequence[str]) -> list[str]:
     """The classes that file names tell, sorted; a class's number is its place here."""
     return sorted({_class_name(path) for path in paths})
+
+
+def class_labels(paths: Sequence[str], names: Sequence[str] | None = None) -> list[int]:
+    """The class number of every file.
+
+    :param names: all classes in the order of their numbers; by default those of the files.
+    :raises UserError: if a file is of another class.
+    """
+    numbers = {name: number for number, name in enumerate(names or class_names(paths))}
+    for path in paths:
+        if _class_name(path) not in numbers:
+            raise UserError(
+                f"{path} is of the class {_class_name(path)!r} (its name up to the first"
+                f" underscore), the network knows {', '.join(list(numbers)[:10])}"
+            )
+    return [numbers[_class_name(path)] for path in paths]
 
 
 def sample_is_grey(paths: list[str], how_many: int = 64) -> bool:

@@ -2,22 +2,23 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import blobfile as bf
 import torch as th
 
-from . import checkpoint, dist_util, logger
+from . import checkpoint, dist_util, logger, rng
 from .errors import UserError
 from .flags import flag, from_flags, pick
-from .image_datasets import sample_is_grey
+from .image_datasets import Batch, class_labels, class_names, load_data, sample_is_grey
 from .image_io import list_images
 from .reading import ReadingConfig
 from .script_util import DiffusionConfig, ModelConfig, check_flags
+from .signals import EXIT_STOPPED
 from .stepper import PRECISIONS
-from .train_util import Start, find_start
+from .train_util import Start, TrainLoop, find_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,22 @@ class Run:
     diffusion: DiffusionConfig
     reading: ReadingConfig
     train: TrainConfig
+    classes: tuple[str, ...] = ()  # names in the order of their labels; () without labels
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """The training batches from a step on: images and, where the network asks, classes."""
+        batches = load_data(**self.loader_arguments(), start_step=start_step)
+        if not self.model.cond_drop_prob:
+            return batches
+        return drop_classes(
+            batches, self.model.cond_drop_prob, self.model.num_classes, self.train.seed, start_step
+        )
+
+    def some_classes(self, count: int) -> dict[str, th.Tensor]:
+        """The network's arguments for `count` images, of one class after the other."""
+        if not self.classes:
+            return {}
+        return {"y": th.arange(count, device=dist_util.dev()) % len(self.classes)}
 
     def loader_arguments(self) -> dict[str, Any]:
         """The arguments of `load_data` that are the same for every trainer."""
@@ -76,6 +93,7 @@ class Run:
             "batch_size": train.batch_size,
             "image_size": self.reading.image_size,
             "class_cond": self.model.class_cond,
+            "classes": self.classes or None,
             "random_crop": train.random_crop,
             "random_flip": train.random_flip,
             "seed": train.seed,
@@ -132,14 +150,21 @@ def run_folder() -> str:
     return dist_util.broadcast_object(os.path.expanduser(folder))
 
 
-def open_run(given: Mapping[str, Any], model_defaults: Mapping[str, Any] | None = None) -> Run:
+def open_run(
+    given: Mapping[str, Any],
+    kind: str = "diffusion",
+    model_type: type = ModelConfig,
+    train_type: type[TrainConfig] = TrainConfig,
+) -> Run:
     """Check flags against data and run folder, open the log, write `config.json`.
 
     :param given: the given flags.
-    :param model_defaults: defaults of the network that differ from ModelConfig's.
+    :param kind: of the network, for config.json.
+    :param model_type: the configuration of such networks.
+    :param train_type: the configuration of their training.
     :raises UserError: for whatever the user must mend before anything is written.
     """
-    train = from_flags(TrainConfig, given)
+    train = from_flags(train_type, given)
     if not train.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
     train = _with_global_batch(train)
@@ -157,8 +182,13 @@ def open_run(given: Mapping[str, Any], model_defaults: Mapping[str, Any] | None 
     paths = list_images(train.data_dir)
     if stored is not None and start.path:
         source = f"the run that {start.path} is of"
+        if stored["kind"] != kind:
+            raise UserError(
+                f"{source} trains a network of the kind {stored['kind']}, not {kind}: set"
+                " OPENAI_LOGDIR to another folder"
+            )
         bases = {
-            "model": pick(ModelConfig, stored["model"]),
+            "model": pick(model_type, stored["model"]),
             "diffusion": pick(DiffusionConfig, stored["diffusion"]),
             "reading": ReadingConfig.from_dict(stored["reading"]),
         }
@@ -167,7 +197,7 @@ def open_run(given: Mapping[str, Any], model_defaults: Mapping[str, Any] | None 
             check_flags(given, base, source, free)
         note = ""
     else:
-        defaults = dict(model_defaults or {})
+        defaults = {}
         note = ""
         if "in_channels" not in given:
             grey = dist_util.broadcast_object(
@@ -180,15 +210,17 @@ def open_run(given: Mapping[str, Any], model_defaults: Mapping[str, Any] | None 
                 else "a sample of the images is not all grey: in_channels 3"
             )
         bases = {
-            "model": ModelConfig(**defaults),
+            "model": model_type(**defaults),
             "diffusion": DiffusionConfig(),
             "reading": ReadingConfig(),
         }
-    model = from_flags(ModelConfig, given, bases["model"])
-    # what the defaults are may change; what this network is may not
-    mult = ",".join(map(str, model.mult()))
-    model = dataclasses.replace(model, channel_mult=mult)
-    model.network_arguments()
+    model = from_flags(model_type, given, bases["model"]).settled()
+    with th.device("meta"):
+        model.build()  # refuses what makes no network, before anything is written
+    classes = ()
+    if model.class_cond:
+        known = stored.get("classes", ()) if stored is not None and start.path else ()
+        classes = _classes(train.data_dir, paths, model.num_classes, known)
     reading = from_flags(ReadingConfig, given, bases["reading"])
     reading = dataclasses.replace(
         reading, image_size=model.image_size, in_channels=model.in_channels
@@ -199,23 +231,70 @@ def open_run(given: Mapping[str, Any], model_defaults: Mapping[str, Any] | None 
             f"{train.data_dir} holds {len(paths)} images, fewer than the"
             f" {train.batch_size * dist_util.world_size()} of one step: lower --batch_size"
         )
-    logger.configure(folder, resume_step=start.step if start.path else None, comm=dist_util.Comm())
+    logger.configure(folder, resume_step=start.step, comm=dist_util.Comm())
     logger.log(f"{len(paths)} images in {train.data_dir}; run folder {folder}")
     if note:
         logger.log(note)
+    if classes:
+        logger.log(f"{len(classes)} classes: {_listing(classes)}")
     if dist_util.is_main():
         checkpoint.write_config(
             folder,
             {
-                "kind": "diffusion",
+                "kind": kind,
                 "model": model,
                 "diffusion": diffusion,
                 "reading": reading.to_dict(),
+                "classes": list(classes),
                 "training": train,
             },
         )
     th.manual_seed(train.seed)
-    return Run(folder, start, model, diffusion, reading, train)
+    return Run(folder, start, model, diffusion, reading, train, classes)
+
+
+def _classes(
+    data_dir: str, paths: Sequence[str], most: int, known: Sequence[str]
+) -> tuple[str, ...]:
+    """The names of the classes; those of the run that goes on, where there is one."""
+    names = class_names(paths)
+    if len(names) > most:
+        raise UserError(
+            f"{data_dir} holds {len(names)} classes ({_listing(names)}), the network has"
+            f" --num_classes {most}; the class is a file's name up to the first underscore"
+        )
+    if known:
+        class_labels(paths, known)  # refuses a class that the run does not know
+    return tuple(known or names)
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def drop_classes(
+    batches: Iterator[Batch], share: float, null: int, seed: int, start_step: int
+) -> Iterator[Batch]:
+    """Put the class `null`, "no class", in the place of a share of the classes.
+
+    So one network learns to denoise with and without the class (arXiv 2207.12598, algorithm 1).
+    Which images lose theirs is a function of the seed and of their number in the run.
+    """
+    ranks, rank = dist_util.world_size(), dist_util.rank()
+    for step, (images, cond) in enumerate(batches, start_step):
+        first = (step * ranks + rank) * len(images)
+        draws = rng.uniforms(seed, "drop class", range(first, first + len(images)))
+        dropped = th.from_numpy(draws < share)
+        yield images, {**cond, "y": cond["y"].masked_fill(dropped, null)}
+
+
+def run_training(loop: TrainLoop, run: Run) -> int:
+    """Train to the end, or to a signal; returns the command's exit code."""
+    loop.run_loop()
+    if loop.stopped_by:
+        logger.log(f"stopped by {loop.stopped_by}: the same command goes on from here")
+    logger.log(f"run folder: {run.folder}")
+    return EXIT_STOPPED if loop.stopped_by else 0
 
 
 def _with_global_batch(train: TrainConfig) -> TrainConfig:
