@@ -1,0 +1,110 @@
+"""What several test files share: tiny data, a tiny pretrained network, scripts run in-process."""
+
+import contextlib
+import dataclasses
+import io
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from golden_util import fill_parameters
+from PIL import Image
+
+from guided_diffusion import checkpoint, logger
+from guided_diffusion.errors import UserError
+from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+
+ROOT = Path(__file__).parent.parent
+TINY = ModelConfig(
+    image_size=16,
+    in_channels=1,
+    num_channels=32,
+    num_res_blocks=1,
+    num_head_channels=16,
+    channel_mult="1,2",
+    attention_resolutions="8",
+    learn_sigma=True,
+    resblock_updown=True,
+)
+TINY_DIFFUSION = DiffusionConfig(learn_sigma=True, diffusion_steps=50, noise_schedule="cosine")
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_script(name: str, *argv: object) -> Outcome:
+    """Run `scripts/NAME` or `tools/NAME` in this process, as a user would."""
+    path = next(p for p in (ROOT / "scripts" / name, ROOT / "tools" / name) if p.exists())
+    out, err = io.StringIO(), io.StringIO()
+    before, code = sys.argv, 0
+    sys.argv = [str(path), *map(str, argv)]
+    sys.path.insert(0, str(path.parent))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    except UserError as error:  # raised before main: an import that only a script makes
+        raise AssertionError(f"a traceback instead of one line: {error}") from error
+    finally:
+        sys.argv = before
+        sys.path.remove(str(path.parent))
+        logger.reset()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """`run_script` in a temporary folder, without the user's own OPENAI_LOGDIR."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
+    return run_script
+
+
+def draw_pairs(folder: Path, count: int, size=(16, 20), classes: int = 3, seed: int = 0) -> None:
+    """Write `folder/IMG` and `folder/MASK`: noisy pictures of bands whose grey tells the class."""
+    rng = np.random.default_rng(seed)
+    for part in ("IMG", "MASK"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        height, width = size
+        edges = np.sort(rng.integers(1, width, classes - 1))
+        mask = np.broadcast_to(np.searchsorted(edges, np.arange(width), "right"), size)
+        grey = 40 + 170 * mask / (classes - 1) + rng.normal(0, 6, (height, width))
+        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / "IMG" / f"r{i}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(folder / "MASK" / f"r{i}.png")
+
+
+@pytest.fixture
+def split(tmp_path) -> Path:
+    """Split/TRAIN and Split/VAL with 3 and 2 labelled pictures of 3 classes."""
+    draw_pairs(tmp_path / "Split" / "TRAIN", 3)
+    draw_pairs(tmp_path / "Split" / "VAL", 2, seed=1)
+    return tmp_path / "Split"
+
+
+@pytest.fixture
+def pretrained(tmp_path) -> Path:
+    """A checkpoint of a tiny network with its config.json."""
+    th.manual_seed(0)
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    model = fill_parameters(TINY.build())
+    th.save(model.state_dict(), folder / "model000010.pt")
+    sections = {
+        "model": TINY,
+        "diffusion": TINY_DIFFUSION,
+        "reading": ReadingConfig(16, 1).to_dict(),
+    }
+    checkpoint.write_config(str(folder), sections)
+    return folder / "model000010.pt"
