@@ -157,6 +157,13 @@ def complete_steps(folder: str) -> list[int]:
     return sorted(int(match.group(1)) for match in names if match)
 
 
+def foreign_models(folder: str) -> list[str]:
+    """Files `modelN.pt` in a folder that is of no run of this package, oldest first."""
+    if not bf.isdir(folder) or complete_steps(folder) or bf.exists(bf.join(folder, CONFIG_NAME)):
+        return []
+    return sorted(name for name in bf.listdir(folder) if re.fullmatch(r"model\d+\.pt", name))
+
+
 def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Save one complete checkpoint.
 
@@ -164,6 +171,7 @@ def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[s
     :param parts: what to save under which prefix ("model", "ema_0.9999_", "opt").
     :param state: plain values and tensors that a resume needs besides.
     """
+    remove_temporaries(folder)  # their space may be needed
     files = {}
     for prefix, value in parts.items():
         name = step_name(prefix, step)
@@ -196,18 +204,29 @@ def newest_state(folder: str) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def prune(folder: str, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints (0 keeps all), and dead temporaries."""
-    for name in bf.listdir(folder):
-        if is_local(folder) and re.fullmatch(r"\..*\.\d+\.tmp", name):
-            os.remove(os.path.join(folder, name))
-    for step in complete_steps(folder)[: -keep or None] if keep > 0 else []:
+def prune(folder: str, keep: int, newest: int) -> None:
+    """Remove all but `keep` complete checkpoints up to step `newest`, the one just written.
+
+    Later ones, from which a run has gone back because they are damaged, do not count as kept.
+
+    :param keep: 0 keeps all.
+    """
+    steps = [step for step in complete_steps(folder) if step <= newest]
+    for step in steps[: -keep or None] if keep > 0 else []:
         # the state first: what is left by an interruption is an incomplete checkpoint
         ending = f"{step:0{STEP_DIGITS}d}.pt"
         bf.remove(bf.join(folder, f"state{ending}"))
         for name in bf.listdir(folder):
-            if re.fullmatch(rf"(model|opt|ema_[\d.]+_){re.escape(ending)}", name):
+            if re.fullmatch(rf"(model|opt|ema_[^_]+_){re.escape(ending)}", name):
                 bf.remove(bf.join(folder, name))
+
+
+def remove_temporaries(folder: str) -> None:
+    """Remove checkpoints that killed processes left half-written."""
+    if is_local(folder) and os.path.isdir(folder):
+        for name in os.listdir(folder):
+            if re.fullmatch(r"\.(model|ema_|opt|state).*\.\d+\.tmp", name):
+                os.remove(os.path.join(folder, name))
 
 
 def write_config(folder: str, sections: Mapping[str, Any]) -> None:

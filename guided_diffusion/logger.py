@@ -370,16 +370,16 @@ class _Mean:
         self.total: float | th.Tensor = total
         self.count = count
 
-    def add(self, value: Any) -> None:
+    def add(self, value: Any, count: int) -> None:
         if isinstance(value, th.Tensor):
             value = value.detach()
         if isinstance(value, th.Tensor) and value.is_cuda:
             if not isinstance(self.total, th.Tensor):
                 self.total = th.full((), self.total, dtype=th.float64, device=value.device)
-            self.total += value.reshape(())
+            self.total += value.reshape(()).double() * count
         else:
-            self.total += float(value)
-        self.count += 1
+            self.total += float(value) * count
+        self.count += count
 
 
 class Logger:
@@ -405,12 +405,13 @@ class Logger:
         """Set a value of the next row; the last call counts."""
         self._values[key] = val.detach().clone() if isinstance(val, th.Tensor) else val
 
-    def logkv_mean(self, key: str, val: Any) -> None:
-        """Add to a mean of the next row. A CUDA tensor of one element is not waited for."""
+    def logkv_mean(self, key: str, val: Any, count: int = 1) -> None:
+        """Add to a mean of the next row a value that is the mean of `count` ones. A CUDA tensor of
+        one element is not waited for."""
         mean = self._values.get(key)
         if not isinstance(mean, _Mean):
             mean = self._values[key] = _Mean()
-        mean.add(val)
+        mean.add(val, count)
 
     def getkvs(self) -> dict[str, Any]:
         """The next row as it stands, in plain numbers."""
@@ -499,9 +500,10 @@ def logkv(key: str, val: Any) -> None:
     get_current().logkv(key, val)
 
 
-def logkv_mean(key: str, val: Any) -> None:
-    """Add to a mean of the next row. A CUDA tensor of one element is not waited for."""
-    get_current().logkv_mean(key, val)
+def logkv_mean(key: str, val: Any, count: int = 1) -> None:
+    """Add to a mean of the next row a value that is the mean of `count` ones. A CUDA tensor of one
+    element is not waited for."""
+    get_current().logkv_mean(key, val, count)
 
 
 def logkvs(d: Mapping[str, Any]) -> None:

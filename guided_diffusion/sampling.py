@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from torchvision.utils import make_grid
 
 from . import checkpoint, rng
 from .solvers import sampler_named
@@ -25,6 +24,8 @@ def sample_images(
 ) -> th.Tensor:
     """Sample the images of the given numbers, whichever other images share the batch.
 
+    All noise is drawn on the CPU: a GPU computes the same images, up to rounding.
+
     :param model: network in eval mode on `device`.
     :param shape: `[C, H, W]` of an image.
     :param indices: numbers of the images, from 0.
@@ -34,7 +35,7 @@ def sample_images(
     """
 
     def noise(x: th.Tensor, t: int) -> th.Tensor:
-        return rng.normal(seed, f"step {t}", indices, x.shape[1:], x.device)
+        return rng.normal(seed, f"step {t}", indices, x.shape[1:]).to(x.device)
 
     with th.no_grad():
         return sampler_named(sampler)(
@@ -42,7 +43,7 @@ def sample_images(
             model,
             (len(indices), *shape),
             steps=steps,
-            noise=rng.normal(seed, "sample", indices, shape, device),
+            noise=rng.normal(seed, "sample", indices, shape).to(device),
             noise_fn=noise,
             device=device,
             **options,
@@ -58,6 +59,7 @@ def to_uint8(images: th.Tensor) -> np.ndarray:
 def save_grid(path: str, images: th.Tensor, columns: int | None = None) -> None:
     """Write `[N x C x H x W]` in [-1, 1] as one PNG, row by row; atomically."""
     from PIL import Image
+    from torchvision.utils import make_grid  # takes seconds to import
 
     columns = columns or max(1, round(len(images) ** 0.5))
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)

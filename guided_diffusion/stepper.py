@@ -73,7 +73,7 @@ class Stepper:
             dist_util.sync_params(model.parameters())
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(
-                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                model, device_ids=ids, gradient_as_bucket_view=True
             )
         groups = param_groups or [{"params": list(model.parameters())}]
         self.opt = th.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
@@ -108,7 +108,7 @@ class Stepper:
     def step(self, lr: float | None = None) -> th.Tensor:
         """Clip, update weights and averages, forget the gradients.
 
-        A gradient that is not finite changes nothing but the count of skipped steps.
+        A gradient that is not finite leaves weights and optimizer alone and counts as skipped.
 
         :return: the gradient's 2-norm before clipping, a float32 scalar on the device.
         """

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import blobfile as bf
-import numpy as np
 import torch as th
 from tqdm import tqdm
 
@@ -60,12 +59,18 @@ def _find_start(folder: str, resume_checkpoint: str) -> Start:
         step, state = found
         start = Start(step, bf.join(folder, checkpoint.step_name("model", step)), state)
     if resume_checkpoint in ("", "auto"):
+        if not found and (strange := checkpoint.foreign_models(folder)):
+            raise UserError(
+                f"{folder} holds {strange[-1]} of another program: begin from it with"
+                f" --resume_checkpoint {bf.join(folder, strange[-1])}, or set OPENAI_LOGDIR to"
+                " another folder"
+            )
         return start
     if not bf.exists(resume_checkpoint):
         raise UserError(f"--resume_checkpoint {resume_checkpoint}: there is no such file")
     step = parse_resume_step_from_filename(resume_checkpoint)
     if start.step > step:
-        return start
+        return start  # the command of this run, given again
     theirs = bf.dirname(resume_checkpoint)
     state = None
     if step in checkpoint.complete_steps(theirs) and not _is_ema(resume_checkpoint):
@@ -79,8 +84,19 @@ def _is_ema(path: str) -> bool:
 
 def parse_resume_step_from_filename(filename: str) -> int:
     """The step in names like `model010000.pt` and `ema_0.9999_010000.pt`; 0 if there is none."""
-    match = re.search(r"(?:model|ema_[\d.]+_)(\d+)\.pt$", bf.basename(filename))
+    match = re.search(r"(?:model|ema_[^_]+_)(\d+)\.pt$", bf.basename(filename))
     return int(match.group(1)) if match else 0
+
+
+def parse_ema_rates(rates: float | str) -> dict[str, float]:
+    """Rates by the names that they have in file names: "0.999, 0.9990" to {"0.999": 0.999}."""
+    try:
+        values = [float(rate) for rate in str(rates).split(",") if rate.strip()]
+    except ValueError:
+        values = [-1.0]
+    if not all(0 <= value <= 1 for value in values):
+        raise UserError(f"--ema_rate {rates}: expected numbers between 0 and 1, as in 0.999,0.9999")
+    return {str(value): value for value in values}
 
 
 def get_blob_logdir() -> str:
@@ -105,13 +121,14 @@ def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float | st
 
 def log_loss_dict(diffusion: Any, ts: th.Tensor, losses: dict[str, th.Tensor]) -> None:
     """Log the mean of each loss term, over all and over each quarter of the timesteps."""
-    quarters = (4 * ts.cpu().numpy() // diffusion.num_timesteps).clip(0, 3)
+    quarters = (4 * ts.cpu().numpy() // diffusion.num_timesteps).clip(0, 3).tolist()
     for key, values in losses.items():
         values = values.detach()
-        logger.logkv_mean(key, values.mean())
-        for quarter in np.unique(quarters):
-            rows = np.flatnonzero(quarters == quarter)
-            logger.logkv_mean(f"{key}_q{quarter}", values[rows.tolist()].mean())
+        logger.logkv_mean(key, values.mean(), len(values))
+        for quarter in set(quarters):
+            # picked on the CPU: an index tensor would wait for the device
+            chosen = [value for value, q in zip(values.unbind(), quarters) if q == quarter]
+            logger.logkv_mean(f"{key}_q{quarter}", th.stack(chosen).mean(), len(chosen))
 
 
 class TrainLoop:
@@ -201,10 +218,9 @@ class TrainLoop:
         self.progress = progress
         self.stopped_by: str | None = None
 
-        if use_fp16 and hasattr(model, "convert_to_fp32"):
-            model.convert_to_fp32()  # autocast takes the place of float16 weights
-        rates = str(ema_rate).split(",")
-        self.ema_rates = {rate.strip(): float(rate) for rate in rates if rate.strip()}
+        if hasattr(model, "convert_to_fp32"):
+            model.convert_to_fp32()  # autocast takes the place of float16 inside the network
+        self.ema_rates = parse_ema_rates(ema_rate)
         start = resume_checkpoint
         if not isinstance(start, Start):
             start = find_start(get_blob_logdir(), resume_checkpoint)
@@ -256,9 +272,12 @@ class TrainLoop:
         if start.state is not None:
             self.stepper.load_state_dict(start.state["stepper"])
             self.schedule_sampler.load_state_dict(start.state["sampler"])
-            logger.set_pending(start.state["log"])
-            if start.state["seed"] != self.seed:
-                logger.log(f"the seed was {start.state['seed']} and is now {self.seed}")
+            ranks = dist_util.rank(), dist_util.world_size()
+            logger.set_pending(logger.pending_of_rank(start.state.get("pending", ()), *ranks))
+            for name in ("seed", "global_batch"):
+                now = getattr(self, name)
+                if (before := start.state.get(name, now)) != now:
+                    logger.log(f"{name} was {before} and is now {now}: other images follow")
 
     def run_loop(self) -> None:
         """Train until `max_steps`, or until a signal: then `stopped_by` names it."""
@@ -363,11 +382,25 @@ class TrainLoop:
         th.manual_seed(
             rng.derive_seed(self.seed, "dropout", self.step, dist_util.rank(), rows.start)
         )
+        steps = ts.to(self.device, non_blocking=True)
         with self.stepper.autocast():
-            terms = self.diffusion.training_losses(
-                model, images, ts.to(self.device), model_kwargs=kwargs, noise=noise
-            )
-        return ts, weights.to(self.device), terms
+            terms = self.loss_terms(model, images, steps, kwargs, noise)
+        return ts, weights.to(self.device, non_blocking=True), terms
+
+    def loss_terms(
+        self,
+        model: th.nn.Module,
+        images: th.Tensor,
+        ts: th.Tensor,
+        kwargs: dict[str, th.Tensor],
+        noise: th.Tensor,
+    ) -> dict[str, th.Tensor]:
+        """What is to be minimised, "loss" `[N]`, and other terms `[N]` to be logged.
+
+        :param images: `[N x C x H x W]` in [-1, 1]; :param ts: `[N]` timesteps.
+        :param kwargs: the network's further arguments; :param noise: like `images`.
+        """
+        return self.diffusion.training_losses(model, images, ts, kwargs, noise)
 
     def log_step(self) -> None:
         """Note how far the run is."""
@@ -381,41 +414,44 @@ class TrainLoop:
 
     def _diagnosis(self, in_a_row: int) -> str:
         """Where numbers stop being finite. Skipped steps left the weights as they were, so the
-        last batch fails as the first did."""
+        last batch fails as the first did. Collective."""
         batch, cond = self._last_batch
         self.step -= 1
-        rows = slice(0, min(self.microbatch, len(batch)))
+        starts = range(0, len(batch), self.microbatch)
+        found = (self._not_finite(batch, cond, slice(s, s + self.microbatch)) for s in starts)
+        origins = dist_util.all_gather_object(next(filter(None, found), ""))
+        self.step += 1
+        origin = next(filter(None, origins), "the last batch, taken again, is finite")
+        newest = checkpoint.complete_steps(get_blob_logdir())
+        kept = f"the last good checkpoint is at step {newest[-1]}" if newest else "none was saved"
+        return (
+            f"no finite gradient in {in_a_row} steps in a row, since step {self.step - in_a_row}:"
+            f" {origin}; {kept}. Lower --lr, set --max_grad_norm, or train in bf16 or fp32"
+        )
+
+    def _not_finite(self, batch: th.Tensor, cond: dict[str, th.Tensor], rows: slice) -> str:
+        """The loss terms and the layer of a microbatch that are not finite; "" if all are."""
         terms: dict[str, th.Tensor] = {}
 
         def forward() -> None:
             terms.update(self.losses(self.model, batch, cond, rows)[2])
 
         layer = first_not_finite(self.model, forward)
-        self.step += 1
         bad = [name for name, value in terms.items() if not th.isfinite(value).all()]
-        if layer:
-            origin = f"layer {layer} put out the first number that is not finite"
-        else:
-            loss = self.stepper.scaler.scale(terms["loss"].mean())
-            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-            grads = th.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-            broken = [
-                name
-                for (name, _), grad in zip(named, grads)
-                if grad is not None and not th.isfinite(grad).all()
-            ]
-            origin = "the forward pass is finite, " + (
-                f"the gradient is not from {broken[-1]} backwards"
-                if broken
-                else "this rank's first microbatch too: look at the other images of the batch"
-            )
         where = f"loss terms {', '.join(bad)}" if bad else "all loss terms finite"
-        newest = checkpoint.complete_steps(get_blob_logdir())
-        kept = f"the last good checkpoint is at step {newest[-1]}" if newest else "none was saved"
-        return (
-            f"no finite gradient in {in_a_row} steps in a row, since step {self.step - in_a_row}:"
-            f" {where}; {origin}; {kept}. Lower --lr, set --max_grad_norm, or train in bf16 or fp32"
-        )
+        if layer:
+            return f"{where}; layer {layer} put out the first number that is not finite"
+        loss = self.stepper.scaler.scale(terms["loss"].mean())
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        grads = th.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        broken = [
+            name
+            for (name, _), grad in zip(named, grads)
+            if grad is not None and not th.isfinite(grad).all()
+        ]
+        if broken:
+            return f"{where}; all layers finite, the gradient not from {broken[-1]} backwards"
+        return f"{where}; all layers finite" if bad else ""
 
     def _sample(self) -> None:
         if self.sample_fn is None or not dist_util.is_main():
@@ -430,8 +466,9 @@ class TrainLoop:
             self.sample_fn(network, self.step)
 
     def save(self) -> None:
-        """Write a complete checkpoint; prune old ones."""
+        """Write a complete checkpoint; prune old ones. Collective."""
         logger.flush()
+        pending = dist_util.all_gather_object(logger.get_current().get_pending())
         if dist_util.is_main():
             parts = {"model": self.stepper.weights_as_state_dict()}
             for name, rate in self.ema_rates.items():
@@ -441,12 +478,13 @@ class TrainLoop:
             state = {
                 "step": self.step,
                 "seed": self.seed,
+                "global_batch": self.global_batch,
                 "stepper": self.stepper.state_dict(),
                 "sampler": self.schedule_sampler.state_dict(),
-                "log": logger.get_current().get_pending(),
+                "pending": pending,
             }
             checkpoint.save_step(get_blob_logdir(), self.step, parts, state)
-            checkpoint.prune(get_blob_logdir(), self.keep_checkpoints)
+            checkpoint.prune(get_blob_logdir(), self.keep_checkpoints, self.step)
             logger.log(f"saved {bf.join(get_blob_logdir(), f'model{self.step:06d}.pt')}")
         self._saved_step = self.step
         dist_util.barrier()

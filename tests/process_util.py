@@ -1,0 +1,100 @@
+"""The project's commands as processes of their own, forked from a server that has torch loaded."""
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch as th
+
+ROOT = Path(__file__).parents[1]
+PRELOADED = ["torch", "torch.distributed", "guided_diffusion.run_setup"]
+LAUNCHERS = ("SLURM_", "OMPI_", "PMI", "RANK", "WORLD_SIZE", "MASTER_", "GUIDED_", "OPENAI_")
+LONGEST_S = 240  # far more than any command here takes on an idle machine
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def torchrun_environments(num_ranks: int) -> list[dict[str, str]]:
+    """The variables that torchrun gives each of its ranks."""
+    port = str(free_port())
+    return [
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        for rank in range(num_ranks)
+    ]
+
+
+def _child(script: str, arguments: list, env: dict, said: str, before: Callable | None) -> None:
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    for name in list(os.environ):
+        if name.startswith(LAUNCHERS):
+            del os.environ[name]
+    os.environ.update({"GUIDED_DIFFUSION_DEVICE": "cpu", "OPENAI_LOG_FORMAT": "log,csv"}, **env)
+    th.set_num_threads(1)
+    sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+    sys.argv = [script, *arguments]
+    if before is not None:
+        before()
+    runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+
+
+class Command:
+    """A running command. `said`: what it has written to stdout and stderr."""
+
+    def __init__(
+        self,
+        script: str,
+        arguments: Sequence[str],
+        env: dict[str, str],
+        said: Path,
+        before: Callable[[], None] | None = None,
+    ):
+        """:param before: called in the process before the script, to disturb it."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self._said = said
+        self.process = context.Process(
+            target=_child, args=(script, [*map(str, arguments)], env, str(said), before)
+        )
+        self.process.start()
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text() if self._said.exists() else ""
+
+    def wait(self) -> int:
+        """The exit code; -9 after SIGKILL."""
+        self.process.join(LONGEST_S)
+        if self.process.is_alive():
+            self.process.kill()
+            pytest.fail(f"{self._said.name} hangs: {self.said}")
+        return self.process.exitcode
+
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Until `happened()`, while the command runs."""
+        end = time.monotonic() + LONGEST_S
+        while not happened():
+            assert self.process.is_alive(), self.said
+            assert time.monotonic() < end, self.said
+            time.sleep(0.005)
+
+    def send(self, name: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, getattr(signal, name))
