@@ -459,6 +459,17 @@ class TestDicom:
         path = dicom(COLOUR, PlanarConfiguration=1, PixelData=planes.tobytes())
         assert np.array_equal(read_image(path), COLOUR)
 
+    def test_luminance_and_chrominance_become_colour(self, dicom):
+        ybr = np.asarray(Image.fromarray(COLOUR).convert("YCbCr"))
+        image = read_image(dicom(ybr, PhotometricInterpretation="YBR_FULL"))
+        assert np.abs(image.astype(int) - COLOUR).max() <= 2
+        smooth = np.zeros((16, 16, 3), np.uint8) + np.array([200, 60, 90], np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(smooth).save(stream, "JPEG", quality=95)
+        elements = {"PhotometricInterpretation": "YBR_FULL_422", "stream": stream.getvalue()}
+        image = read_image(dicom(smooth, uid.JPEGBaseline8Bit, **elements))
+        assert np.abs(image.astype(int) - smooth).max() <= 3
+
     def test_palette_colour(self, dicom):
         tables = {}
         for channel, name in enumerate(("Red", "Green", "Blue")):
