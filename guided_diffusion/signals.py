@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: finish the step, save, leave with a code that says so."""
 
+import os
 import signal
 import threading
 import time
@@ -61,3 +62,26 @@ class StopRequest:
                 raise KeyboardInterrupt
         if self.requested is None:
             self.requested = signal.Signals(number).name
+
+
+def leave_to_parent(worker_id: int = 0) -> None:
+    """In a data loader's worker (its `worker_init_fn`): stop signals are the parent's affair.
+
+    Ctrl-C in a terminal and Slurm's signals reach the workers too, and a run whose workers died
+    cannot finish its step. Only the parent's own SIGTERM ends the worker, as before.
+    """
+    signals = {getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)}
+    if not hasattr(signal, "sigwaitinfo"):  # only Linux says who has sent a signal
+        for number in signals - {signal.SIGTERM}:
+            signal.signal(number, signal.SIG_IGN)
+        return
+
+    def wait() -> None:
+        while True:
+            info = signal.sigwaitinfo(signals)
+            if info.si_signo == signal.SIGTERM and info.si_pid == os.getppid():
+                os._exit(0)
+
+    # Blocked here and in the threads to come, so that they arrive at the one that waits for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=wait, name="stop-signals", daemon=True).start()

@@ -1,14 +1,17 @@
 """guided_diffusion.signals: noted while open, nothing changed afterwards."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from guided_diffusion import signals
-from guided_diffusion.signals import EXIT_STOPPED, StopRequest
+from guided_diffusion.signals import EXIT_STOPPED, StopRequest, leave_to_parent
 
 
 def send(name):
@@ -82,3 +85,42 @@ def test_another_thread_changes_nothing():
     thread.start()
     thread.join()
     assert seen == [(before, None)]
+
+
+class Slow(Dataset):
+    """Says which process reads it."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return os.getpid()
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="only Linux says who sent a signal")
+def test_a_worker_leaves_signals_to_its_parent():
+    loader = DataLoader(Slow(), batch_size=1, num_workers=1, worker_init_fn=leave_to_parent)
+    batches = iter(loader)
+    pid = int(next(batches))
+    assert pid != os.getpid()
+    for name in ("TERM", "USR1", "INT"):
+        subprocess.run(["kill", f"-{name}", str(pid)], check=True)  # another process than this
+        next(batches)
+    assert {int(batch) for batch in batches} == {pid}
+    assert len(list(loader)) == 20
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="only Linux says who sent a signal")
+def test_the_parent_can_end_its_worker():
+    child = multiprocessing.get_context("fork").Process(target=idle)
+    child.start()
+    time.sleep(0.3)
+    child.terminate()
+    child.join(10)
+    assert child.exitcode == 0
+
+
+def idle():
+    leave_to_parent()
+    time.sleep(60)
