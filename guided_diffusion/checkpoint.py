@@ -13,6 +13,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,15 +53,22 @@ def write_atomically(path: str, write: Callable[[io.IOBase], None]) -> None:
     except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
-        # torch reports a failed write as RuntimeError, with the system's error as its context
-        full = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-        if full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if _disk_full(error):
             raise UserError(
                 f"no space left to write {path}: free some and run the same command again;"
                 " older checkpoints are intact"
             ) from error
         raise
     _sync_folder(folder)
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk, or a quota, is behind an error: torch wraps what its file raises."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _sync_folder(folder: str) -> None:
@@ -176,7 +184,7 @@ def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[s
     for prefix, value in parts.items():
         name = step_name(prefix, step)
         files[name] = save(bf.join(folder, name), value)
-    save(bf.join(folder, step_name("state", step)), {"files": files, **state})
+    save(bf.join(folder, step_name("state", step)), {"step": step, "files": files, **state})
 
 
 def read_state(folder: str, step: int) -> dict[str, Any] | None:
@@ -184,16 +192,26 @@ def read_state(folder: str, step: int) -> dict[str, Any] | None:
     path = bf.join(folder, step_name("state", step))
     try:
         state = load(path)
+        _check_records(path)
+        if state["step"] != step:
+            raise UserError(f"{path} is of step {state['step']}")
         for name, expected in state["files"].items():
             part = bf.join(folder, name)
             if not bf.exists(part):
                 raise UserError(f"{part} is missing")
             if file_fingerprint(part) != expected:
                 raise UserError(f"{part} is damaged: size or checksum differ from when written")
-    except (UserError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError, zipfile.BadZipFile) as error:
         warnings.warn(f"checkpoint at step {step} is unusable: {error}", stacklevel=2)
         return None
     return state
+
+
+def _check_records(path: str) -> None:
+    """Compare the records of a .pt file, which is a ZIP archive, with their checksums."""
+    with bf.BlobFile(path, "rb") as file, zipfile.ZipFile(io.BytesIO(file.read())) as archive:
+        if (name := archive.testzip()) is not None:
+            raise UserError(f"{path} is damaged: {name} differs from when written")
 
 
 def newest_state(folder: str) -> tuple[int, dict[str, Any]] | None:
@@ -245,8 +263,14 @@ def read_config(checkpoint: str) -> dict[str, Any] | None:
     """
     folder = checkpoint if bf.isdir(checkpoint) else bf.dirname(checkpoint)
     path = bf.join(folder, CONFIG_NAME) if folder else CONFIG_NAME
-    if not bf.exists(path):
-        return None
+    return read_json(path) if bf.exists(path) else None
+
+
+def read_json(path: str) -> Any:
+    """Read what `save_json` wrote.
+
+    :raises UserError: if it is not JSON.
+    """
     try:
         with bf.BlobFile(path, "r") as file:
             return json.load(file)

@@ -1,7 +1,7 @@
 """The architecture of a network from the shapes of its weights, for checkpoints without config."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch as th
@@ -15,12 +15,16 @@ _UNSEEN = (("num_head_channels", "num_heads"), ("use_new_attention_order",))
 
 
 def infer_model_config(
-    state: Mapping[str, th.Tensor], given: Mapping[str, Any], source: str
+    state: Mapping[str, th.Tensor],
+    given: Mapping[str, Any],
+    source: str,
+    also: Sequence[str] = (),
 ) -> ModelConfig:
     """The configuration of the diffusion network that a state_dict is of.
 
     :param given: the flags that were given; they say what shapes cannot.
     :param source: the checkpoint's name, for messages.
+    :param also: further flags that must be given, since no shape tells them either.
     :raises UserError: if it is no such network, or flags are missing (naming them all).
     """
     try:
@@ -32,7 +36,7 @@ def infer_model_config(
         ) from None
     missing = [
         " or ".join(f"--{name}" for name in names)
-        for names in _UNSEEN
+        for names in (*_UNSEEN, *((name,) for name in also))
         if not any(name in given for name in names)
     ]
     if missing:
