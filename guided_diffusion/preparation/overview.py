@@ -80,8 +80,8 @@ def plot(analysis: Analysis, categories: Sequence[Category], path: str) -> None:
     sizes, levels, shares, images = figure.subplots(2, 2).flat
     sizes.scatter([f.width for f in facts], [f.height for f in facts], s=12, alpha=0.5)
     sizes.set(title="Sizes", xlabel="width, pixels", ylabel="height, pixels")
-    sizes.set_xlim(left=0)
-    sizes.set_ylim(bottom=0)
+    sizes.set_xlim(0, 1.05 * max(f.width for f in facts))
+    sizes.set_ylim(0, 1.05 * max(f.height for f in facts))
     histograms = np.stack([f.histogram for f in facts])
     centers = (np.arange(BINS) + 0.5) / BINS
     low, middle, high = np.percentile(histograms, [10, 50, 90], axis=0)
@@ -93,12 +93,15 @@ def plot(analysis: Analysis, categories: Sequence[Category], path: str) -> None:
         pixels, counts = class_counts(analysis, len(categories))
         names = [c.name for c in categories]
         colors = [tuple(v / 255 * 0.85 for v in c.color) for c in categories]
-        shares.barh(names, 100 * pixels / pixels.sum(), color=colors)
-        shares.set(title="Pixels of each class", xlabel="%", xscale="log")
-        images.barh(names, counts, color=colors)
+        percent = 100 * pixels / pixels.sum()
+        bars = shares.barh(names, percent, color=colors)
+        shares.bar_label(bars, [f"{value:.3g}" for value in percent], padding=3)
+        shares.set(title="Pixels of each class", xlabel="%")
+        images.bar_label(images.barh(names, counts, color=colors), padding=3)
         images.set(title="Images that hold it", xlabel=f"of {len(facts)}")
         for axes in (shares, images):
             axes.invert_yaxis()
+            axes.margins(x=0.12)
     else:
         shares.set_axis_off()
         images.set_axis_off()
