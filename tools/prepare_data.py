@@ -136,7 +136,7 @@ def run_organize(config: PrepareConfig, given: dict, items: Sequence, unpaired: 
     require_new_folder(config.output_dir, *originals)
     if unpaired:
         raise UserError(
-            f"{len(unpaired)} files do not pair: {unpaired[0].text}; see --action validate"
+            f"{len(unpaired)} files do not pair, such as {unpaired[0].path}; see --action validate"
         )
     if "train_split" in given and "train_images" in given:
         raise UserError("give either --train_split or --train_images, not both")

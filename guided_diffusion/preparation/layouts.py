@@ -145,5 +145,5 @@ def _unpaired(source: Source, line: str) -> Unpaired:
         if line.endswith(ending):
             path = line.removesuffix(ending)
             relative = os.path.relpath(path, folder).replace(os.sep, "/")
-            return Unpaired(kind, path, _split_of(source, relative)[0], line)
+            return Unpaired(kind, path, _split_of(source, relative)[0], ending.strip())
     return Unpaired("several of one name", line.split(" and ")[0], source.split, line)

@@ -72,7 +72,7 @@ class Evaluation:
         return nan_mean([pair[measure] for pair in found if pair])
 
     def summary(self) -> dict[str, Any]:
-        """Everything as plain values, with None for what has no score; see docs/evaluation.md."""
+        """Everything as plain values, with None for what has no score."""
         confusion = self.confusion
         scores, images = dice_iou(confusion), self.per_image()
         plain = {
