@@ -179,10 +179,10 @@ class TestGreyLevels:
 
     def test_percentiles_that_coincide_give_way_to_the_whole_range(self, save):
         values = np.zeros((20, 20), np.uint16)
-        values[3, 3] = 700
+        values[3, 3:5] = 300, 700
         image = read_image(save("a.png", values), None, Intensity("percentile"))
-        assert image[3, 3] == 1
-        assert image.sum() == 1
+        assert image[3, 3:5] == pytest.approx([3 / 7, 1])
+        assert np.count_nonzero(image) == 2
 
     def test_a_flat_picture_is_black_under_stretching_rules(self, save):
         path = save("a.png", np.full((4, 4), 77, np.uint8))
@@ -431,6 +431,14 @@ class TestDicom:
         path = dicom(values, VOILUTSequence=[table([0, 0, 100, 200, 255], 8, first=1)])
         image = read_image(path, None, Intensity("window"))
         np.testing.assert_allclose(image.ravel() * 255, [0, 0, 0, 100, 200, 255], atol=1e-4)
+
+    def test_table_of_signed_values_holds_its_ends_beyond_them(self, dicom):
+        values = np.arange(-4, 5, dtype=np.int16).reshape(3, 3)
+        # the first value, -2, as writers put it into an unsigned element
+        path = dicom(values, VOILUTSequence=[table([10, 20, 30, 40], 8, first=2**16 - 2)])
+        image = read_image(path, None, Intensity("window"))
+        expected = [10, 10, 10, 20, 30, 40, 40, 40, 40]
+        np.testing.assert_allclose(image.ravel() * 255, expected, atol=1e-4)
 
     def test_tables_of_words_and_of_more_entries_than_their_values(self, dicom):
         levels = (np.arange(1024) // 4).tolist()
