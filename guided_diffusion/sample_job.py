@@ -21,6 +21,7 @@ from .errors import UserError
 from .guidance import ClassifierFree
 from .image_io import read_image
 from .pictures import labelled_grid, write_gif, write_png
+from .progress import progress_bar
 from .sample_config import DEFAULT_STEPS, Labels, SampleConfig, choose_sampler, parse_labels
 from .sample_folder import SETTINGS_NAME, samples_folder
 from .sampling import sample_images, to_uint8
@@ -224,14 +225,7 @@ class SampleJob:
         """Sample the pending images; the name of the signal that ended it, if one did."""
         size = self.settings.batch_size
         rounds = math.ceil(len(pending) / (size * dist_util.world_size()))
-        bar = tqdm(
-            total=rounds * self.steps,
-            unit="step",
-            disable=not (_is_main() and rounds),
-            mininterval=0.5,
-            dynamic_ncols=True,
-        )
-        with StopRequest() as stop, bar:
+        with StopRequest() as stop, progress_bar(rounds * self.steps) as bar:
             for number in range(rounds):
                 first = (number * dist_util.world_size() + dist_util.rank()) * size
                 mine = pending[first : first + size]
@@ -270,7 +264,7 @@ class SampleJob:
         shown = set(np.linspace(0, self.steps - 1, _PROCESS_STEPS).round().astype(int).tolist())
         seen: list[tuple[int, np.ndarray]] = []
         indices = range(min(self.settings.num_samples, _PROCESS_IMAGES))
-        with tqdm(total=self.steps, unit="step", desc="process", mininterval=0.5) as bar:
+        with progress_bar(self.steps, desc="process") as bar:
 
             def note(state: dict[str, Any]) -> None:
                 bar.update()

@@ -1,0 +1,99 @@
+"""How good samples are, by their features among those of real images."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# rows of a distance matrix that are in memory at once
+_CHUNK = 1024
+
+
+class Neighbours(NamedTuple):
+    """The nearest real image of every sample: its number `[M]` and its distance `[M]`."""
+
+    index: np.ndarray
+    distance: np.ndarray
+
+
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean distances `[N x M]` between the rows of `[N x D]` and `[M x D]`."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    squares = (a**2).sum(axis=1)[:, None] - 2 * a @ b.T + (b**2).sum(axis=1)
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def _radii(points: np.ndarray, k: int) -> np.ndarray:
+    """Distance of every point to its k-th nearest among the others."""
+    radii = []
+    for first in range(0, len(points), _CHUNK):
+        rows = distances(points[first : first + _CHUNK], points)
+        # a point is no neighbour of itself; rounding may put a copy before it
+        rows[np.arange(len(rows)), first + np.arange(len(rows))] = 0
+        radii.append(np.partition(rows, k, axis=1)[:, k])
+    return np.concatenate(radii)
+
+
+def manifold_metrics(real: np.ndarray, samples: np.ndarray, k: int = 5) -> dict[str, float]:
+    """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797, section 3).
+
+    A ball around every point reaches to its k-th nearest neighbour. Precision: the share of
+    samples that lie in a ball of a real image. Recall: the share of real images that lie in a ball
+    of a sample. Density: in how many balls of real images a sample lies, divided by k; may exceed
+    1. Coverage: the share of real images whose ball holds a sample.
+
+    :param real: features `[N x D]`; :param samples: features `[M x D]`.
+    :param k: below N and M.
+    """
+    real_radii, sample_radii = _radii(real, k), _radii(samples, k)
+    in_real_balls = np.zeros(len(samples), np.int64)
+    recalled = covered = 0
+    for first in range(0, len(real), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        apart = distances(real[rows], samples)
+        inside = apart <= real_radii[rows, None]
+        in_real_balls += inside.sum(axis=0)
+        covered += int(inside.any(axis=1).sum())
+        recalled += int((apart <= sample_radii).any(axis=1).sum())
+    return {
+        "precision": float((in_real_balls > 0).mean()),
+        "recall": recalled / len(real),
+        "density": float(in_real_balls.mean() / k),
+        "coverage": covered / len(real),
+    }
+
+
+def frechet_distance(real: np.ndarray, samples: np.ndarray) -> float:
+    """Squared Frechet distance of two normal distributions with the features' means and
+    covariances (arXiv 1706.08500, equation 6).
+
+    :param real: features `[N x D]`; :param samples: features `[M x D]`.
+    """
+    real, samples = real.astype(np.float64), samples.astype(np.float64)
+    apart = real.mean(axis=0) - samples.mean(axis=0)
+    covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (real, samples)]
+    root = _symmetric_root(covariances[0])
+    # the roots of the eigenvalues of S1 S2, which are those of the symmetric S1^1/2 S2 S1^1/2
+    product = np.linalg.eigvalsh(root @ covariances[1] @ root)
+    overlap = np.sqrt(np.maximum(product, 0)).sum()
+    return float(apart @ apart + np.trace(covariances[0] + covariances[1]) - 2 * overlap)
+
+
+def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def nearest_real(real: np.ndarray, samples: np.ndarray) -> Neighbours:
+    """The real image whose features are nearest to those of each sample."""
+    index, distance = [], []
+    for first in range(0, len(samples), _CHUNK):
+        apart = distances(samples[first : first + _CHUNK], real)
+        index.append(apart.argmin(axis=1))
+        distance.append(apart.min(axis=1))
+    return Neighbours(np.concatenate(index), np.concatenate(distance))
+
+
+def copying(real: np.ndarray, neighbours: Neighbours) -> float:
+    """The median distance of samples to their nearest real image, in units of that of real images
+    to theirs: near 1 or above for new images, near 0 for copies."""
+    return float(np.median(neighbours.distance) / max(np.median(_radii(real, 1)), 1e-12))

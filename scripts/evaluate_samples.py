@@ -1,0 +1,22 @@
+"""Compare sampled images with real ones: figures of merit, and the nearest real images."""
+
+import _path  # noqa: F401 - finds the package in a checkout that is not installed
+
+from guided_diffusion import dist_util
+from guided_diffusion.errors import command
+from guided_diffusion.flags import given_flags, make_parser
+from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.sample_evaluation import EvaluateSamplesConfig, evaluate
+
+
+def main() -> int:
+    parser = make_parser(__doc__, EvaluateSamplesConfig, ReadingConfig)
+    parser.add_argument("samples", help=".npz file or folder of a sampling script, or a glob")
+    parser.add_argument("reference", help="folder, glob or .npz file of the real images")
+    given = given_flags(parser)
+    evaluate(given.pop("samples"), given.pop("reference"), given, dist_util.dev())
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)()

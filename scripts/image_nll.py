@@ -1,0 +1,23 @@
+"""Measure the likelihood of images under a diffusion network, in bits per dimension."""
+
+import _path  # noqa: F401 - finds the package in a checkout that is not installed
+
+from guided_diffusion import dist_util
+from guided_diffusion.errors import command
+from guided_diffusion.flags import from_flags, given_flags, make_parser
+from guided_diffusion.likelihood import LikelihoodConfig, measure_likelihood
+from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.trained import read_trained
+
+
+def main() -> int:
+    given = given_flags(make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig))
+    dist_util.setup_dist()
+    with dist_util.failure_guard():
+        settings = from_flags(LikelihoodConfig, given)
+        measure_likelihood(settings, read_trained(settings.model_path, given))
+        return 0
+
+
+if __name__ == "__main__":
+    command(main)()
