@@ -34,7 +34,10 @@ ACTIONS = {
     "analyze": (*PLACES, *CLASSES),
     "validate": (*PLACES, *CLASSES, "fix_issues"),
     "organize": (*PLACES, "train_split", "train_images", "group", "seed"),
-    "create-sample": ("output_dir", "num_samples", "image_size", "train_split", "seed"),
+    "create-sample": (
+        *("output_dir", "num_samples", "num_unlabelled", "image_size"),
+        *("train_split", "train_images", "seed"),
+    ),
 }
 FAULTS_LEFT = 1
 
@@ -52,14 +55,15 @@ class PrepareConfig:
     categories: str = flag("", "class table; '': flags/categories.json")
     fix_issues: bool = flag(False, "validate: write a repaired copy to --output-dir")
     train_split: float = flag(0.8, "organize: share of the images that go to TRAIN")
-    train_images: int = flag(0, "organize: number of images that go to TRAIN; 0: --train-split")
+    train_images: int = flag(0, "number of images that go to TRAIN; 0: as --train-split says")
     group: str = flag(
         "",
         "organize: what tells the patient, none of whom comes to both sides: a regular expression"
         " searched in the names (its first group counts), or a CSV file of lines NAME,PATIENT",
     )
     seed: int = flag(0, "organize, create-sample: another seed, another choice")
-    num_samples: int = flag(20, "create-sample: labelled radiographs, and as many unlabelled ones")
+    num_samples: int = flag(20, "create-sample: labelled radiographs")
+    num_unlabelled: int = flag(-1, "create-sample: unlabelled radiographs; -1: as many as labelled")
     image_size: int = flag(256, "create-sample: height and width, pixels")
 
 
@@ -164,12 +168,14 @@ def run_create_sample(config: PrepareConfig) -> int:
             f"--num_samples {config.num_samples}: at least 2, one to train, one to check"
         )
     _check_share(config.train_split)
-    train = min(max(1, round(config.train_split * config.num_samples)), config.num_samples - 1)
+    train = config.train_images or round(config.train_split * config.num_samples)
+    train = min(max(1, train), config.num_samples - 1)
     val = config.num_samples - train
+    unlabelled = config.num_samples if config.num_unlabelled < 0 else config.num_unlabelled
     size = (config.image_size, config.image_size)
-    write_dataset(config.output_dir, config.num_samples, train, val, size, config.seed)
+    write_dataset(config.output_dir, unlabelled, train, val, size, config.seed)
     print(
-        f"{config.output_dir}: {config.num_samples} in unlabelled/, {train} in Split/TRAIN, "
+        f"{config.output_dir}: {unlabelled} in unlabelled/, {train} in Split/TRAIN, "
         f"{val} in Split/VAL"
     )
     return 0

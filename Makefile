@@ -1,0 +1,30 @@
+# make demo   set up, then pretrain, fine-tune, predict and evaluate on generated radiographs
+# make test   set up, then run the tests
+# make lint   check style
+
+PYTHON ?= python3
+VENV := .venv
+# one thread a test process, a process a core
+TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: setup
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/demo.sh demo
+
+test: setup
+	$(TEST) -n auto --dist loadfile
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The whole chain on generated bitewings, by the commands that a user types. Takes some minutes on
+# two CPU cores; leaves everything in the folder that is its only argument (default: demo).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-demo}
+if [ -e "$out" ]; then
+    echo "error: $out exists: remove it, or name another folder" >&2
+    exit 2
+fi
+
+run() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+unset OPENAI_LOGDIR
+source flags/demo.sh
+export OPENAI_LOGDIR="$out/pretrained"
+
+# 600 unlabelled radiographs; 8 labelled ones to train on, 8 to choose the best epoch by, and 24 of
+# another seed to report on
+run python tools/prepare_data.py --action create-sample --output-dir "$out/data" \
+    --image-size 64 --num-unlabelled 600 --num-samples 16 --train-images 8 --seed 0
+run python tools/prepare_data.py --action create-sample --output-dir "$out/held_out" \
+    --image-size 64 --num-unlabelled 0 --num-samples 25 --train-images 1 --seed 1
+
+run python scripts/image_train.py --data_dir "$out/data/unlabelled" \
+    $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS
+checkpoint=$(ls "$out"/pretrained/ema_*.pt | tail -n 1)
+
+split="$out/data/Split"
+truth="$out/held_out/Split/VAL"
+for kind in pretrained scratch; do
+    flags="--lr 2e-3 --epochs 160 --batch_size 4 --val_interval 8"
+    if [ "$kind" = scratch ]; then flags="$flags --random_init True"; fi
+    run python scripts/finetune.py "$checkpoint" "$split/TRAIN/IMG" "$split/TRAIN/MASK" \
+        "$split/VAL/IMG" "$split/VAL/MASK" $flags --weights_save "$out/$kind/segm.pth"
+    run python scripts/predict.py "$out/$kind/segm.pth" "$truth/IMG" "$out/$kind/results"
+    run python scripts/evaluate.py "$out/$kind/results/MASK" "$truth/MASK" \
+        --categories flags/categories.json --output "$out/$kind/evaluation"
+done
+
+run python tools/demo_report.py "$out"

@@ -1,0 +1,64 @@
+"""What `make demo` ends with: the Dice of both networks side by side, and where the pictures are."""
+
+import json
+import sys
+from pathlib import Path
+
+import _path  # noqa: F401 - finds the package in a checkout that is not installed
+import numpy as np
+from PIL import Image
+
+from guided_diffusion.errors import UserError, command
+from guided_diffusion.image_io import pair_files, read_image, read_mask
+from guided_diffusion.segmentation.categories import load_categories
+from guided_diffusion.segmentation.render import comparison
+
+KINDS = ("pretrained", "scratch")
+SHOWN, ENLARGED = 5, 4
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise UserError("demo_report.py wants one argument, the demo's folder")
+    folder = Path(sys.argv[1])
+    metrics = {
+        kind: json.loads((folder / kind / "evaluation/metrics.json").read_text()) for kind in KINDS
+    }
+    names = list(metrics["pretrained"]["per_class"])
+    print(f"\nDice on {len(pairs(folder))} held-out radiographs, fine-tuned on 8 labelled ones\n")
+    print(f"{'':<24}{'pretrained':>12}{'from scratch':>14}")
+    for name in names:
+        row = [metrics[kind]["per_class"][name]["dice"] for kind in KINDS]
+        print(f"{name:<24}{row[0]:>12.3f}{row[1]:>14.3f}")
+    row = [metrics[kind]["mean_dice"] for kind in KINDS]
+    print(f"{'mean of the foreground':<24}{row[0]:>12.3f}{row[1]:>14.3f}\n")
+    picture = folder / "overlays.png"
+    write_overlays(folder, picture)
+    grid = sorted((folder / "pretrained").glob("samples_*.png"))[-1]
+    print(f"radiograph, truth, pretrained, from scratch: {picture}")
+    print(f"curves: {folder / 'pretrained/segm_logs/curves.png'}")
+    print(f"radiographs that the diffusion model drew:   {grid}")
+    print(f"masks, colours, overlays, areas.csv:         {folder / 'pretrained/results'}")
+
+
+def pairs(folder: Path) -> list[tuple[str, str, str]]:
+    truth = folder / "held_out/Split/VAL"
+    return pair_files(str(truth / "IMG"), str(truth / "MASK"))
+
+
+def write_overlays(folder: Path, path: Path) -> None:
+    """A row a radiograph: itself, the truth and both predictions laid over it, enlarged."""
+
+    def enlarge(array: np.ndarray) -> np.ndarray:
+        return array.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+
+    images, masks = [], []
+    for name, image_path, mask_path in pairs(folder)[:SHOWN]:
+        predicted = [folder / kind / "results/MASK" / f"{name}.png" for kind in KINDS]
+        images.append(enlarge(read_image(image_path, 1)))
+        masks.append([enlarge(read_mask(str(m))) for m in (mask_path, *predicted)])
+    Image.fromarray(comparison(images, masks, load_categories())).save(path)
+
+
+if __name__ == "__main__":
+    command(main)()
