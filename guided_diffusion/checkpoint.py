@@ -179,7 +179,11 @@ def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[s
     :param parts: what to save under which prefix ("model", "ema_0.9999_", "opt").
     :param state: plain values and tensors that a resume needs besides.
     """
-    remove_temporaries(folder)  # their space may be needed
+    # the space of what an interrupted save has left may be needed
+    remove_temporaries(folder)
+    for prefix in ("state", *parts):
+        if bf.exists(path := bf.join(folder, step_name(prefix, step))):
+            bf.remove(path)
     files = {}
     for prefix, value in parts.items():
         name = step_name(prefix, step)

@@ -476,7 +476,6 @@ class TrainLoop:
                 parts[checkpoint.ema_prefix(name)] = self.stepper.weights_as_state_dict(averages)
             parts["opt"] = self.stepper.opt.state_dict()
             state = {
-                "step": self.step,
                 "seed": self.seed,
                 "global_batch": self.global_batch,
                 "stepper": self.stepper.state_dict(),
