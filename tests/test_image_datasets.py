@@ -133,8 +133,12 @@ def test_flips_mirror_about_half_and_only_on_demand(folder):
     def mirrored(images):
         return (images[..., :2].mean(dim=(1, 2, 3)) < images[..., -2:].mean(dim=(1, 2, 3))).tolist()
 
-    flips = [m for images, _ in batches(folder, 30, random_flip=True) for m in mirrored(images)]
+    seen = [images for images, _ in batches(folder, 30, random_flip=True)]
+    flips = [m for images in seen for m in mirrored(images)]
     assert 0.35 < np.mean(flips) < 0.65
+    # in one epoch it is, in another it is not
+    numbers = [n for images in seen for n in brightness(images)]
+    assert len(set(zip(numbers, flips, strict=True))) == 2 * COUNT
     assert not any(m for images, _ in batches(folder, 10) for m in mirrored(images))
 
 

@@ -178,7 +178,7 @@ class TestGreyLevels:
         np.testing.assert_allclose(image, expected, atol=1e-6)
 
     def test_percentiles_that_coincide_give_way_to_the_whole_range(self, save):
-        values = np.zeros((20, 20), np.uint16)
+        values = np.zeros((40, 40), np.uint16)
         values[3, 3:5] = 300, 700
         image = read_image(save("a.png", values), None, Intensity("percentile"))
         assert image[3, 3:5] == pytest.approx([3 / 7, 1])
