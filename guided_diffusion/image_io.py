@@ -116,6 +116,19 @@ def read_image(
         return image
 
 
+def check_header(path: str) -> None:
+    """Raise ImageError if the beginning of a file shows that it is no image. Reads no pixels, so
+    that thousands of files can be looked at before a long run starts."""
+    with _one_line_errors(path), open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            raise ValueError("the file is empty")
+        if dicom_io.is_dicom(head) or _named_dicom(path):
+            return
+        file.seek(0)
+        Image.open(file, formats=_FORMATS)
+
+
 def is_grey(path: str) -> bool:
     """Whether the picture has one channel or three equal ones."""
     image = read_image(path)

@@ -13,7 +13,7 @@ from . import checkpoint, dist_util, logger, rng
 from .errors import UserError
 from .flags import flag, from_flags, pick
 from .image_datasets import Batch, class_labels, class_names, load_data, sample_is_grey
-from .image_io import list_images
+from .image_io import check_header, list_images
 from .reading import ReadingConfig
 from .script_util import DiffusionConfig, ModelConfig, check_flags
 from .signals import EXIT_STOPPED
@@ -231,6 +231,10 @@ def open_run(
             f"{train.data_dir} holds {len(paths)} images, fewer than the"
             f" {train.batch_size * dist_util.world_size()} of one step: lower --batch_size"
         )
+    if dist_util.is_main() and not train.skip_bad_images:
+        for path in paths:
+            if checkpoint.is_local(path):
+                check_header(path)
     logger.configure(folder, resume_step=start.step, comm=dist_util.Comm())
     logger.log(f"{len(paths)} images in {train.data_dir}; run folder {folder}")
     if note:

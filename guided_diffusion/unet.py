@@ -778,7 +778,7 @@ class SegmentationUNetModel(UNetModel):
                     f"{theirs} is {_shape(tensor)} there, {ours} {_shape(own[ours])} here"
                 )
         if not any(theirs.startswith(("input_blocks", "output_blocks")) for theirs in fitting):
-            reason = misfits[0] if misfits else "no tensor has a name of this network"
+            reason = "; ".join(misfits[:3]) or "no tensor has a name of this network"
             raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
         for theirs, ours in fitting.items():
             own[ours].copy_(state_dict[theirs])
