@@ -36,7 +36,7 @@ GRACE_S = 5.0
 CONNECT_S = 60.0
 
 GREETING_BYTES = 64
-DIED = "its process ended without a word (killed, or out of memory?)"
+DIED = "gone without a word (killed, out of memory, or its node lost?)"
 
 
 def leave(code: int) -> None:

@@ -16,8 +16,9 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guided_diffusion import logger
+from guided_diffusion import log_formats, logger
 from guided_diffusion.errors import UserError
+from guided_diffusion.log_formats import LogFile
 from guided_diffusion.logger import (
     CSVOutputFormat,
     HumanOutputFormat,
@@ -67,6 +68,13 @@ class TestRows:
         assert log.dumpkvs() == {"step": 3, "lr": 0.2, "loss": 2.0}
         assert log.dumpkvs() == {}
         assert kept.rows == [{"step": 3, "lr": 0.2, "loss": 2.0}, {}]
+
+    def test_means_of_means_count_their_parts(self):
+        log = Logger(None, [])
+        log.logkv_mean("x", 2.0, count=3)
+        log.logkv_mean("x", th.tensor(6.0))
+        assert log.get_pending() == {"x": (12.0, 4)}
+        assert log.dumpkvs() == {"x": 3.0}
 
     def test_a_tensor_is_logged_as_it_was(self):
         log = Logger(None, [])
@@ -277,7 +285,7 @@ class TestCSV:
             with monkeypatch.context() as patch:
                 patch.setattr(os, "replace", dying(os.replace))
                 patch.setattr(os, "fsync", dying(os.fsync))
-                patch.setattr(logger._LogFile, "append", dying(logger._LogFile.append))
+                patch.setattr(LogFile, "append", dying(LogFile.append))
                 try:
                     CSVOutputFormat(str(folder / "progress.csv"), resume_step=2)
                     finished = True
@@ -484,9 +492,11 @@ class TestCloud:
             copies.append(target)
             shutil.copy(local(source), local(target))
 
-        monkeypatch.setattr(logger.bf, "copy", copy)
-        monkeypatch.setattr(logger.bf, "exists", lambda path: os.path.exists(local(path)))
-        monkeypatch.setattr(logger.bf, "makedirs", lambda p: os.makedirs(local(p), exist_ok=True))
+        monkeypatch.setattr(log_formats.bf, "copy", copy)
+        monkeypatch.setattr(log_formats.bf, "exists", lambda path: os.path.exists(local(path)))
+        monkeypatch.setattr(
+            log_formats.bf, "makedirs", lambda p: os.makedirs(local(p), exist_ok=True)
+        )
         return store / "bucket" / "run", copies
 
     def test_files_are_sent_and_continued(self, cloud):
@@ -509,7 +519,7 @@ class TestCloud:
     def test_rows_are_not_sent_one_by_one(self, cloud, monkeypatch):
         _, copies = cloud
         now = [0.0]
-        monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(log_formats.time, "monotonic", lambda: now[0])
         writer = CSVOutputFormat("gs://bucket/progress.csv")
         os.makedirs(cloud[0])
         for step in range(100):
