@@ -234,8 +234,8 @@ def test_the_cache_reads_every_file_once(folder, workers, tmp_path, monkeypatch)
     batches(folder, 3 * COUNT, batch_size=1, cache="ram", num_workers=workers)
     lines = log.read_text().split()
     assert len(set(lines)) == COUNT
-    # two workers may both be first; nobody reads once the first pass is over
-    assert len(lines) <= COUNT * max(1, workers)
+    # two workers may start on the same image at the turn of an epoch
+    assert len(lines) <= COUNT + workers
     log.unlink()
     batches(folder, 3 * COUNT, batch_size=1, cache="none", num_workers=workers)
     assert len(log.read_text().split()) >= 3 * COUNT
