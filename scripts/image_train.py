@@ -30,7 +30,9 @@ def main() -> int:
                 diffusion,
                 shape,
                 range(16),
-                steps=min(20, diffusion.num_timesteps),
+                # noise at every step corrects the errors of a network that has not learnt much yet
+                sampler="ddpm",
+                steps=min(50, diffusion.num_timesteps),
                 device=dist_util.dev(),
                 model_kwargs=run.some_classes(16),
             )
