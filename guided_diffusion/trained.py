@@ -89,7 +89,7 @@ def read_trained(path: str, given: Mapping[str, Any], kind: str = "diffusion") -
         return Trained(path, model, diffusion, reading, (), weights)
     source = f"config.json beside {path}"
     try:
-        found = stored["kind"]
+        found = stored.get("kind", "diffusion")
         if found != kind and found in KINDS:
             raise UserError(
                 f"{path} is a network of the kind {found}, not {kind}: it is for"
