@@ -185,11 +185,18 @@ class Stepper:
         """Take AdamW's state, whichever implementation wrote it; learning rates stay ours."""
         groups = [{**g, "fused": True, "foreach": None} for g in state["param_groups"]]
         here = [len(g["params"]) for g in self.opt.param_groups]
-        if [len(g["params"]) for g in groups] != here:
+        there = [len(g["params"]) for g in groups]
+        ids = [i for g in groups for i in g["params"]]
+        params = [p for g in self.opt.param_groups for p in g["params"]]
+        if there != here or any(
+            state["state"][i]["exp_avg"].shape != p.shape
+            for i, p in zip(ids, params)
+            if i in state["state"]
+        ):
             raise UserError(
-                f"the optimizer's state is of {[len(g['params']) for g in groups]} tensors,"
-                f" the network has {here}: it belongs to another network or to float16 master"
-                " weights of the original package; remove the opt file to start it afresh"
+                f"the optimizer's state is of {there} tensors, the network has {here}, or their"
+                " shapes differ: it belongs to another network or to float16 master weights of the"
+                " original package; remove the opt file to start it afresh"
             )
         for theirs, ours in zip(groups, self.opt.param_groups):
             theirs.update({k: v for k, v in ours.items() if k not in ("params", "fused")})
