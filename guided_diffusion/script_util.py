@@ -24,12 +24,24 @@ from .unet import EncoderUNetModel, SegmentationUNetModel, SuperResModel, UNetMo
 NUM_CLASSES = 1000
 
 
+def _channels(text: str) -> int | str:
+    """Argument of --in_channels."""
+    if text not in ("1", "3", "auto"):
+        raise ValueError(text)
+    return text if text == "auto" else int(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """All that is needed to build a diffusion network; see UNetModel for what each field does."""
 
     image_size: int = flag(64, "height and width of the images, pixels; 2^(levels-1) divides it")
-    in_channels: int = flag(3, "channels of the images: 1 for grey, 3 for colour")
+    in_channels: int = flag(
+        3,
+        "1 for grey, 3 for colour; auto, as if not given: a checkpoint or a sample of images tells",
+        type=_channels,
+        metavar="1|3|auto",
+    )
     num_channels: int = flag(128, "width of the finest level, channels")
     num_res_blocks: int = flag(2, "residual blocks a level")
     num_heads: int = flag(4, "attention heads, where num_head_channels is -1")
@@ -255,7 +267,12 @@ class ClassifierConfig:
     """All that is needed to build a classifier of noised images (arXiv 2105.05233, section 4)."""
 
     image_size: int = flag(64, "height and width of the images, pixels")
-    in_channels: int = flag(3, "channels of the images: 1 for grey, 3 for colour")
+    in_channels: int = flag(
+        3,
+        "1 for grey, 3 for colour; auto, as if not given: a checkpoint or a sample of images tells",
+        type=_channels,
+        metavar="1|3|auto",
+    )
     num_classes: int = flag(NUM_CLASSES, "number of classes that the classifier tells apart")
     classifier_use_fp16: bool = flag(False, "half precision, on CUDA")
     classifier_width: int = flag(128, "width of the classifier's finest level, channels")
