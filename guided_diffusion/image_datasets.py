@@ -35,10 +35,10 @@ def load_data(
     batch_size: int,
     image_size: int | tuple[int, int],
     class_cond: bool = False,
-    classes: Sequence[str] | None = None,
     deterministic: bool = False,
     random_crop: bool = False,
     random_flip: bool = True,
+    classes: Sequence[str] | None = None,
     seed: int = 0,
     start_step: int = 0,
     num_workers: int = 0,
@@ -55,10 +55,10 @@ def load_data(
     batch_size       images of one rank's batch
     image_size       as in ReadingConfig; the rest of it comes from `reading` where given
     class_cond       labels are the file names up to the first underscore, in sorted order
-    classes          the names in the order of their labels, instead of those that the files have
     deterministic    go through the files in their sorted order instead of a shuffled one
     random_crop      crop 80 to 100 % of the short side at a random place (only with resize "crop")
     random_flip      mirror every second image; left is not right in most radiographs
+    classes          the names in the order of their labels, instead of those that the files have
     seed             of the order, the flips and the crops
     start_step       number of the first batch: a resumed run goes on with what would have followed
     num_workers      reading processes, 0 reads in this one; the batches are the same
