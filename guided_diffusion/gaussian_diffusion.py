@@ -215,9 +215,7 @@ class GaussianDiffusion:
         key = (name, t.device, dtype)
         table = self._device_tables.get(key)
         if table is None:
-            # A tensor born in inference mode could never serve in training.
-            with th.inference_mode(False):
-                table = th.from_numpy(getattr(self, name)).to(dtype).to(t.device)
+            table = th.from_numpy(getattr(self, name)).to(dtype).to(t.device)
             self._device_tables[key] = table
         return table[t].reshape(-1, *[1] * (x.ndim - 1))
 

@@ -114,8 +114,7 @@ class SpacedDiffusion(GaussianDiffusion):
         they are rescaled."""
         table = self._original_timesteps.get(t.device)
         if table is None:
-            with th.inference_mode(False):
-                table = th.tensor(self.timestep_map, dtype=th.int64, device=t.device)
+            table = th.tensor(self.timestep_map, dtype=th.int64, device=t.device)
             self._original_timesteps[t.device] = table
         original = table[t]
         if self.rescale_timesteps:

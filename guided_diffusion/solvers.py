@@ -97,7 +97,7 @@ def multistep_timesteps(diffusion: GaussianDiffusion, steps: int) -> list[int]:
     That is even in log-SNR, in which the multistep methods are exponential integrators, wherever
     alpha / sigma is above 0.1. Below it the image hardly shows in x_t, the predicted x_0 changes in
     proportion to alpha, and steps even in alpha / sigma are enough; steps even in log-SNR would
-    spend a third of their number there with a cosine schedule, whose log-SNR falls without end.
+    spend half of their number there with a cosine schedule, whose log-SNR falls without end.
     """
     return _nearest_timesteps(diffusion, steps, lambda lam: np.log1p(10 * np.exp(lam)))
 

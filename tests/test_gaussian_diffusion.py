@@ -313,6 +313,19 @@ def test_scale_of_the_variational_losses(loss_type, factor):
     assert th.allclose(found, losses(LossType.MSE)["vb"] * factor, rtol=1e-4)
 
 
+def test_denoised_fn_comes_before_clipping():
+    diffusion, toy = plain_diffusion(), toy_network(learn=False)
+    x, t = tensor("denoised/x", 3, 1, 4, 4), th.tensor([0, 60, 199])
+    free = diffusion.p_mean_variance(toy, x, t, clip_denoised=False)["pred_xstart"]
+    assert free.abs().max() > 1
+    clipped = diffusion.p_mean_variance(toy, x, t)["pred_xstart"]
+    assert th.equal(clipped, free.clamp(-1, 1))
+    halved = diffusion.p_mean_variance(toy, x, t, denoised_fn=lambda x: x / 2)
+    assert th.equal(halved["pred_xstart"], (free / 2).clamp(-1, 1))
+    mean = diffusion.q_posterior_mean_variance(halved["pred_xstart"], x, t)[0]
+    assert th.equal(halved["mean"], mean)
+
+
 def test_network_hears_rescaled_timesteps_and_its_arguments():
     seen = []
 
@@ -436,9 +449,11 @@ def test_loops(loop):
 
 
 def test_loops_leave_the_callers_gradients_alone():
-    diffusion, toy = plain_diffusion(30), toy_network(learn=False)
-    for _ in diffusion.p_sample_loop_progressive(toy, (1, 1, 2, 2)):
-        assert th.is_grad_enabled()
+    diffusion, network = plain_diffusion(30), th.nn.Conv2d(1, 1, 1)
+    for loop in (diffusion.p_sample_loop_progressive, diffusion.ddim_sample_loop_progressive):
+        for out in loop(lambda x, t: network(x), (1, 1, 2, 2)):
+            assert th.is_grad_enabled()
+            assert not out["sample"].requires_grad
 
 
 def test_starts_where_the_model_is():
@@ -462,6 +477,7 @@ def test_tables_are_uploaded_once_and_serve_after_inference_mode():
         losses["loss"].sum().backward()
         out = diffusion.p_mean_variance(lambda x, t: weight * toy(x, t), x, t)
         out["mean"].sum().backward()
+    assert tables
     assert all(diffusion._device_tables[key] is table for key, table in tables.items())
     assert th.isfinite(weight.grad)
 

@@ -58,6 +58,16 @@ def test_one_number_decides_one_timestep(uniform):
     assert weights.item() == pytest.approx(1)
 
 
+def test_a_timestep_of_no_weight_is_never_drawn():
+    class Odd(UniformSampler):
+        def weights(self):
+            return np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+
+    uniforms = np.array([0.0, 0.5, np.nextafter(1, 0)])
+    indices, _ = Odd(Process()).sample(3, "cpu", uniforms=uniforms)
+    assert indices.tolist() == [1, 3, 3]
+
+
 def test_draws_are_those_of_numpys_choice():
     """The same global seed gives the same timesteps as a weighted choice by numpy itself."""
     sampler = warmed_up()

@@ -156,7 +156,7 @@ def error(name, problem, steps):
         ("ddim", (50, 100, 200), 1),
         ("dpm++2m", (20, 40, 80), 2),
         ("heun", (20, 40, 80), 2),
-        ("unipc", (15, 30, 60), 3),
+        ("unipc", (12, 24, 48), 4),
     ],
 )
 def test_error_falls_with_the_order(problem, name, steps, order):
@@ -453,13 +453,8 @@ def test_timesteps_fall_from_last_to_first(choose, schedule, timesteps, data):
         assert chosen[-1] == 0
 
 
-@given(
-    st.floats(1e-4, 12),
-    st.lists(
-        st.sampled_from([1.0, 0.0, -0.4, -1.0, -1.7, -2.5]), min_size=1, max_size=4, unique=True
-    ),
-)
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("step", [1e-4, 1e-2, 0.3, 0.99, 1.01, 4.0, 12.0])
+@pytest.mark.parametrize("places", [[0.0], [0.0, -0.7], [1.0, 0.0, -0.4], [1.0, 0.0, -1.0, -2.5]])
 def test_exponential_weights_integrate_polynomials(step, places):
     weights = exponential_weights(step, [step * place for place in places])
     points, gauss = np.polynomial.legendre.leggauss(60)
@@ -467,7 +462,7 @@ def test_exponential_weights_integrate_polynomials(step, places):
     for degree in range(len(places)):
         integral = step / 2 * (gauss * np.exp(u - step) * (u / step) ** degree).sum()
         quadrature = (weights * np.array(places) ** degree).sum()
-        assert quadrature == pytest.approx(integral, rel=1e-9, abs=1e-11)
+        assert quadrature == pytest.approx(integral, rel=1e-9)
 
 
 def test_samplers_share_one_signature():
