@@ -14,7 +14,7 @@ from .errors import UserError
 from .flags import flag, from_flags, pick
 from .image_datasets import Batch, class_labels, class_names, load_data, sample_is_grey
 from .image_io import check_header, list_images
-from .reading import ReadingConfig
+from .reading import ReadingConfig, low_contrast_advice
 from .script_util import DiffusionConfig, ModelConfig, check_flags
 from .signals import EXIT_STOPPED
 from .stepper import PRECISIONS
@@ -237,8 +237,9 @@ def open_run(
                 check_header(path)
     logger.configure(folder, resume_step=start.step, comm=dist_util.Comm())
     logger.log(f"{len(paths)} images in {train.data_dir}; run folder {folder}")
-    if note:
-        logger.log(note)
+    for line in (note, low_contrast_advice(paths, reading) if dist_util.is_main() else None):
+        if line:
+            logger.log(line)
     if classes:
         logger.log(f"{len(classes)} classes: {_listing(classes)}")
     if dist_util.is_main():

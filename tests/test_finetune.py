@@ -11,7 +11,7 @@ from conftest import TINY, draw_pairs
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.geometry import IGNORE
-from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.reading import ReadingConfig, normalize
 from guided_diffusion.segmentation import losses
 from guided_diffusion.segmentation.augment import Augmentation
 from guided_diffusion.segmentation.dataset import load_labelled, training_batches
@@ -135,6 +135,13 @@ def test_depth_random_init_and_frozen_parts(script, pretrained, split, tmp_path)
     assert (start - donor["time_embed.0.weight"]).norm() > 0.5 * start.norm()
 
 
+def test_native_size_runs_and_is_predicted_so(script, pretrained, split, tmp_path):
+    argv = [pretrained, *folders(split), "--epochs", 1, "--resize", "native", "--image_size", 8]
+    ended = script("finetune.py", *argv)
+    assert ended.code == 0, ended.err
+    assert load_model("segm.pth")[1].reading.resize == "native"
+
+
 def test_more_images_a_step_than_there_are(script, pretrained, tmp_path):
     draw_pairs(tmp_path / "one", 1)
     dirs = [tmp_path / "one" / kind for kind in ("IMG", "MASK")]
@@ -201,9 +208,29 @@ class TestData:
 
     def test_padding_is_ignored_and_classes_stay(self, split):
         data = load_labelled(*folders(split)[:2], ReadingConfig(32, 1, "pad"), 3)
-        assert set(np.unique(data.masks)) == {0, 1, 2, IGNORE}
-        assert data.images.shape == (3, 32, 32, 1)
-        assert data.class_pixels(3).sum() == (data.masks != IGNORE).sum()
+        masks = np.stack(data.masks)
+        assert set(np.unique(masks)) == {0, 1, 2, IGNORE}
+        assert np.stack(data.images).shape == (3, 32, 32, 1)
+        assert data.class_pixels(3).sum() == (masks != IGNORE).sum()
+
+    def test_native_size_trains_on_windows(self, split):
+        data = load_labelled(*folders(split)[:2], ReadingConfig(8, 1, "native"), 3)
+        assert data.images[0].shape == (16, 20, 1)
+        images, masks = data.batch([0, 0, 1], seeds=[5, 6, 7])
+        assert images.shape == (3, 1, 8, 8)
+        whole = normalize(data.images[0])[0].numpy()
+        shifts = [
+            (y, x)
+            for y in range(9)
+            for x in range(13)
+            if np.array_equal(whole[y : y + 8, x : x + 8], images[0, 0].numpy())
+        ]
+        y, x = shifts[0]
+        assert np.array_equal(masks[0].numpy(), data.masks[0][y : y + 8, x : x + 8])
+        larger = load_labelled(*folders(split)[:2], ReadingConfig(24, 1, "native"), 3)
+        _, masks = larger.batch([0], seeds=[1])
+        assert masks.shape == (1, 24, 24)
+        assert (masks == IGNORE).sum() == 24 * 24 - 16 * 20
 
     def test_metrics_are_written_as_json_would(self, script, pretrained, split, tmp_path):
         script("finetune.py", pretrained, *folders(split), "--epochs", 1)

@@ -16,31 +16,37 @@ from guided_diffusion.segmentation.augment import Augmentation
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Radiographs and masks at the network's size.
+    """Radiographs and masks at the network's size, or, read as "native", each at its own.
 
-    names: N. images: uint8 `[N x H x W x C]`. masks: uint8 `[N x H x W]` of class indices, IGNORE
-    in the padding.
+    names: N. images: N uint8 `[H x W x C]`. masks: N uint8 `[H x W]` of class indices, IGNORE in
+    the padding. window: height and width of the parts to train on, where sizes are native.
     """
 
     names: tuple[str, ...]
-    images: np.ndarray
-    masks: np.ndarray
+    images: Sequence[np.ndarray]
+    masks: Sequence[np.ndarray]
+    window: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def class_pixels(self, num_classes: int) -> np.ndarray:
         """Pixels of each class over all masks, int64 `[num_classes]`."""
-        known = self.masks[self.masks != IGNORE]
-        return np.bincount(known, minlength=num_classes)[:num_classes]
+        counts = [np.bincount(mask.ravel(), minlength=256) for mask in self.masks]
+        return np.sum(counts, axis=0)[:num_classes]
 
     def batch(
-        self, numbers: Sequence[int], augmentation: Augmentation | None = None, seeds=()
+        self,
+        numbers: Sequence[int],
+        augmentation: Augmentation | None = None,
+        seeds: Sequence[int] = (),
     ) -> tuple[th.Tensor, th.Tensor]:
         """Images float32 `[B x C x H x W]` in [-1, 1] and masks int64 `[B x H x W]`."""
         images, masks = [], []
         for place, number in enumerate(numbers):
             image, mask = self.images[number], self.masks[number]
+            if self.window:
+                image, mask = _cut(image, mask, self.window, seeds[place] if seeds else 0)
             if augmentation is not None:
                 image, mask = augmentation(image, mask, seeds[place])
             images.append(image)
@@ -60,8 +66,6 @@ def load_labelled(
     :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
         too high.
     """
-    if reading.resize == "native":
-        raise UserError("--resize native: fine-tuning needs one size; choose pad, crop or squash")
     names, images, masks = [], [], []
     for name, image_path, mask_path in pair_files(image_dir, mask_dir):
         image = read_image(image_path, reading.in_channels, reading.intensity_rule())
@@ -75,7 +79,21 @@ def load_labelled(
         names.append(name)
         images.append(reading.prepare(image))
         masks.append(reading.geometry().apply_mask(mask))
-    return LabelledImages(tuple(names), np.stack(images), np.stack(masks))
+    window = reading.geometry().height_width if reading.resize == "native" else None
+    return LabelledImages(tuple(names), images, masks, window)
+
+
+def _cut(
+    image: np.ndarray, mask: np.ndarray, window: tuple[int, int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A part of the window's size at a random place; what lies outside the image is IGNORE."""
+    missing = [(0, max(0, side - have)) for side, have in zip(window, mask.shape)]
+    image = np.pad(image, [*missing, (0, 0)])
+    mask = np.pad(mask, missing, constant_values=IGNORE)
+    generator = np.random.default_rng(seed)
+    top, left = (int(generator.integers(have - side + 1)) for side, have in zip(window, mask.shape))
+    part = np.s_[top : top + window[0], left : left + window[1]]
+    return image[part], mask[part]
 
 
 def count_classes(mask_dirs: Sequence[tuple[str, str]]) -> int:

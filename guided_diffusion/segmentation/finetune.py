@@ -15,10 +15,12 @@ from tqdm import tqdm
 from guided_diffusion import checkpoint, logger, rng
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import flag
+from guided_diffusion.reading import normalize
 from guided_diffusion.segmentation import augment, losses
 from guided_diffusion.segmentation.dataset import LabelledImages, training_batches
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
+from guided_diffusion.segmentation.predict import sliding_scores
 from guided_diffusion.segmentation.render import plot_curves
 from guided_diffusion.signals import StopRequest
 from guided_diffusion.stepper import Stepper, warmup_cosine
@@ -196,7 +198,7 @@ class Finetuner:
         for _ in range(self.steps_an_epoch):
             images, masks = next(batches)
             step = self.stepper.steps
-            size = self.settings.microbatch if self.settings.microbatch > 0 else len(images)
+            size = self._forward_size()
             for first in range(0, len(images), size):
                 rows = slice(first, first + size)
                 share = len(images[rows]) / len(images)
@@ -245,19 +247,29 @@ class Finetuner:
             }
             self._best_weights = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
 
+    def _forward_size(self) -> int:
+        """Images a forward pass."""
+        settings = self.settings
+        return settings.microbatch if settings.microbatch > 0 else settings.batch_size
+
     @th.no_grad()
     def _evaluate(self, data: LabelledImages) -> tuple[np.ndarray, float]:
-        """Confusion matrix and mean loss at the network's size, padding left out."""
+        """Confusion matrix and mean loss at the size of the data, padding left out."""
         self.model.eval()
         classes = len(self.config.categories)
         confusion, total = np.zeros((classes, classes), np.int64), 0.0
-        size = self.settings.microbatch
-        size = size if size > 0 else self.settings.batch_size
+        size = 1 if data.window else self._forward_size()
         for first in range(0, len(data), size):
-            images, masks = data.batch(range(first, min(first + size, len(data))))
+            numbers = range(first, min(first + size, len(data)))
             with self.stepper.autocast():
-                scores = self.model(images.to(self.device))
-            total += float(self.loss(scores, masks.to(self.device))) * len(images)
+                if data.window:
+                    images = normalize(data.images[first])[None].to(self.device)
+                    masks = th.from_numpy(data.masks[first])[None].long()
+                    scores = sliding_scores(self.model, images, data.window)
+                else:
+                    images, masks = data.batch(numbers)
+                    scores = self.model(images.to(self.device))
+            total += float(self.loss(scores, masks.to(self.device))) * len(numbers)
             predicted = scores.argmax(1).cpu().numpy()
             confusion += confusion_matrix(predicted, masks.numpy().astype(np.uint8), classes)
         return confusion, total / len(data)

@@ -1,6 +1,6 @@
 """A segmentation model and a radiograph to class probabilities at the radiograph's size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import monai.inferers
 import numpy as np
@@ -69,13 +69,24 @@ class Predictor:
         ]
 
     def _sliding(self, image: np.ndarray) -> np.ndarray:
-        """Windows of the network's size over the radiograph at its own scale."""
         reading = self.config.reading
         whole = normalize(to_uint8_channels(image, reading.in_channels))[None].to(self.device)
-        scores = monai.inferers.sliding_window_inference(
-            whole, reading.geometry().height_width, 4, self.model, OVERLAP, mode="gaussian"
-        )
+        scores = sliding_scores(self.model, whole, reading.geometry().height_width)
         return scores[0].float().softmax(0).cpu().numpy()
+
+
+def sliding_scores(
+    model: Callable[[th.Tensor], th.Tensor], images: th.Tensor, window: tuple[int, int]
+) -> th.Tensor:
+    """Class scores of images at their own size, blended from overlapping windows.
+
+    :param images: `[N x C x H x W]` in [-1, 1]; smaller ones than the window are padded inside.
+    :param window: height and width of what the network sees at once.
+    :return: `[N x classes x H x W]`.
+    """
+    return monai.inferers.sliding_window_inference(
+        images, window, 4, model, OVERLAP, mode="gaussian"
+    )
 
 
 def load_predictor(model_path: str, device: th.device | str | None = None) -> Predictor:
