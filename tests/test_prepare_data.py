@@ -504,6 +504,20 @@ def test_division_keeps_groups_and_covers_classes(data):
             assert np.array_equal(classes[train].any(axis=0), classes.any(axis=0))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_division_finds_the_few_images_that_count(seed):
+    groups = [str(number) for number in range(1000)]
+    classes = np.zeros((1000, 3), bool)
+    classes[:, 0], classes[123, 1], classes[456, 2] = True, True, True
+    train = divide(groups, classes, 10, seed)
+    assert train[123]
+    assert train[456]
+    # Ten images hold class 1, ten class 2, one of them both: with room for one it is that.
+    classes = np.zeros((19, 3), bool)
+    classes[:10, 1], classes[9:, 2] = True, True
+    assert np.flatnonzero(divide(groups[:19], classes, 1, seed)).tolist() == [9]
+
+
 def test_groups_of_names():
     names = ["ann_1", "ann_2", "bob/3"]
     assert read_groups(names, "") == names
