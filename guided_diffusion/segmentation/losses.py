@@ -1,6 +1,5 @@
 """The loss of a segmentation network."""
 
-import monai.losses
 import numpy as np
 import torch as th
 import torch.nn as nn
@@ -45,8 +44,11 @@ class SegmentationLoss(nn.Module):
             raise UserError(f"--loss {kind}: choose one of {', '.join(LOSSES)}")
         self.kind = kind
         self.register_buffer("weights", weights)
-        # Dice over the batch, so that a class absent from one image does not count as missed
-        self.dice = monai.losses.MaskedDiceLoss(include_background=True, batch=True)
+        if "dice" in kind:
+            from monai.losses import MaskedDiceLoss  # importing monai takes seconds
+
+            # over the batch, so that a class absent from one image does not count as missed
+            self.dice = MaskedDiceLoss(include_background=True, batch=True)
 
     def forward(self, scores: th.Tensor, masks: th.Tensor) -> th.Tensor:
         """Mean loss of logits `[N x C x H x W]` against class indices `[N x H x W]`."""

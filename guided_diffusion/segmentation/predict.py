@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import monai.inferers
 import numpy as np
 import torch as th
 
@@ -84,9 +83,9 @@ def sliding_scores(
     :param window: height and width of what the network sees at once.
     :return: `[N x classes x H x W]`.
     """
-    return monai.inferers.sliding_window_inference(
-        images, window, 4, model, OVERLAP, mode="gaussian"
-    )
+    from monai.inferers import sliding_window_inference  # importing monai takes seconds
+
+    return sliding_window_inference(images, window, 4, model, OVERLAP, mode="gaussian")
 
 
 def load_predictor(model_path: str, device: th.device | str | None = None) -> Predictor:

@@ -10,7 +10,6 @@ import numpy as np
 import torch as th
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.utils import make_grid
 
 from guided_diffusion.checkpoint import write_atomically
 from guided_diffusion.errors import UserError
@@ -133,6 +132,8 @@ def picture_grid(pictures: Sequence[np.ndarray], columns: int | None = None) -> 
     :param columns: pictures a row; about as many as rows unless told.
     :return: uint8 [H' x W' x 3].
     """
+    from torchvision.utils import make_grid  # importing torchvision takes seconds
+
     stack = th.from_numpy(np.stack([_as_rgb(picture) for picture in pictures])).movedim(-1, 1)
     grid = make_grid(stack, nrow=columns or math.ceil(math.sqrt(len(pictures))), padding=2)
     return grid.movedim(0, -1).numpy()
