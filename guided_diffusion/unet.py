@@ -560,7 +560,9 @@ class UNetModel(_EncoderTrunk):
         h, skips = self._encode(x, emb)
         for block in self.output_blocks:
             h = block(th.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h.to(x.dtype))
+        # as in the original, the last layer computes in the precision of the images
+        with th.autocast(x.device.type, enabled=False):
+            return self.out(h.to(x.dtype))
 
 
 class SuperResModel(UNetModel):
