@@ -389,6 +389,8 @@ def _meet(launch: Launch) -> tuple[dist.Store | None, Launch]:
     host, port = launch.address
     wait = datetime.timedelta(seconds=MEET_S)
     try:
+        if launch.rank != 0:
+            _knock(host, port)
         if launch.kind == "torchrun":  # torchrun may run the store itself
             store, _, _ = next(dist.rendezvous("env://", timeout=wait))
         else:
@@ -398,6 +400,19 @@ def _meet(launch: Launch) -> tuple[dist.Store | None, Launch]:
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_unreachable(launch, host, port, error)) from error
     return store, launch
+
+
+def _knock(host: str, port: int) -> None:
+    """Wait until rank 0 listens. The store would wait too, but with pages of warnings."""
+    last = time.monotonic() + MEET_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5.0).close()
+            return
+        except OSError:
+            if time.monotonic() > last:
+                raise
+            time.sleep(0.2)
 
 
 def _unreachable(launch: Launch, host: str, port: int, error: Exception) -> str:
@@ -452,11 +467,12 @@ def _meet_by_mpi(launch: Launch) -> tuple[dist.Store | None, Launch]:
             raise UserError(trouble)
         if store is not None:
             return store
+        _knock(host, port)
         return dist.TCPStore(host, port, world.size, False, wait)
 
     try:
         return _refuse_together(world.rank, connect), launch
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise UserError(_unreachable(launch, host, port, error)) from error
 
 
@@ -481,17 +497,25 @@ def _own_address() -> str:
 
 def _exchange(store: dist.Store, launch: Launch, me: _Peer) -> list[_Peer]:
     """All ranks' descriptions, in their order."""
+
+    def wait_for(what: str) -> list[str]:
+        keys = [f"{what}/{number}" for number in range(launch.world_size)]
+        try:
+            store.wait(keys, datetime.timedelta(seconds=MEET_S))
+        except RuntimeError as error:
+            missing = [number for number, key in enumerate(keys) if not store.check([key])]
+            raise UserError(
+                f"rank {launch.rank} ({me.host}) waited {MEET_S:.0f} s in vain for ranks "
+                f"{missing}: did they start, and do they reach rank 0?"
+            ) from error
+        return keys
+
     store.set(f"peer/{launch.rank}", pickle.dumps(me))
-    keys = [f"peer/{number}" for number in range(launch.world_size)]
-    try:
-        store.wait(keys, datetime.timedelta(seconds=MEET_S))
-    except RuntimeError as error:
-        missing = [number for number, key in enumerate(keys) if not store.check([key])]
-        raise UserError(
-            f"rank {launch.rank} ({me.host}) waited {MEET_S:.0f} s in vain for ranks {missing}: "
-            "did they start, and do they reach rank 0?"
-        ) from error
-    return [pickle.loads(store.get(key)) for key in keys]
+    peers = [pickle.loads(store.get(key)) for key in wait_for("peer")]
+    store.set(f"read/{launch.rank}", b"")
+    if launch.rank == 0:
+        wait_for("read")  # rank 0 may refuse what it has read and leave, and the store with it
+    return peers
 
 
 def _join(

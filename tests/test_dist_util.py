@@ -237,14 +237,16 @@ class TestLoadStateDict:
 
 # Ranks
 
+# Seconds. Nothing here takes more than a few, unless the machine is busy with other things.
+HANGS_S = 90
+
 
 @dataclasses.dataclass
 class Ended:
-    """How a rank ended: exit code (-9: SIGKILL), what it said on stderr, after how long."""
+    """How a rank ended: exit code (-9: SIGKILL), and what it said on stderr."""
 
     code: int
     said: str
-    seconds: float
 
     def errors(self):
         return [line for line in self.said.splitlines() if line.startswith("error: ")]
@@ -274,7 +276,7 @@ def _rank(script, env, path):
 def run_ranks(tmp_path, script, num_ranks=2, launcher="slurm", env=None):
     """Start the ranks as srun or torchrun would, and wait for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "guided_diffusion.dist_util"])
+    context.set_forkserver_preload(["pytest", "hypothesis", "guided_diffusion.dist_util"])
     port = str(free_port())
     children = []
     for number in range(num_ranks):
@@ -287,18 +289,21 @@ def run_ranks(tmp_path, script, num_ranks=2, launcher="slurm", env=None):
         if launcher == "slurm":
             own |= {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "here"}
         own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(env or {})}
+        own["TEST_DONE"] = str(tmp_path / "done")
         path = tmp_path / f"{port}_{number}.txt"
         child = context.Process(target=_rank, args=(script, own, path))
         child.start()
         children.append((child, path))
-    start = time.monotonic()
-    ended = []
-    for child, path in children:
-        child.join(30)
-        if child.is_alive():
+    try:
+        for child, _ in children:
+            child.join(HANGS_S)
+        alive = [number for number, (child, _) in enumerate(children) if child.is_alive()]
+    finally:
+        (tmp_path / "done").touch()
+        for child, _ in children:
             child.kill()
-            pytest.fail(f"a rank hangs: {path.read_text()}")
-        ended.append(Ended(child.exitcode, path.read_text(), time.monotonic() - start))
+    ended = [Ended(child.exitcode, path.read_text()) for child, path in children]
+    assert not alive, f"ranks {alive} hang: {ended}"
     return ended
 
 
@@ -387,14 +392,15 @@ def kill_rank_0(rank):
 def kill_rank_1(rank):
     if rank == 1:
         if os.fork() == 0:  # like a data loader's worker, which outlives its parent for a while
-            time.sleep(8)
+            while not os.path.exists(os.environ["TEST_DONE"]):
+                time.sleep(0.1)
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def freeze_rank_1(rank):
     if rank == 1:
-        time.sleep(60)
+        time.sleep(2 * HANGS_S)
 
 
 def interrupt_all(rank):
@@ -445,15 +451,14 @@ def test_a_failure_ends_all_with_one_line(tmp_path, action, codes, lines):
     # Only a bug is worth a traceback, and only that of the rank that has it.
     traces = sum("Traceback" in rank.said for rank in ended)
     assert traces == (action is on_rank_1_a_bug)
-    assert max(rank.seconds for rank in ended) < 8
 
 
 def test_a_rank_that_hangs_is_named_at_the_timeout(tmp_path):
-    ended = run_ranks(tmp_path, Fail(freeze_rank_1), 3, env={"GUIDED_DIFFUSION_TIMEOUT": "2"})
+    ended = run_ranks(tmp_path, Fail(freeze_rank_1), 3, env={"GUIDED_DIFFUSION_TIMEOUT": "4"})
     assert [rank.code for rank in ended] == [1, 1, 1]
     (line,) = ended[0].errors() + ended[1].errors() + ended[2].errors()
     assert f"timed out waiting for rank 1 ({HOST})" in line
-    assert "no answer within 2 s (fail, " in line
+    assert "no answer within 4 s (fail, " in line
 
 
 def without_guard():
