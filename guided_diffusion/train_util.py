@@ -119,6 +119,21 @@ def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float | st
     return path if bf.exists(path) else None
 
 
+def load_weights(model: th.nn.Module, path: str) -> None:
+    """Give a network the weights in a file.
+
+    :raises UserError: if they are another network's.
+    """
+    weights = checkpoint.load(path)
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path} does not fit the network that the flags describe: {reason}"
+        ) from error
+
+
 def log_loss_dict(diffusion: Any, ts: th.Tensor, losses: dict[str, th.Tensor]) -> None:
     """Log the mean of each loss term, over all and over each quarter of the timesteps."""
     quarters = (4 * ts.cpu().numpy() // diffusion.num_timesteps).clip(0, 3).tolist()
@@ -225,7 +240,7 @@ class TrainLoop:
         if not isinstance(start, Start):
             start = find_start(get_blob_logdir(), resume_checkpoint)
         if start.path:
-            model.load_state_dict(checkpoint.load(start.path))
+            load_weights(model, start.path)
         self.stepper = Stepper(
             model,
             lr=lr,
