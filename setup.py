@@ -12,7 +12,7 @@ setup(
         "torchvision>=0.21",
         "numpy>=1.26",
         "blobfile>=2.1",
-        "mpi4py>=3.1",
+        "mpi4py>=4.1",
         "pillow>=10.3",
         "tqdm>=4.66",
         "monai>=1.4",
@@ -22,7 +22,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6"],
-        "mpi": ["openmpi>=4.1"],
+        "mpi": ["mpich>=5.0"],
         "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pylibjpeg-libjpeg>=2.1"],
         "baseline": ["segmentation-models-pytorch>=0.4"],
         "wandb": ["wandb"],

@@ -17,6 +17,7 @@ from .errors import UserError
 from .geometry import Geometry
 from .image_io import ImageError, is_grey, list_images, read_image
 from .reading import ReadingConfig, normalize, to_uint8_channels
+from .signals import leave_to_parent
 from .rng import derive_seed
 
 CACHES = ("auto", "ram", "none")
@@ -313,6 +314,7 @@ def _batches(
         pin_memory=th.cuda.is_available(),
         persistent_workers=num_workers > 0,
         generator=th.Generator(),  # else starting it would draw from the global generator
+        worker_init_fn=leave_to_parent,
     )
     told = set()
     for item in loader:

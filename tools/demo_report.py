@@ -1,4 +1,4 @@
-"""What `make demo` ends with: the Dice of both networks side by side, and where the pictures are."""
+"""What `make demo` ends with: Dice of both networks side by side, and where the pictures are."""
 
 import json
 import sys
