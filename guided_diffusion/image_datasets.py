@@ -17,8 +17,8 @@ from .errors import UserError
 from .geometry import Geometry
 from .image_io import ImageError, is_grey, list_images, read_image
 from .reading import ReadingConfig, normalize, to_uint8_channels
-from .signals import leave_to_parent
 from .rng import derive_seed
+from .signals import leave_to_parent
 
 CACHES = ("auto", "ram", "none")
 

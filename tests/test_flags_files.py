@@ -33,7 +33,7 @@ def words(shell: str, file: str, expression: str, **env: str) -> list[str]:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("file", ["unet.sh", "unet_small.sh"])
+@pytest.mark.parametrize("file", ["unet.sh", "unet_small.sh", "demo.sh"])
 @pytest.mark.parametrize("form", ["$MODEL_FLAGS", "$(eval echo $MODEL_FLAGS)"])
 def test_flags_become_words_and_build(shell, file, form):
     model_words = words(shell, file, form)
