@@ -75,7 +75,8 @@ def frechet_distance(real: np.ndarray, samples: np.ndarray) -> float:
     # the roots of the eigenvalues of S1 S2, which are those of the symmetric S1^1/2 S2 S1^1/2
     product = np.linalg.eigvalsh(root @ covariances[1] @ root)
     overlap = np.sqrt(np.maximum(product, 0)).sum()
-    return float(apart @ apart + np.trace(covariances[0] + covariances[1]) - 2 * overlap)
+    spread = np.trace(covariances[0] + covariances[1]) - 2 * overlap
+    return float(apart @ apart + max(spread, 0.0))  # rounding may put it below zero
 
 
 def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
