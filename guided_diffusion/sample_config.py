@@ -12,6 +12,7 @@ from .solvers import SAMPLERS
 # the samplers that are meant for few steps, and how many they take unless told
 _FEW_STEPS = ("dpm++2m", "heun", "unipc")
 DEFAULT_STEPS = 20
+_TAKE_ETA = ("ddim", "dpm++2m")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,9 @@ class SampleConfig:
     steps: int = flag(
         0, f"0: {DEFAULT_STEPS} for {', '.join(_FEW_STEPS)}, all timesteps for ddpm and ddim"
     )
-    eta: float = flag(0.0, "noise of ddim: 0 none, 1 as much as ddpm")
+    eta: float = flag(
+        0.0, "noise of ddim and dpm++2m: 0 none, 1 as much as ddpm, which mends a network's errors"
+    )
     use_ddim: bool = flag(False, "the same as --sampler ddim")
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
     class_labels: str = flag("", "names or numbers, by commas, in turn; '': drawn at random")
@@ -45,8 +48,10 @@ def choose_sampler(settings: SampleConfig, diffusion: SpacedDiffusion) -> tuple[
     name = settings.sampler or ("ddim" if settings.use_ddim else "ddpm")
     if settings.use_ddim and name != "ddim":
         raise UserError(f"--use_ddim True contradicts --sampler {name}: give one of them")
-    if settings.eta and name != "ddim":
-        raise UserError(f"--eta {settings.eta} is for --sampler ddim, not for {name}")
+    if settings.eta and name not in _TAKE_ETA:
+        raise UserError(
+            f"--eta {settings.eta} is for --sampler {' or '.join(_TAKE_ETA)}, not for {name}"
+        )
     total = diffusion.num_timesteps
     steps = settings.steps or (min(DEFAULT_STEPS, total) if name in _FEW_STEPS else total)
     if not 1 <= steps <= total:

@@ -73,7 +73,8 @@ class Sampler(Protocol):
             `condition_score` (for the others) of GaussianDiffusion.
         :param device: where to draw x_T; that of the noise or of the model where None.
         :param progress: show a progress bar.
-        :param eta: noise of `ddim`, 0 is deterministic and 1 ancestral; 0 for the others.
+        :param eta: noise of `ddim` and `dpm++2m`: 0 is deterministic, 1 as much noise as in
+            ancestral sampling; 0 for the others.
         :param callback: called after every step with a dict of `step` (0 first), `timestep`, the
             new `sample` and the `pred_xstart` it was made of.
         :raises UserError: a number of steps or an eta that the sampler cannot do.
@@ -239,7 +240,9 @@ def _sampler(
                     f"timesteps: take --steps 1 to {diffusion.num_timesteps}"
                 )
             if eta != 0 and not takes_eta:
-                raise UserError(f"--eta {eta} is for --sampler ddim, {name} takes --eta 0 alone")
+                raise UserError(
+                    f"--eta {eta} is for --sampler ddim or dpm++2m, {name} takes --eta 0 alone"
+                )
             run = _Run(
                 diffusion=diffusion,
                 model=model,
@@ -323,10 +326,12 @@ def _ancestral_deviation(run: _Run, k: int) -> float:
     return float(run.sigma[k + 1] / run.sigma[k]) * math.sqrt(shrink)
 
 
-@_sampler("dpm++2m", multistep_timesteps)
+@_sampler("dpm++2m", multistep_timesteps, takes_eta=True)
 def sample_dpmpp_2m(run: _Run, x: th.Tensor) -> th.Tensor:
     """DPM-Solver++(2M): algorithm 2 of arXiv 2211.01095. Second order, one call of the network a
-    step. Timesteps: `multistep_timesteps`. Parameters: see `Sampler`."""
+    step. With eta 1 it is that paper's SDE-DPM-Solver++(2M): noise is removed and as much added on
+    the way, by which later steps mend what a poorly trained network did wrong in earlier ones.
+    Timesteps: `multistep_timesteps`. Parameters: see `Sampler`."""
     previous = None
     for k in run.steps():
         pred_xstart = run.denoise(x, k)
@@ -336,10 +341,21 @@ def sample_dpmpp_2m(run: _Run, x: th.Tensor) -> th.Tensor:
             half = (run.log_snr[k + 1] - run.log_snr[k]) / 2
             ratio = float(half / (run.log_snr[k] - run.log_snr[k - 1]))
             ahead = th.lerp(previous, pred_xstart, 1 + ratio)
-        x = run.flow(x, k, ahead)
+        x = run.flow(x, k, ahead) if k == run.last else _noisy_flow(run, x, k, ahead)
         previous = pred_xstart
         run.report(k, x, pred_xstart)
     return x
+
+
+def _noisy_flow(run: _Run, x: th.Tensor, k: int, pred_xstart: th.Tensor) -> th.Tensor:
+    """x of place k + 1 if x_0 stays what it is, with noise as eta says; `run.flow` with eta 0."""
+    if run.eta == 0:
+        return run.flow(x, k, pred_xstart)
+    step = float(run.log_snr[k + 1] - run.log_snr[k])
+    scale = run.sigma[k + 1] / run.sigma[k] * math.exp(-run.eta * step)
+    gain = run.alpha[k + 1] * -math.expm1(-(1 + run.eta) * step)
+    added = run.sigma[k + 1] * math.sqrt(-math.expm1(-2 * run.eta * step))
+    return float(scale) * x + float(gain) * pred_xstart + float(added) * run.noise(x, k)
 
 
 @_sampler("heun", heun_timesteps)

@@ -31,8 +31,8 @@ def main() -> int:
                 shape,
                 range(16),
                 # noise at every step corrects the errors of a network that has not learnt much yet
-                sampler="ddpm",
-                steps=min(50, diffusion.num_timesteps),
+                steps=min(20, diffusion.num_timesteps),
+                eta=1.0,
                 device=dist_util.dev(),
                 model_kwargs=run.some_classes(16),
             )

@@ -39,7 +39,9 @@ def main() -> int:
                 diffusion,
                 images.shape[1:],
                 range(len(images)),
+                # noise at every step corrects the errors of a network that has not learnt much yet
                 steps=min(20, diffusion.num_timesteps),
+                eta=1.0,
                 device=device,
                 model_kwargs=cond,
             )

@@ -7,6 +7,7 @@ import torch as th
 from golden_util import fill_parameters
 from sampling_util import DIFFUSION, NETWORK
 
+from guided_diffusion import solvers
 from guided_diffusion.errors import UserError
 from guided_diffusion.sample_config import SampleConfig, choose_sampler, parse_labels
 from guided_diffusion.sample_folder import results_folder
@@ -15,6 +16,7 @@ from guided_diffusion.script_util import DiffusionConfig
 
 SHAPE = (1, 16, 16)
 WAYS = [
+    ("dpm++2m", 1.0),
     ("ddpm", 0.0),
     ("ddim", 0.0),
     ("ddim", 1.0),
@@ -162,3 +164,56 @@ class TestResultsFolder:
     def test_the_users_own(self, monkeypatch, tmp_path):
         monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path))
         assert results_folder("there", "runs/a/model.pt", "samples") == "there"
+
+
+class TestNoiseOfDpmSolver:
+    """Data of one point, whose noise a perfect network knows."""
+
+    point = 0.4
+
+    def sample(self, diffusion, eta, strength=1.0, steps=20):
+        def network(x, t):
+            abar = th.from_numpy(diffusion.alphas_cumprod)[t][:, None, None, None]
+            eps = (x - abar.sqrt() * self.point) / (1 - abar).sqrt()
+            return (strength * eps).float()
+
+        return sample_images(
+            network, diffusion, (1, 32, 32), range(4), steps=steps, eta=eta, clip_denoised=False
+        )
+
+    @pytest.fixture
+    def process(self):
+        """Fixed variances: nothing but the noise is predicted."""
+        return DiffusionConfig(diffusion_steps=1000, noise_schedule="cosine").build()
+
+    @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+    def test_a_perfect_network_finds_the_point(self, process, eta):
+        assert th.allclose(self.sample(process, eta), th.tensor(self.point), atol=1e-3)
+
+    def test_without_eta_it_is_deterministic(self, process, monkeypatch):
+        def refuse(*args):
+            raise AssertionError("noise was drawn")
+
+        monkeypatch.setattr(solvers._Run, "noise", refuse)
+        self.sample(process, 0.0)
+        with pytest.raises(AssertionError, match="noise was drawn"):
+            self.sample(process, 0.5)
+
+    def test_it_mends_what_an_imperfect_network_leaves(self, process):
+        """A network that finds too little of the noise leaves some in the image."""
+        left = [self.sample(process, eta, strength=0.97).std() for eta in (0.0, 1.0)]
+        assert left[1] < left[0] / 2
+
+    def test_the_spread_of_data_is_kept(self, process):
+        """Normal data of deviation 0.5: so are the samples."""
+
+        def network(x, t):
+            abar = th.from_numpy(process.alphas_cumprod)[t][:, None, None, None]
+            return ((1 - abar).sqrt() * x / (abar * 0.25 + 1 - abar)).float()
+
+        for eta in (0.5, 1.0):
+            images = sample_images(
+                network, process, (1, 32, 32), range(8), steps=60, eta=eta, clip_denoised=False
+            )
+            assert images.std() == pytest.approx(0.5, abs=0.02)
+            assert images.mean() == pytest.approx(0, abs=0.03)
