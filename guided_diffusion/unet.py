@@ -4,6 +4,7 @@ This file also works in the place of guided-diffusion's own `unet.py`: beyond to
 the names imported below, and every class keeps its constructor and its state_dict.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -560,9 +561,15 @@ class UNetModel(_EncoderTrunk):
         h, skips = self._encode(x, emb)
         for block in self.output_blocks:
             h = block(th.cat([h, skips.pop()], dim=1), emb)
-        # as in the original, the last layer computes in the precision of the images
-        with th.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             return self.out(h.to(x.dtype))
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """The last layer computes in the precision of the images, as in the original."""
+    if device_type == "meta":  # has no autocast
+        return contextlib.nullcontext()
+    return th.autocast(device_type, enabled=False)
 
 
 class SuperResModel(UNetModel):

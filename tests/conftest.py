@@ -13,7 +13,7 @@ import torch as th
 from golden_util import fill_parameters
 from PIL import Image
 
-from guided_diffusion import checkpoint, logger
+from guided_diffusion import checkpoint, dist_util, logger
 from guided_diffusion.errors import UserError
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.script_util import DiffusionConfig, ModelConfig
@@ -60,6 +60,7 @@ def run_script(name: str, *argv: object) -> Outcome:
         sys.argv = before
         sys.path.remove(str(path.parent))
         logger.reset()
+        dist_util.cleanup()
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

@@ -80,7 +80,7 @@ def test_the_file_imports_only_what_the_original_package_has():
         if isinstance(node, ast.ImportFrom) and node.level:
             assert {alias.name for alias in node.names} <= allowed[node.module]
         elif isinstance(node, ast.ImportFrom):
-            assert node.module.split(".")[0] in {"torch", "numpy", "collections", "typing"}
+            assert node.module.split(".")[0] in {"torch", "collections", "typing"}
 
 
 @pytest.mark.parametrize("name", ["unet_paper", "unet_new_attention_order"])
