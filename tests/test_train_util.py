@@ -124,6 +124,12 @@ class TestGradients:
                 th.rand(7)  # whatever else draws random numbers
             ends.append(weights(loop))
         assert furthest(*ends) == 0
+        seeds = set()
+        for loop.step in (0, 1):
+            for first in (0, 3):
+                loop.losses(loop.model, images, cond, slice(first, first + 3))
+                seeds.add(th.initial_seed())
+        assert len(seeds) == 4
 
     def test_the_loss_is_what_the_diffusion_says(self, folder):
         """One row of a batch, drawn by hand."""
@@ -285,15 +291,22 @@ def logged_losses(folder) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in clock} for row in rows(folder)]
 
 
-def run_in(path, *ends: int, **options) -> TrainLoop:
-    """A run that is stopped at the steps `ends` and started again by the same command."""
+def run_in(path, *ends: int, more=dict, **options) -> TrainLoop:
+    """A run that is stopped at the steps `ends` and started again by the same command.
+
+    :param more: gives further options, anew for each start.
+    """
     for end in ends:
         start = find_start(str(path))
         logger.configure(str(path), ["csv"], resume_step=start.step)
-        loop = new_loop(resume_checkpoint=start, max_steps=end, **options)
+        loop = new_loop(resume_checkpoint=start, max_steps=end, **options, **more())
         loop.run_loop()
         logger.reset()
     return loop
+
+
+def files(folder):
+    return sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".csv"))
 
 
 class TestResume:
@@ -311,8 +324,8 @@ class TestResume:
                 "weight_decay": 0.1,
             }
 
-        whole = run_in(tmp_path / "whole", 14, **options())
-        parts = run_in(tmp_path / "parts", 4, 5, 11, 14, **options())
+        whole = run_in(tmp_path / "whole", 14, more=options)
+        parts = run_in(tmp_path / "parts", 4, 5, 11, 14, more=options)
         last = [f"{name}000014.pt" for name in ("model", "ema_0.5_", "ema_0.9_", "opt", "state")]
         for name in last:
             ours, theirs = ((tmp_path / part / name).read_bytes() for part in ("whole", "parts"))
@@ -331,6 +344,13 @@ class TestResume:
         assert logged_losses(tmp_path / "parts") == logged_losses(tmp_path / "whole")
         with open(tmp_path / "parts" / "progress_superseded.csv") as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["3"]
+
+    def test_a_finished_run_is_left_alone(self, tmp_path):
+        run_in(tmp_path, 3)
+        before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files(tmp_path)}
+        run_in(tmp_path, 3)
+        after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files(tmp_path)}
+        assert after == before
 
     def test_also_before_the_first_checkpoint(self, tmp_path):
         run_in(tmp_path / "whole", 3)
@@ -446,7 +466,7 @@ class TestOriginalCheckpoints:
         assert furthest(weights(loop), average) == 0
         assert furthest(loop.stepper.weights_as_state_dict(loop.stepper.ema[0.9]), average) == 0
         assert loop.stepper.opt.state_dict()["state"] == {}
-        assert loop.step == 5
+        assert (loop.step, loop.stepper.steps) == (5, 5)
 
     def test_the_optimizer_of_a_float16_run(self, theirs, tmp_path, capsys):
         masters = [th.nn.Parameter(th.zeros(10)), th.nn.Parameter(th.zeros(1, 10))]
