@@ -107,8 +107,8 @@ class Augmentation:
         with th.random.fork_rng(devices=[]):
             th.manual_seed(seed)
             changed, moved = self.transform(
-                tv_tensors.Image(th.from_numpy(image).movedim(-1, 0).contiguous()),
-                tv_tensors.Mask(th.from_numpy(mask)),
+                tv_tensors.Image(th.tensor(image).movedim(-1, 0).contiguous()),
+                tv_tensors.Mask(th.tensor(mask)),
             )
         return changed.movedim(0, -1).numpy(), moved.numpy()
 
