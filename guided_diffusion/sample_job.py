@@ -5,6 +5,7 @@ an interrupted command goes on with those that are missing, with any batch size 
 ranks. The folder remembers in `sampling.json` what decided the images.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -100,6 +101,10 @@ def check_classifier(classifier: Trained, trained: Trained) -> None:
                 f"{classifier.path} cannot guide {trained.path}: {name} is {theirs} there and"
                 f" {ours} here"
             )
+
+
+class _Stopped(Exception):
+    """A signal came in the middle of a batch."""
 
 
 @dataclasses.dataclass
@@ -222,20 +227,29 @@ class SampleJob:
         )
 
     def _sample(self, folder: str, pending: Sequence[int]) -> str | None:
-        """Sample the pending images; the name of the signal that ended it, if one did."""
+        """Sample the pending images; the name of the signal that ended it, if one did.
+
+        A signal ends the batch at its next step, since whole batches may take minutes.
+        """
         size = self.settings.batch_size
         rounds = math.ceil(len(pending) / (size * dist_util.world_size()))
         with StopRequest() as stop, progress_bar(rounds * self.steps) as bar:
+
+            def after_step(_: dict[str, Any]) -> None:
+                bar.update()
+                if stop.requested:
+                    raise _Stopped
+
             for number in range(rounds):
                 first = (number * dist_util.world_size() + dist_util.rank()) * size
                 mine = pending[first : first + size]
                 last = first + len(mine)
                 bar.set_description(f"image {first + 1} to {last} of {len(pending)}", refresh=False)
-                if mine:
-                    images = to_uint8(self._draw(mine, lambda _: bar.update()))
+                with contextlib.suppress(_Stopped):
+                    images = to_uint8(self._draw(mine, after_step)) if mine else ()
                     for index, image in zip(mine, images):
                         write_png(bf.join(folder, "png", _png_name(index)), image)
-                if dist_util.agree_max(int(stop.requested is not None)) and number + 1 < rounds:
+                if dist_util.agree_max(int(stop.requested is not None)):
                     return stop.requested or "a signal on another rank"
         return None
 

@@ -62,7 +62,12 @@ class Trained:
         return network.to(device).eval().requires_grad_(False)
 
 
-def read_trained(path: str, given: Mapping[str, Any], kind: str = "diffusion") -> Trained:
+def read_trained(
+    path: str,
+    given: Mapping[str, Any],
+    kind: str = "diffusion",
+    unless_given: Mapping[str, Any] | None = None,
+) -> Trained:
     """Read a checkpoint and the config.json beside it.
 
     Without config.json, which the original package does not write, the flags describe the network;
@@ -70,6 +75,7 @@ def read_trained(path: str, given: Mapping[str, Any], kind: str = "diffusion") -
 
     :param given: the given flags, checked against what is known.
     :param kind: which network is wanted, one of `KINDS`.
+    :param unless_given: values of flags that are not given, where there is no config.json.
     :raises UserError: if the file is none, the network of another kind, a flag contradicts the
         configuration (naming both values) or must be given and is not.
     """
@@ -81,6 +87,7 @@ def read_trained(path: str, given: Mapping[str, Any], kind: str = "diffusion") -
         raise UserError(f"{path} holds no weights alone: {flag} expects model*.pt or ema_*.pt")
     stored = checkpoint.read_config(path)
     if stored is None:
+        given = {**(unless_given or {}), **given}
         model = _without_config(path, weights, given, kind)
         diffusion = from_flags(DiffusionConfig, given)
         if kind == "diffusion" and "learn_sigma" not in given:

@@ -30,7 +30,8 @@ def main() -> int:
     with dist_util.failure_guard():
         settings = from_flags(ClassifierSampleConfig, given)
         trained = read_trained(settings.model_path, given)
-        guide = read_trained(settings.classifier_path, given, "classifier")
+        same = {**dataclasses.asdict(trained.diffusion), "image_size": trained.model.image_size}
+        guide = read_trained(settings.classifier_path, given, "classifier", unless_given=same)
         check_classifier(guide, trained)
         labels = parse_labels(
             settings.class_labels, guide.classes, guide.model.num_classes, settings.seed

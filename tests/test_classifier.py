@@ -191,6 +191,18 @@ class TestScripts:
         assert done.code == 2
         assert named in done.err
 
+    def test_a_classifier_without_config_is_described_by_flags(self, script, tmp_path):
+        model = write_trained(tmp_path / "run")
+        guide = write_trained(tmp_path / "guide", CLASSIFIER, kind="classifier", config=False)
+        flags = ("--model_path", model, "--classifier_path", guide, "--num_samples", 2)
+        described = ("--classifier_width", 32, "--classifier_depth", 1, "--num_classes", 2)
+        described += ("--classifier_attention_resolutions", "8")
+        done = script("classifier_sample.py", *flags, *described, "--steps", 2)
+        assert done.code == 0, done.err
+        done = script("classifier_sample.py", *flags, *described[2:])
+        assert done.code == 2
+        assert "does not fit the network that the flags describe" in done.err
+
     def test_a_classifier_must_be_one(self, script, tmp_path):
         model = write_trained(tmp_path / "run")
         done = script("classifier_sample.py", "--model_path", model, "--classifier_path", model)

@@ -110,7 +110,7 @@ class TestInterruption:
         first, both = (arrays(folder / f"samples_{n}x16x16x1.npz")["arr_0"] for n in (3, 5))
         assert np.array_equal(first, both[:3])
 
-    def test_a_signal_ends_it_between_batches(self, script, model, tmp_path):
+    def test_a_signal_ends_it_at_the_next_step(self, script, model, tmp_path):
         out = tmp_path / "out"
         flags = ["--model_path", model, "--num_samples", 60, "--batch_size", 1, "--out_dir", out]
         running = Command("image_sample.py", flags, {}, tmp_path / "said")
@@ -126,6 +126,16 @@ class TestInterruption:
         assert done.code == 0
         assert f"{there} are there already" in done.out
         assert len(list(out.glob("*.npz"))) == 1
+
+    def test_a_signal_ends_even_a_large_batch(self, script, model, tmp_path):
+        out = tmp_path / "out"
+        flags = ["--model_path", model, "--num_samples", 500, "--batch_size", 500, "--out_dir", out]
+        running = Command("image_sample.py", flags, {}, tmp_path / "said")
+        running.wait_for(lambda: "0/50" in running.said)
+        running.send("SIGTERM")
+        assert running.wait() == EXIT_STOPPED, running.said
+        assert "50/50" not in running.said
+        assert not list((out / "png").iterdir())
 
 
 class TestFolders:
