@@ -200,7 +200,7 @@ class SampleJob:
         if self.steps == original > _MANY_STEPS:
             line += (
                 f"\nthis visits every one of the {original} timesteps; quicker:"
-                f" --sampler dpm++2m --steps {DEFAULT_STEPS}, or --timestep_respacing 250"
+                f" --sampler dpm++2m --steps {DEFAULT_STEPS} --eta 1, or --timestep_respacing 250"
             )
         return line
 
