@@ -119,6 +119,24 @@ def test_other_names_and_colours(script, tmp_path, model_path):
     assert "left pixels" in (tmp_path / "out/areas.csv").read_text()
 
 
+def test_bad_files_are_refused_before_work_or_skipped(script, tmp_path, model_path):
+    grey(tmp_path / "in" / "a.png", 9, 9)
+    (tmp_path / "in" / "b.png").write_text("no picture")
+    whole = (tmp_path / "in" / "a.png").read_bytes()
+    ended = script("predict.py", model_path, "in", "out")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "b.png" in ended.err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "in" / "c.png").write_bytes(whole[: len(whole) // 2])
+    ended = script("predict.py", model_path, "in", "out", "--skip_bad_images", "True")
+    assert ended.code == 0, ended.err
+    assert ended.out.count("skipped: ") == 2
+    assert [p.name for p in (tmp_path / "out/MASK").iterdir()] == ["a.png"]
+    (tmp_path / "in" / "a.png").write_text("no picture either")
+    ended = script("predict.py", model_path, "in", "other", "--skip_bad_images", "True")
+    assert (ended.code, "none of the 3" in ended.err) == (2, True)
+
+
 def test_two_files_of_one_name_are_refused_before_anything_is_written(script, tmp_path, model_path):
     grey(tmp_path / "in" / "a.png", 9, 9)
     grey(tmp_path / "in" / "a.bmp", 9, 9)

@@ -57,6 +57,8 @@ class Predictor:
         :return: float32 `[C x H x W]` for each, at its own size.
         """
         reading = self.config.reading
+        if not images:
+            return []
         if reading.resize == "native":
             return [self._sliding(image) for image in images]
         prepared = normalize(np.stack([reading.prepare(image) for image in images]))
