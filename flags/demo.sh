@@ -13,7 +13,7 @@ DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
 TRAIN_FLAGS="--lr 1e-3 --lr_anneal_steps 450 --batch_size 8 --ema_rate 0.995"
 TRAIN_FLAGS="$TRAIN_FLAGS --log_interval 20 --save_interval 150 --sample_interval 450"
 
-SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20"
+SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20 --eta 1"
 
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/demo}"
 

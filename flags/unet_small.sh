@@ -15,7 +15,7 @@ TRAIN_FLAGS="--lr 3e-4 --batch_size 8 --ema_rate 0.999 --log_interval 10 --save_
 TRAIN_FLAGS="$TRAIN_FLAGS --sample_interval 500 --keep_checkpoints 2"
 
 # 20 steps of a second-order solver
-SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20"
+SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20 --eta 1"
 
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/unet_small}"
 
