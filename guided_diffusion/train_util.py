@@ -359,7 +359,7 @@ class TrainLoop:
         self.forward_backward(batch, cond)
         lr = annealed(self.lr, self.step, self.lr_anneal_steps)
         norm = self.stepper.step(lr)
-        logger.logkv_mean("grad_norm", norm)
+        logger.logkv_mean("grad_norm", norm, len(batch))
         logger.logkv("lr", lr)
         self.step += 1
         self.log_step()
