@@ -115,7 +115,9 @@ class TestFinetuning:
         shutil.copy(pretrained.parent / "config.json", other.parent)
         state = th.load(pretrained, weights_only=True)
         th.save({k: v.repeat(*([2] * v.ndim)) for k, v in state.items()}, other)
-        refused(script(*tuning(split, other)), "model.pt", "time_embed.0.weight", "256x64", "128x32")
+        refused(
+            script(*tuning(split, other)), "model.pt", "time_embed.0.weight", "256x64", "128x32"
+        )
 
     def test_a_file_that_is_no_checkpoint(self, script, split, tmp_path):
         (tmp_path / "model.pt").write_text("not a checkpoint")
