@@ -32,7 +32,7 @@ checkpoint=$(ls "$out"/pretrained/ema_*.pt | tail -n 1)
 split="$out/data/Split"
 truth="$out/held_out/Split/VAL"
 for kind in pretrained scratch; do
-    flags="--lr 2e-3 --epochs 100 --batch_size 4 --val_interval 10"
+    flags="--lr 2e-3 --epochs 100 --batch_size 4 --val_interval 25"
     if [ "$kind" = scratch ]; then flags="$flags --random_init True"; fi
     run python scripts/finetune.py "$checkpoint" "$split/TRAIN/IMG" "$split/TRAIN/MASK" \
         "$split/VAL/IMG" "$split/VAL/MASK" $flags --weights_save "$out/$kind/segm.pth"
