@@ -82,7 +82,8 @@ def make_parser(description: str, *configs: type) -> argparse.ArgumentParser:
     )
     seen = set()
     for config in configs:
-        group = parser.add_argument_group((config.__doc__ or "").split("\n")[0].split(";")[0])
+        title = (config.__doc__ or "").split("\n")[0].split(";")[0].rstrip(".")
+        group = parser.add_argument_group(title)
         for f in dataclasses.fields(config):
             if f.name in seen or not f.init:
                 continue

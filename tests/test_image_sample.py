@@ -173,6 +173,7 @@ class TestFolders:
 class TestFlags:
     def test_flags_that_agree_may_be_given(self, script, model):
         given = ("--num_channels", 16, "--diffusion_steps", 50, "--noise_schedule", "cosine")
+        given += ("--in_channels", "auto")
         assert script("image_sample.py", "--model_path", model, *QUICK, *given).code == 0
 
     @pytest.mark.parametrize(
