@@ -24,6 +24,7 @@ from guided_diffusion.flags import from_flags
 from guided_diffusion.guidance import classifier_gradient
 from guided_diffusion.train_util import Start
 
+FEW = ("--num_samples", 2, "--steps", 2)  # lest a wrong answer takes for ever
 SCHEDULE = ("--diffusion_steps", 50, "--noise_schedule", "cosine")
 FLAGS = (
     *("--image_size", 16, "--num_classes", 2, "--classifier_width", 32, "--classifier_depth", 1),
@@ -187,7 +188,9 @@ class TestScripts:
             kind="classifier",
         )
         network = write_trained(tmp_path / "run", NETWORK)
-        done = script("classifier_sample.py", "--model_path", network, "--classifier_path", guide)
+        done = script(
+            "classifier_sample.py", "--model_path", network, "--classifier_path", guide, *FEW
+        )
         assert done.code == 2
         assert named in done.err
 
@@ -205,7 +208,9 @@ class TestScripts:
 
     def test_a_classifier_must_be_one(self, script, tmp_path):
         model = write_trained(tmp_path / "run")
-        done = script("classifier_sample.py", "--model_path", model, "--classifier_path", model)
+        done = script(
+            "classifier_sample.py", "--model_path", model, "--classifier_path", model, *FEW
+        )
         assert done.code == 2
         assert "kind diffusion, not classifier" in done.err
         done = script("classifier_sample.py", "--model_path", model)

@@ -187,14 +187,14 @@ class TestFlags:
     def test_a_contradiction_names_the_flag_and_both_values(
         self, script, model, flag, value, there
     ):
-        done = script("image_sample.py", "--model_path", model, f"--{flag}", value)
+        done = script("image_sample.py", "--model_path", model, *QUICK, f"--{flag}", value)
         assert done.code == 2
         assert f"--{flag} {value} contradicts" in done.err
         assert f"says {there}" in done.err
 
     def test_without_config_what_no_weight_tells_must_be_given(self, script, tmp_path):
         model = write_trained(tmp_path / "bare", config=False)
-        done = script("image_sample.py", "--model_path", model)
+        done = script("image_sample.py", "--model_path", model, *QUICK)
         assert done.code == 2
         for flag in ("num_heads", "use_new_attention_order", "image_size", "diffusion_steps"):
             assert f"--{flag}" in done.err
@@ -254,7 +254,7 @@ class TestFlags:
         ],
     )
     def test_what_cannot_be_is_refused(self, script, model, flags, named):
-        done = script("image_sample.py", "--model_path", model, *flags)
+        done = script("image_sample.py", "--model_path", model, *QUICK, *flags)
         assert done.code == 2
         assert named in done.err
         assert not (model.parent / "samples").exists()
@@ -268,7 +268,7 @@ class TestFlags:
     def test_networks_of_other_kinds_name_their_script(self, script, model):
         config = json.loads((model.parent / "config.json").read_text())
         (model.parent / "config.json").write_text(json.dumps({**config, "kind": "super_res"}))
-        done = script("image_sample.py", "--model_path", model)
+        done = script("image_sample.py", "--model_path", model, *QUICK)
         assert done.code == 2
         assert "scripts/super_res_sample.py" in done.err
 
