@@ -244,10 +244,10 @@ def prune(folder: str, keep: int, newest: int) -> None:
 
 
 def remove_temporaries(folder: str) -> None:
-    """Remove checkpoints that killed processes left half-written."""
+    """Remove files of a run that killed processes left half-written."""
     if is_local(folder) and os.path.isdir(folder):
         for name in os.listdir(folder):
-            if re.fullmatch(r"\.(model|ema_|opt|state).*\.\d+\.tmp", name):
+            if re.fullmatch(r"\.(config|model|ema_|opt|state).*\.\d+\.tmp", name):
                 os.remove(os.path.join(folder, name))
 
 

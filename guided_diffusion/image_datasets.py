@@ -315,6 +315,8 @@ def _batches(
         persistent_workers=num_workers > 0,
         generator=th.Generator(),  # else starting it would draw from the global generator
         worker_init_fn=leave_to_parent,
+        # it knows its parent only if that has forked it, which is not every Python's default
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
     )
     told = set()
     for item in loader:

@@ -17,7 +17,8 @@ import torch as th
 from guided_diffusion import failure
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = ["torch", "torch.distributed", "guided_diffusion.run_setup"]
+# torch's optimizers import torch._dynamo, which takes seconds
+PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "guided_diffusion.run_setup"]
 LAUNCHERS = ("SLURM_", "OMPI_", "PMI", "RANK", "WORLD_SIZE", "MASTER_", "GUIDED_", "OPENAI_")
 LONGEST_S = 240  # far more than any command here takes on an idle machine
 

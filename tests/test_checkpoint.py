@@ -306,7 +306,12 @@ class TestPrune:
         assert checkpoint.newest_state(str(tmp_path))[0] == 2
 
     def test_what_killed_processes_left(self, tmp_path):
-        mine = {".model000007.pt.12.tmp", ".ema_0.9_000007.pt.12.tmp", ".state000007.pt.99.tmp"}
+        mine = {
+            ".config.json.7.tmp",
+            ".model000007.pt.12.tmp",
+            ".ema_0.9_000007.pt.12.tmp",
+            ".state000007.pt.99.tmp",
+        }
         others = {".samples.npz.12.tmp", "model.tmp", ".segm.pth.12.tmp"}
         for name in mine | others:
             (tmp_path / name).write_text("")

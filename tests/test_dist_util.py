@@ -23,6 +23,7 @@ import torch as th
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from process_util import free_port
 
 from guided_diffusion import dist_util, errors, failure, logger
 from guided_diffusion.dist_util import _Peer, choose_devices
@@ -250,11 +251,6 @@ class Ended:
 
     def errors(self):
         return [line for line in self.said.splitlines() if line.startswith("error: ")]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def _rank(script, env, path):

@@ -190,8 +190,8 @@ class Finetuner:
                 if time.monotonic() - saved_at > SAVE_EVERY and not ended:
                     self.save()
                     saved_at = time.monotonic()
+            self.save()
         self.stopped_by = stop.requested if self.epoch < self.settings.epochs else None
-        self.save()
 
     def _train_epoch(self, batches) -> None:
         self.model.train()
@@ -317,7 +317,7 @@ def find_unfinished(path: str, origin: dict[str, Any]) -> dict[str, Any] | None:
     if not os.path.exists(path):
         return None
     values = checkpoint.load(path)
-    theirs = values.get("origin", {})
+    theirs = values.get("origin", {}) if isinstance(values, dict) else {}
     for name, value in origin.items():
         if theirs.get(name) != value:
             raise UserError(

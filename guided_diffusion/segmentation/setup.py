@@ -144,15 +144,12 @@ def prepare(
         unfinished = find_unfinished(last, origin)
     else:
         raise UserError("--resume_checkpoint: fine-tuning goes on by itself; give auto or none")
-    if unfinished is None and os.path.exists(settings.weights_save):
-        raise UserError(
-            f"--weights_save {settings.weights_save} exists and is of another run: choose another"
-            " name, or put it aside with --resume_checkpoint none"
-        )
+    if unfinished is None and find_unfinished(settings.weights_save, origin):
+        start_again([settings.weights_save])  # the run was killed between its first two files
     if unfinished and unfinished["epoch"] >= settings.epochs:
         return None
 
-    resume_step = unfinished["stepper"]["steps"] if unfinished else None
+    resume_step = unfinished["stepper"]["steps"] if unfinished else 0
     logger.configure(folder, ["log", "csv", "tensorboard"], resume_step=resume_step)
     logger.get_current().output_formats.append(Messages())
     device = dist_util.dev()
