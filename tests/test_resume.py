@@ -40,7 +40,7 @@ def disturbed() -> None:
 
     ACTION step N: at the start of step N. ACTION before|within|after FILE: when FILE is written.
     ACTION without FILE: when FILE was removed.
-    The actions: a signal, "sleep" as long as a file "asleep" is there, "full" for a disk without space.
+    The actions: a signal; "sleep" as long as a file "asleep" is there; "full", a full disk.
     """
     if not os.environ.get("DISTURB"):
         return
