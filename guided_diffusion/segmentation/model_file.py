@@ -5,6 +5,7 @@ tensors and plain values, written atomically.
 """
 
 import dataclasses
+import importlib
 from typing import Any
 
 import torch as th
@@ -15,53 +16,85 @@ from guided_diffusion.flags import pick
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.script_util import ModelConfig
 from guided_diffusion.segmentation.categories import Category, from_plain, to_plain
-from guided_diffusion.unet import SegmentationUNetModel
 
 FORMAT = "guided-diffusion segmentation 1"
+
+# what builds each kind of network: "module:function" of (SegmentationConfig) -> nn.Module. Each
+# network maps [N x in_channels x H x W] in [-1, 1], of any size, to logits [N x classes x H x W]
+KINDS = {
+    "unet": "guided_diffusion.segmentation.model_file:build_unet",
+    "smp": "guided_diffusion.segmentation.smp_unet:build",
+    "features": "guided_diffusion.segmentation.feature_classifier:build",
+    "mask_diffusion": "guided_diffusion.segmentation.mask_diffusion:build",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig:
     """What a segmentation network is, besides its weights.
 
-    model: the diffusion network it grew out of. depth: levels kept of it, None for all. timestep:
-    at which radiographs enter, in the network's units. categories: one a class.
+    model: the diffusion network it grew out of, None for a kind that has none. depth: levels kept
+    of it, None for all. timestep: at which radiographs enter, in the network's units. categories:
+    one a class. kind: of KINDS. options: plain values that the kind needs besides.
     """
 
-    model: ModelConfig
+    model: ModelConfig | None
     reading: ReadingConfig
     categories: tuple[Category, ...]
     depth: int | None = None
     timestep: float = 1
+    kind: str = "unet"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def build(self) -> SegmentationUNetModel:
+    @property
+    def in_channels(self) -> int:
+        return self.reading.in_channels
+
+    def build(self) -> th.nn.Module:
         """The network with random weights."""
-        return self.model.build_segmentation(len(self.categories), self.depth, self.timestep)
+        module, function = KINDS[self.kind].split(":")
+        return getattr(importlib.import_module(module), function)(self)
 
     def to_plain(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "model": dataclasses.asdict(self.model),
+            "model": None if self.model is None else dataclasses.asdict(self.model),
             "reading": self.reading.to_dict(),
             "categories": to_plain(self.categories),
             "depth": self.depth,
             "timestep": self.timestep,
+            "kind": self.kind,
+            "options": self.options,
         }
 
     @classmethod
     def from_plain(cls, values: dict[str, Any], source: str) -> "SegmentationConfig":
-        """:raises UserError: if `values` are of no segmentation network."""
+        """:raises UserError: if `values` are of no segmentation network, or of an unknown kind."""
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UserError(
                 f"{source} is no segmentation model: expected a file that scripts/finetune.py wrote"
             )
+        kind = values.get("kind", "unet")
+        if kind not in KINDS:
+            raise UserError(
+                f"{source} holds a network of kind {kind!r}, which this version does not know"
+                f" (it knows {', '.join(KINDS)}): update the package"
+            )
+        model = values["model"]
         return cls(
-            model=pick(ModelConfig, values["model"]),
+            model=None if model is None else pick(ModelConfig, model),
             reading=ReadingConfig.from_dict(values["reading"]),
             categories=from_plain(values["categories"], source),
             depth=values["depth"],
             timestep=values["timestep"],
+            kind=kind,
+            options=values.get("options", {}),
         )
+
+
+def build_unet(config: SegmentationConfig) -> th.nn.Module:
+    """The U-Net of a diffusion model as a segmentation network."""
+    return config.model.build_segmentation(len(config.categories), config.depth, config.timestep)
 
 
 def save_model(
@@ -71,7 +104,7 @@ def save_model(
     checkpoint.save(path, {**config.to_plain(), **extra, "state_dict": weights})
 
 
-def load_model(path: str) -> tuple[SegmentationUNetModel, SegmentationConfig, dict[str, Any]]:
+def load_model(path: str) -> tuple[th.nn.Module, SegmentationConfig, dict[str, Any]]:
     """The network in eval mode on the CPU, its configuration, and all that the file holds."""
     values = checkpoint.load(path)
     config = SegmentationConfig.from_plain(values, path)
