@@ -572,19 +572,62 @@ def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
     return th.autocast(device_type, enabled=False)
 
 
-class SuperResModel(UNetModel):
+class ConditionalUNetModel(UNetModel):
+    """A U-Net that sees, beside the noisy input, an image that conditions it.
+
+    Takes UNetModel's arguments; `in_channels` counts those of the noisy input alone.
+
+    :param cond_channels: channels of the condition, which follow those of the noisy input.
+    """
+
+    def __init__(self, image_size, in_channels, *args, cond_channels: int, **kwargs):
+        super().__init__(image_size, in_channels + cond_channels, *args, **kwargs)
+        self.cond_channels = cond_channels
+
+    def forward(
+        self, x: th.Tensor, timesteps: th.Tensor, cond: th.Tensor | None = None, **kwargs
+    ) -> th.Tensor:
+        """As UNetModel's; `cond` is `[N x cond_channels x ...]`, of the size of `x`; absent: 0."""
+        if cond is None:
+            cond = x.new_zeros(len(x), self.cond_channels, *x.shape[2:])
+        return super().forward(th.cat([x, cond.to(x.dtype)], dim=1), timesteps, **kwargs)
+
+    @th.no_grad()
+    def load_widened(self, state_dict: Mapping[str, th.Tensor], at: int = 0) -> "LoadReport":
+        """Copy what fits of a pretrained network without condition.
+
+        Its input layer is widened with zeros, so the network computes what that one did until it
+        has learnt to look at the rest. An output layer of other channels starts fresh.
+
+        :param at: the input channel that the pretrained network's first becomes: 0 where it was
+            trained on what is the noisy input here, and behind that where it is the condition.
+        :return: what was loaded, what starts fresh, what was dropped.
+        :raises ValueError: if nothing fits, naming what differs.
+        """
+        own, given = self.state_dict(), dict(state_dict)
+        first = "input_blocks.0.0.weight"
+        if first in given:
+            weight, channels = given[first], own[first].shape[1]
+            last = at + weight.shape[1]
+            if last <= channels:
+                given[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
+                given[first][:, at:last] = weight
+        return _copy_fitting(own, given, {name: name for name in given})
+
+
+class SuperResModel(ConditionalUNetModel):
     """A U-Net that sharpens: the enlarged low-resolution image joins the noisy input's channels.
 
     Takes UNetModel's arguments; `in_channels` counts one of the two images.
     """
 
     def __init__(self, image_size, in_channels, *args, **kwargs):
-        super().__init__(image_size, in_channels * 2, *args, **kwargs)
+        super().__init__(image_size, in_channels, *args, cond_channels=in_channels, **kwargs)
 
     def forward(self, x, timesteps, low_res=None, **kwargs):
         """As UNetModel's; `low_res` is `[N x C x h x w]` of any smaller size."""
         enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
-        return super().forward(th.cat([x, enlarged], dim=1), timesteps, **kwargs)
+        return super().forward(x, timesteps, enlarged, **kwargs)
 
 
 class EncoderUNetModel(_EncoderTrunk):
@@ -772,31 +815,10 @@ class SegmentationUNetModel(UNetModel):
         :return: what was loaded, what starts fresh, what was dropped.
         :raises ValueError: if nothing fits, naming what differs.
         """
-        own = self.state_dict()
         blocks = {k.split(".")[1] for k in state_dict if k.startswith("output_blocks.")}
         surplus = len(blocks) - len(self.output_blocks)
-        fitting, misfits = {}, []
-        for theirs, tensor in state_dict.items():
-            ours = self._name_here(theirs, surplus)
-            if ours not in own:
-                continue
-            if own[ours].shape == tensor.shape:
-                fitting[theirs] = ours
-            else:
-                misfits.append(
-                    f"{theirs} is {_shape(tensor)} there, {ours} {_shape(own[ours])} here"
-                )
-        if not any(theirs.startswith(("input_blocks", "output_blocks")) for theirs in fitting):
-            reason = "; ".join(misfits[:3]) or "no tensor has a name of this network"
-            raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
-        for theirs, ours in fitting.items():
-            own[ours].copy_(state_dict[theirs])
-        loaded = list(fitting.values())
-        return LoadReport(
-            loaded=loaded,
-            fresh=[name for name in own if name not in set(loaded)],
-            dropped=[name for name in state_dict if name not in fitting],
-        )
+        names = {name: self._name_here(name, surplus) for name in state_dict}
+        return _copy_fitting(self.state_dict(), state_dict, names)
 
     def _name_here(self, name: str, surplus: int) -> str | None:
         """Where a pretrained tensor belongs, given how many more output blocks that network has."""
@@ -809,6 +831,39 @@ class SegmentationUNetModel(UNetModel):
             return None
         index, _, rest = rest.partition(".")
         return f"output_blocks.{int(index) - surplus}.{rest}"
+
+
+def _copy_fitting(
+    own: Mapping[str, th.Tensor],
+    given: Mapping[str, th.Tensor],
+    names: Mapping[str, str | None],
+) -> LoadReport:
+    """Copy those of the given tensors that have the shape of a network's.
+
+    :param own: the network's state_dict.
+    :param names: where each given tensor belongs, None for nowhere.
+    :raises ValueError: if nothing fits, naming what differs.
+    """
+    fitting, misfits = {}, []
+    for theirs, tensor in given.items():
+        ours = names[theirs]
+        if ours not in own:
+            continue
+        if own[ours].shape == tensor.shape:
+            fitting[theirs] = ours
+        else:
+            misfits.append(f"{theirs} is {_shape(tensor)} there, {ours} {_shape(own[ours])} here")
+    if not any(theirs.startswith(("input_blocks", "output_blocks")) for theirs in fitting):
+        reason = "; ".join(misfits[:3]) or "no tensor has a name of this network"
+        raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
+    for theirs, ours in fitting.items():
+        own[ours].copy_(given[theirs])
+    loaded = list(fitting.values())
+    return LoadReport(
+        loaded=loaded,
+        fresh=[name for name in own if name not in set(loaded)],
+        dropped=[name for name in given if name not in fitting],
+    )
 
 
 def _shape(tensor: th.Tensor) -> str:

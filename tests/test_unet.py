@@ -10,7 +10,7 @@ import torch as th
 from golden_util import GOLDEN, fill_parameters, tensor
 
 from guided_diffusion import unet
-from guided_diffusion.unet import SegmentationUNetModel, UNetModel
+from guided_diffusion.unet import ConditionalUNetModel, SegmentationUNetModel, UNetModel
 
 MODELS = json.loads((GOLDEN / "models.json").read_text())
 NUMBERS = np.load(GOLDEN / "models.npz")
@@ -190,3 +190,52 @@ class TestSegmentation:
     def test_an_impossible_depth_is_refused(self, depth):
         with pytest.raises(ValueError, match=f"depth={depth} of a network of 2 levels"):
             SegmentationUNetModel(**SMALL, out_channels=2, channel_mult=(1, 2), depth=depth)
+
+
+class TestCondition:
+    @staticmethod
+    def pretrained(**more):
+        return fill_parameters(UNetModel(**SMALL, out_channels=2, channel_mult=(1, 2), **more))
+
+    def test_super_resolution_is_the_special_case_of_an_enlarged_condition(self):
+        arguments = {**SMALL, "out_channels": 1, "channel_mult": (1, 2)}
+        special = fill_parameters(unet.SuperResModel(**arguments)).eval()
+        general = fill_parameters(ConditionalUNetModel(**arguments, cond_channels=1)).eval()
+        x, t, small = tensor("x", 2, 1, 16, 16), th.tensor([3.0, 40.0]), tensor("small", 2, 1, 8, 8)
+        large = th.nn.functional.interpolate(small, 16, mode="bilinear")
+        assert th.equal(special(x, t, small), general(x, t, large))
+
+    @pytest.mark.parametrize("at", [0, 3])
+    def test_widening_with_zeros_leaves_the_pretrained_output_unchanged(self, at):
+        pretrained = self.pretrained().eval()
+        kwargs = {**SMALL, "in_channels": 1 if at == 0 else 3, "out_channels": 2}
+        network = ConditionalUNetModel(
+            **kwargs, channel_mult=(1, 2), cond_channels=4 - kwargs["in_channels"]
+        ).eval()
+        report = network.load_widened(pretrained.state_dict(), at)
+        assert report.fresh == report.dropped == []
+        image, other, t = tensor("i", 2, 1, 16, 16), tensor("o", 2, 3, 16, 16), th.tensor([1, 30])
+        noisy, cond = (image, other) if at == 0 else (other, image)
+        expected = pretrained(image, t)
+        assert th.allclose(network(noisy, t, cond), expected, atol=1e-6)
+        if at == 0:
+            assert th.equal(network(noisy, t), network(noisy, t, th.zeros_like(cond)))
+        # and it can learn to look
+        network.zero_grad()
+        network(noisy, t, cond).square().sum().backward()
+        gradient = network.input_blocks[0][0].weight.grad
+        assert all(gradient[:, channel].abs().max() > 0 for channel in range(4))
+
+    def test_an_output_layer_of_other_channels_starts_fresh(self):
+        kwargs = {**SMALL, "out_channels": 6, "channel_mult": (1, 2)}
+        network = ConditionalUNetModel(**{**kwargs, "in_channels": 3}, cond_channels=1)
+        report = network.load_widened(self.pretrained().state_dict(), 3)
+        assert report.fresh == report.dropped == ["out.2.weight", "out.2.bias"]
+
+    def test_a_checkpoint_of_which_nothing_fits_is_refused(self):
+        network = ConditionalUNetModel(
+            **{**SMALL, "model_channels": 64}, out_channels=1, channel_mult=(1, 2), cond_channels=1
+        )
+        state = {k: v for k, v in self.pretrained().state_dict().items() if "put_blocks" in k}
+        with pytest.raises(ValueError, match="nothing of the checkpoint fits the network"):
+            network.load_widened({k: v for k, v in state.items() if v.ndim == 4})
