@@ -121,6 +121,13 @@ class Geometry:
         halvings, scaled, _ = _plan(self.kind, image.shape[:2], self.height_width)
         return _resample(image, halvings, scaled, scaled)
 
+    def scaled_mask(self, mask: np.ndarray) -> np.ndarray:
+        """As `apply_mask`, before anything is cut off or padded."""
+        if self.kind == "native":
+            return mask
+        _, scaled, _ = _plan(self.kind, mask.shape, self.height_width)
+        return mask[np.ix_(*map(_nearest, mask.shape, scaled))]
+
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
         """Class indices uint8 [H x W] -> [h x w], nearest neighbour, padding is IGNORE."""
         if self.kind == "native":

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .errors import UserError
 from .geometry import Geometry
-from .image_io import ImageError, is_grey, list_images, read_image
+from .image_io import ImageError, is_grey, list_images, pair_files, read_image, read_mask
 from .reading import ReadingConfig, normalize, to_uint8_channels
 from .rng import derive_seed
 from .signals import leave_to_parent
@@ -49,8 +49,12 @@ def load_data(
     num_ranks: int | None = None,
     skip_bad_images: bool = False,
     on_skip: Callable[[str], None] | None = None,
+    mask_dir: str = "",
+    mask_classes: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches for ever: float32 [N x C x H x W] in [-1, 1] and {"y": int64 [N]} or {}.
+    """Batches for ever: float32 [N x C x H x W] in [-1, 1] and a dict.
+
+    The dict holds with `class_cond` "y", int64 [N], and with `mask_dir` "mask", uint8 [N x H x W].
 
     data_dir         folder (searched recursively), file or glob; local or a cloud path
     batch_size       images of one rank's batch
@@ -68,6 +72,9 @@ def load_data(
     rank, num_ranks  this process's number and their count; None: as torch.distributed says
     skip_bad_images  put the next image in the place of one that cannot be read
     on_skip          told one line for each image that was skipped; None prints it to stderr
+    mask_dir         masks of class indices, of the same names; they share their images' crops and
+                     flips, padding is IGNORE
+    mask_classes     masks hold 0 to `mask_classes` - 1; None to allow any
 
     Raises UserError at once for what is wrong with the folder, and ImageError, unless bad images
     are skipped, when the turn of an unreadable file comes.
@@ -78,7 +85,12 @@ def load_data(
     reading = _with_size(reading or ReadingConfig(), image_size)
     if reading.resize == "native":
         raise UserError("resize native has no one size for a batch; choose crop, pad or squash")
-    paths = list_images(data_dir)
+    masks = None
+    if mask_dir:
+        pairs = pair_files(data_dir, mask_dir)
+        paths, masks = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
+    else:
+        paths = list_images(data_dir)
     if len(paths) < batch_size * num_ranks:
         raise UserError(
             f"{data_dir} holds {len(paths)} images, fewer than the {batch_size * num_ranks} of one "
@@ -91,17 +103,22 @@ def load_data(
         random_crop=random_crop,
         random_flip=random_flip,
         reading=reading,
-        cache=_cache_for(cache, len(paths), reading, random_crop, num_ranks, num_workers),
+        cache=_cache_for(
+            cache, len(paths), reading, random_crop, num_ranks, num_workers, bool(masks)
+        ),
+        mask_paths=masks,
+        mask_classes=mask_classes,
     )
     steps = _Steps(images, batch_size, rank, num_ranks, seed, deterministic, skip_bad_images)
     return _batches(steps, start_step, num_workers, on_skip or _print_skipped)
 
 
 class ImageDataset(Dataset):
-    """The images of one shard: (float32 array [C x H x W] in [-1, 1], {"y": int64} or {}).
+    """The images of one shard: (float32 array [C x H x W] in [-1, 1], dict), see `load_data`.
 
     resolution  as ReadingConfig.image_size; `reading` may hold the same and says the rest
     cache       memory for every decoded image, or None
+    mask_paths  of the images' masks, if they have any
     """
 
     def __init__(
@@ -115,11 +132,15 @@ class ImageDataset(Dataset):
         random_flip: bool = True,
         reading: ReadingConfig | None = None,
         cache: "ImageCache | None" = None,
+        mask_paths: list[str] | None = None,
+        mask_classes: int | None = None,
     ):
         super().__init__()
         self.reading = _with_size(reading or ReadingConfig(), resolution)
         self.paths = image_paths[shard::num_shards]
         self.classes = None if classes is None else classes[shard::num_shards]
+        self.mask_paths = None if mask_paths is None else mask_paths[shard::num_shards]
+        self.mask_classes = mask_classes
         self.random_crop = random_crop
         self.random_flip = random_flip
         self.cache = cache
@@ -132,17 +153,29 @@ class ImageDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        image = normalize(np.stack([self.read(index, random)]))[0].numpy()
-        return image, ({} if self.classes is None else {"y": np.int64(self.classes[index])})
+        images, cond = self.collate([self.read(index, random)], [index])
+        return images[0].numpy(), {name: value[0].numpy()[()] for name, value in cond.items()}
+
+    def collate(self, arrays: Sequence[np.ndarray], indices: Sequence[int]) -> Batch:
+        """A batch of what `read` returned for these indices."""
+        stack, cond = np.stack(arrays), {}
+        if self.classes is not None:
+            cond["y"] = th.tensor([self.classes[index] for index in indices])
+        if self.mask_paths is not None:
+            cond["mask"] = th.from_numpy(np.ascontiguousarray(stack[..., -1]))
+            stack = stack[..., :-1]
+        return normalize(stack), cond
 
     def read(self, index: int, rng: random.Random | None) -> np.ndarray:
-        """uint8 [H x W x C], cropped and mirrored, where that was asked for, as `rng` says."""
+        """uint8 [H x W x C], the mask as one channel more where there are masks.
+
+        Cropped and mirrored, where that was asked for, as `rng` says.
+        """
         if self.random_crop:
-            image = read_image(
-                self.paths[index], self.reading.in_channels, self.reading.intensity_rule()
-            )
-            image = _random_crop(image, self.reading.image_size, _MIN_CROP, _MAX_CROP, rng)
-            image = to_uint8_channels(image, self.reading.in_channels)
+            image, mask = self._files(index)
+            size = self.reading.image_size
+            image, mask = _random_crop(image, mask, size, _MIN_CROP, _MAX_CROP, rng)
+            image = self._joined(image, mask)
         elif self.cache is not None:
             image = self.cache.get(index, self._load)
         else:
@@ -152,7 +185,30 @@ class ImageDataset(Dataset):
         return image
 
     def _load(self, index: int) -> np.ndarray:
-        return self.reading.load(self.paths[index])
+        if self.mask_paths is None:
+            return self.reading.load(self.paths[index])
+        image, mask = self._files(index)
+        geometry = self.reading.geometry()
+        return self._joined(geometry.apply_image(image), geometry.apply_mask(mask))
+
+    def _files(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """An image and its mask, if there are masks, as their files hold them."""
+        path, reading = self.paths[index], self.reading
+        image = read_image(path, reading.in_channels, reading.intensity_rule())
+        if self.mask_paths is None:
+            return image, None
+        mask = read_mask(self.mask_paths[index], self.mask_classes)
+        if mask.shape != image.shape[:2]:
+            sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
+            raise ImageError(
+                f"{self.mask_paths[index]} has {sizes[0]} pixels (height x width), its radiograph"
+                f" {path} {sizes[1]}: export the mask at the radiograph's own size"
+            )
+        return image, mask
+
+    def _joined(self, image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        image = to_uint8_channels(image, self.reading.in_channels)
+        return image if mask is None else np.concatenate([image, mask[..., None]], axis=2)
 
 
 class ImageCache:
@@ -190,9 +246,8 @@ def random_crop_arr(
 
     Drawn from Python's global generator unless `rng` is given.
     """
-    return _random_crop(
-        np.asarray(pil_image), image_size, min_crop_frac, max_crop_frac, rng or random
-    )
+    image = np.asarray(pil_image)
+    return _random_crop(image, None, image_size, min_crop_frac, max_crop_frac, rng or random)[0]
 
 
 def class_names(paths: Sequence[str]) -> list[str]:
@@ -229,7 +284,7 @@ def sample_is_grey(paths: list[str], how_many: int = 64) -> bool:
 
 
 class _Steps(Dataset):
-    """Item number s is the batch of step s: images, labels or None, and what was skipped."""
+    """Item number s is the batch of step s: images, their dict, and what was skipped."""
 
     def __init__(
         self,
@@ -250,18 +305,17 @@ class _Steps(Dataset):
         self.skip_bad_images = skip_bad_images
         self._orders: dict[int, np.ndarray] = {}
 
-    def __getitem__(self, step: int) -> tuple[th.Tensor, th.Tensor | None, list[str]] | ImageError:
+    def __getitem__(self, step: int) -> tuple[th.Tensor, dict, list[str]] | ImageError:
         first = (step * self.num_ranks + self.rank) * self.batch_size
-        arrays, labels, skipped = [], [], []
+        arrays, indices, skipped = [], [], []
         for number in range(first, first + self.batch_size):
             try:
                 index, array = self._sample(number, skipped)
             except ImageError as error:
                 return error  # a worker would wrap it in a traceback if it were raised here
             arrays.append(array)
-            labels.append(0 if self.images.classes is None else self.images.classes[index])
-        labels = None if self.images.classes is None else th.tensor(labels)
-        return normalize(np.stack(arrays)), labels, skipped
+            indices.append(index)
+        return *self.images.collate(arrays, indices), skipped
 
     def _sample(self, number: int, skipped: list[str]) -> tuple[int, np.ndarray]:
         """Sample of this global number: which image it is, and its pixels."""
@@ -322,12 +376,12 @@ def _batches(
     for item in loader:
         if isinstance(item, ImageError):
             raise item
-        images, labels, skipped = item
+        images, cond, skipped = item
         for line in skipped:
             if line not in told:
                 told.add(line)
                 on_skip(line)
-        yield images, ({} if labels is None else {"y": labels})
+        yield images, cond
 
 
 def _as_it_is(item: object) -> object:
@@ -339,14 +393,20 @@ def _print_skipped(line: str) -> None:
 
 
 def _random_crop(
-    image: np.ndarray, size: int, smallest: float, largest: float, rng: random.Random
-) -> np.ndarray:
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    size: int,
+    smallest: float,
+    largest: float,
+    rng: random.Random,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Scale so that `size` is the drawn fraction of the short side, then cut a random square."""
-    short = rng.randint(math.ceil(size / largest), math.ceil(size / smallest))
-    scaled = Geometry("crop", short).scaled_image(image)
+    geometry = Geometry("crop", rng.randint(math.ceil(size / largest), math.ceil(size / smallest)))
+    scaled = geometry.scaled_image(image)
     top = rng.randint(0, scaled.shape[0] - size)
     left = rng.randint(0, scaled.shape[1] - size)
-    return scaled[top : top + size, left : left + size]
+    part = np.s_[top : top + size, left : left + size]
+    return scaled[part], (None if mask is None else geometry.scaled_mask(mask)[part])
 
 
 def _class_name(path: str) -> str:
@@ -364,6 +424,7 @@ def _cache_for(
     random_crop: bool,
     num_ranks: int,
     num_workers: int,
+    with_masks: bool = False,
 ) -> ImageCache | None:
     """The cache that was asked for, or that fits where that was left open."""
     if kind not in CACHES:
@@ -373,7 +434,7 @@ def _cache_for(
     if random_crop:
         raise UserError("--cache ram holds images at one size; with --random_crop use --cache none")
     height, width = reading.geometry().height_width
-    shape = (height, width, reading.in_channels)
+    shape = (height, width, reading.in_channels + with_masks)
     needed = count * math.prod(shape) * int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
     free, limit = _free_memory(shared=num_workers > 0)
     if kind == "auto" and needed > min(free // 4, limit):

@@ -340,3 +340,69 @@ def test_a_sample_tells_grey_from_colour(tmp_path):
     assert sample_is_grey(paths[:-1], how_many=5)
     assert not sample_is_grey(paths, how_many=2)
     assert not sample_is_grey(paths[:1])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pictures of three blocks whose grey is 100 times the class; each tells the other."""
+    base = tmp_path_factory.mktemp("pairs")
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        mask = np.zeros((24 + number, 40), np.uint8)
+        top, left = generator.integers(2, 12, 2)
+        mask[top : top + 10, left : left + 9] = 1
+        mask[top : top + 10, left + 9 : left + 16] = 2
+        for part, picture in (("IMG", mask * 100), ("MASK", mask)):
+            (base / part / "sub").mkdir(parents=True, exist_ok=True)
+            name = f"sub/r{number}.png" if number % 2 else f"r{number}.png"
+            Image.fromarray(picture).save(base / part / name)
+    return base
+
+
+class TestMasks:
+    @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+    @pytest.mark.parametrize("moving", [False, True])
+    def test_they_share_their_images_geometry(self, pairs, resize, moving):
+        options = {"reading": ReadingConfig(16, 1, resize), "mask_dir": str(pairs / "MASK")}
+        options |= {"random_crop": moving and resize == "crop", "random_flip": moving}
+        seen = set()
+        for images, cond in batches(str(pairs / "IMG"), 6, image_size=16, **options):
+            assert cond["mask"].shape == (4, 16, 16)
+            assert cond["mask"].dtype == th.uint8
+            classes = ((images[:, 0] + 1) * 127.5 / 100).round()
+            known = cond["mask"] != 255
+            assert bool((~known).any()) == (resize == "pad")
+            agree = (classes == cond["mask"])[known].float().mean()
+            assert agree > 0.85  # all but where the image's edges are blurred
+            seen |= {mask.numpy().tobytes() for mask in cond["mask"]}
+        assert len(seen) > 6 if moving else len(seen) == 6
+
+    @pytest.mark.parametrize("options", [{"cache": "ram"}, {"num_workers": 2}])
+    def test_reading_them_otherwise_changes_nothing(self, pairs, options):
+        common = {"reading": ReadingConfig(16, 1), "image_size": 16, "random_flip": True}
+        common["mask_dir"] = str(pairs / "MASK")
+        plain = batches(str(pairs / "IMG"), 3, **common)
+        other = batches(str(pairs / "IMG"), 3, **common, **options)
+        for (images, cond), (same, also) in zip(plain, other):
+            assert th.equal(images, same)
+            assert th.equal(cond["mask"], also["mask"])
+
+    def test_a_dataset_gives_them_one_by_one(self, pairs):
+        paths = [str(pairs / part / "r0.png") for part in ("IMG", "MASK")]
+        dataset = ImageDataset(16, paths[:1], random_flip=False, mask_paths=paths[1:])
+        image, cond = dataset[0]
+        assert image.shape == (3, 16, 16)
+        assert cond["mask"].shape == (16, 16)
+
+    def test_what_is_wrong_with_them_is_said(self, pairs, tmp_path):
+        with pytest.raises(ImageError, match=r"r\d.png holds the values {0, 1, 2}; 2 classes"):
+            batches(str(pairs / "IMG"), 1, mask_dir=str(pairs / "MASK"), mask_classes=2)
+        (tmp_path / "M").mkdir()
+        with pytest.raises(UserError, match="no images in"):
+            batches(str(pairs / "IMG"), 1, mask_dir=str(tmp_path / "M"))
+        for path in (pairs / "IMG").rglob("*.png"):
+            target = tmp_path / "M" / path.relative_to(pairs / "IMG")
+            target.parent.mkdir(exist_ok=True)
+            Image.new("L", (7, 9)).save(target)
+        with pytest.raises(ImageError, match=r"9x7 pixels .* export the mask at the radiograph's"):
+            batches(str(pairs / "IMG"), 1, mask_dir=str(tmp_path / "M"))
