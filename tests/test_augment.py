@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.geometry import IGNORE
-from guided_diffusion.segmentation.augment import LEVELS, Augmentation, parse_swaps
+from guided_diffusion.segmentation.augment import (
+    LEVELS,
+    Augmentation,
+    parse_swaps,
+    strong_grey,
+)
 
 
 def picture(height: int, width: int, seed: int = 0):
@@ -55,6 +60,21 @@ def test_image_and_mask_move_together():
         assert agree[known].mean() > 0.93
 
 
+def test_strong_changes_of_grey_leave_every_pixel_in_its_place():
+    image, mask = picture(48, 48)
+    image = np.kron(image[:6, :6], np.ones((8, 8, 1), np.uint8))
+    mask = np.kron(mask[:6, :6], np.ones((8, 8), np.uint8))
+    grey = Augmentation(transforms=strong_grey())
+    agreement = []
+    for seed in range(40):
+        changed, moved = grey(image, mask, seed)
+        assert np.array_equal(moved, mask)
+        agreement.append(np.corrcoef(changed.ravel(), image.ravel())[0, 1])
+    assert np.median(agreement) > 0.9
+    assert min(agreement) > 0.5
+    assert max(np.abs(grey(image, mask, s)[0].astype(int) - image).max() for s in range(5)) > 50
+
+
 def test_flips_happen_only_where_asked_for_and_swap_sides():
     mask = np.zeros((4, 8), np.uint8)
     mask[:, 0], mask[:, -1] = 1, 2
@@ -75,7 +95,7 @@ def test_wrong_swaps_are_refused(text):
 
 
 def test_wrong_words_are_refused():
-    with pytest.raises(UserError, match="--augmentation strong"):
-        Augmentation("strong")
+    with pytest.raises(UserError, match="--augmentation wild"):
+        Augmentation("wild")
     with pytest.raises(UserError, match="--flip left"):
         Augmentation("none", "left")

@@ -1,13 +1,14 @@
 """Fine-tuning: from a pretrained checkpoint to segm.pth."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch as th
-from conftest import TINY, draw_pairs
+from conftest import TINY, TINY_DIFFUSION, draw_pairs
 
 from guided_diffusion.errors import UserError
 from guided_diffusion.geometry import IGNORE
@@ -15,8 +16,10 @@ from guided_diffusion.reading import ReadingConfig, normalize
 from guided_diffusion.segmentation import losses
 from guided_diffusion.segmentation.augment import Augmentation
 from guided_diffusion.segmentation.dataset import load_labelled, training_batches
-from guided_diffusion.segmentation.finetune import freeze
+from guided_diffusion.segmentation.finetune import FinetuneConfig
+from guided_diffusion.segmentation.layers import freeze, parameter_groups
 from guided_diffusion.segmentation.model_file import load_model
+from guided_diffusion.segmentation.noised_input import NoisedInput
 
 
 def folders(split):
@@ -165,6 +168,117 @@ def test_the_encoder_trains_from_the_middle_outwards():
     assert all(p.requires_grad for p in model.middle_block.parameters())
     assert not any(p.requires_grad for p in model.input_blocks[0].parameters())
     assert "time_embed" in frozen
+
+
+def groups_by_name(model, **settings):
+    groups = parameter_groups(model, **settings)
+    scale_of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scale_of) == sum(len(group["params"]) for group in groups)
+    return {name: scale_of[id(p)] for name, p in model.named_parameters()}
+
+
+def test_learning_rates_fall_from_the_output_to_the_input():
+    model = TINY.build_segmentation(3, None, 1)
+    scales = groups_by_name(
+        model, layer_decay=0.5, fresh={"out.2.weight", "out.2.bias"}, head_lr_scale=7.0
+    )
+    assert scales["out.2.weight"] == 7
+    assert scales["out.0.weight"] == 1
+    assert scales["output_blocks.3.0.in_layers.0.weight"] == 0.5
+    assert scales["output_blocks.0.0.in_layers.0.weight"] == 0.5**4
+    assert scales["middle_block.0.in_layers.0.weight"] == 0.5**5
+    assert scales["input_blocks.3.0.in_layers.0.weight"] == 0.5**6
+    assert scales["input_blocks.0.0.weight"] == scales["time_embed.0.weight"] == 0.5**9
+    assert set(groups_by_name(model).values()) == {1.0}
+
+
+def test_the_average_of_the_weights_is_what_is_saved(script, pretrained, split, tmp_path):
+    argv = [pretrained, *folders(split), "--steps", 3, "--lr", 1e-2, "--ema_rate", 0.9]
+    ended = script("finetune.py", *argv)
+    assert ended.code == 0, ended.err
+    last = th.load("segm_last.pth", weights_only=True)
+    saved = weights("segm.pth")
+    assert not same(saved, last["state_dict"])
+    # warm-up keeps 1/10, 2/11 and 3/12 of the average; the first weights must be gone by then
+    name = "input_blocks.0.0.weight"
+    first = th.load(pretrained, weights_only=True)[name]
+    assert (saved[name] - last["state_dict"][name]).norm() < (saved[name] - first).norm()
+    values = th.load("segm.pth", weights_only=True)
+    if values["best"]["epoch"] == 3:
+        assert same(saved, last["ema"])
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "expected"),
+    [
+        (10, {"epochs": 7}, (7, 5, 35)),
+        (1, {"steps": 400}, (100, 4, 400)),
+        (10, {"steps": 12}, (3, 5, 12)),
+        (3, {"steps": 3, "batch_size": 8}, (3, 1, 3)),
+    ],
+)
+def test_how_long_a_run_is(images, settings, expected):
+    assert FinetuneConfig(**settings).length(images) == expected
+
+
+def test_steps_instead_of_epochs_and_some_of_the_images(script, pretrained, split):
+    argv = [pretrained, *folders(split)[:2], "--steps", 5, "--train_names"]
+    ended = script("finetune.py", *argv, "r2, r0")
+    assert ended.code == 0, ended.err
+    values = th.load("segm_last.pth", weights_only=True)
+    assert values["stepper"]["steps"] == 5
+    assert values["origin"]["train"] == ["r2", "r0"]
+    assert "complete" in script("finetune.py", *argv, "r2, r0").out
+    wrong = script("finetune.py", *argv, "r2,r9", "--weights_save", "w.pth")
+    assert wrong.code == 2
+    assert "r9" in wrong.err
+    assert "r0" in wrong.err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--layer_decay 0", "--ema_rate 1", "--lr -1", "--timestep_range 9", "--timestep 50"],
+)
+def test_values_out_of_range_are_refused(script, pretrained, split, flags):
+    more = [] if "range" in flags else ["--noise_at_timestep", "True"]
+    ended = script("finetune.py", pretrained, *folders(split), *flags.split(), *more)
+    assert ended.code == 2
+    assert flags.split()[0] in ended.err
+
+
+class TestNoisedInput:
+    images = th.linspace(-1, 1, 64).view(1, 1, 8, 8).repeat(200, 1, 1, 1)
+
+    def test_timesteps_fill_the_range_and_noise_follows_the_schedule(self):
+        noised, told = NoisedInput(TINY_DIFFUSION, 1, (10, 13), True)(self.images, 0)
+        assert set(told.tolist()) == {10, 11, 12, 13}
+        signal = TINY_DIFFUSION.build().alphas_cumprod
+        for step in (10, 13):
+            chosen = told == step
+            noise = noised[chosen] - signal[step] ** 0.5 * self.images[chosen]
+            assert float(noise.std()) == pytest.approx((1 - signal[step]) ** 0.5, rel=0.05)
+
+    def test_without_noise_images_stay(self):
+        same_images, told = NoisedInput(TINY_DIFFUSION, 1, (0, 49), False)(self.images, 0)
+        assert same_images is self.images
+        assert told.min() < 5
+        assert told.max() > 44
+
+    def test_a_fixed_timestep_is_the_networks_own(self):
+        noised, told = NoisedInput(TINY_DIFFUSION, 3, None, True)(self.images, 0)
+        assert told is None
+        assert not th.equal(noised[0], noised[1])
+
+    def test_each_image_depends_on_its_number_alone(self):
+        noised = NoisedInput(TINY_DIFFUSION, 1, (0, 49), True, seed=5)
+        whole, later = noised(self.images[:6], 0), noised(self.images[:3], 3)
+        assert th.equal(whole[0][3:], later[0])
+        assert th.equal(whole[1][3:], later[1])
+
+    def test_the_network_is_told_its_own_units(self):
+        rescaled = dataclasses.replace(TINY_DIFFUSION, rescale_timesteps=True)
+        _, told = NoisedInput(rescaled, 1, (10, 10), False)(self.images, 0)
+        assert set(told.tolist()) == {200}
 
 
 class TestLoss:

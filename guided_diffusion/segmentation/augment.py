@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from guided_diffusion.errors import UserError
 from guided_diffusion.geometry import IGNORE
 
-LEVELS = ("none", "light", "medium", "heavy")
+LEVELS = ("none", "light", "medium", "heavy", "strong")
 FLIPS = ("none", "horizontal", "vertical", "both")
 _OUTSIDE = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
 _BILINEAR = v2.InterpolationMode.BILINEAR
@@ -74,7 +74,8 @@ class Augmentation:
     """A random change of image and mask that is a function of a seed.
 
     :param level: light: small shifts, scalings and changes of brightness; medium: also rotation,
-        contrast and gamma; heavy: also elastic deformation and crops; none.
+        contrast and gamma; heavy: also elastic deformation and crops; strong: more of all these,
+        and noise, blur and cut-out patches; none.
     :param flip: "none", "horizontal", "vertical" or "both": half the images are mirrored.
     :param swaps: classes that change places in a mirrored image.
     :param transforms: torchvision v2 transforms to use instead of those of `level`.
@@ -125,7 +126,94 @@ def _transforms(level: str) -> list[v2.Transform]:
     grey = [v2.ColorJitter(brightness=0.2, contrast=0.3), RandomGamma(1.4)]
     if level == "medium":
         return geometric + grey
-    return [*geometric, _Elastic(0.5), _Zoom(0.6), *grey]
+    if level == "heavy":
+        return [*geometric, _Elastic(0.5), _Zoom(0.6), *grey]
+    return [
+        v2.RandomAffine(15, (0.1, 0.1), (0.8, 1.2), None, _BILINEAR, _OUTSIDE),
+        _Elastic(0.7),
+        _Zoom(0.6),
+        *strong_grey(),
+    ]
+
+
+def strong_grey() -> list[v2.Transform]:
+    """Great changes of an image that leave every pixel in its place."""
+    return [
+        v2.ColorJitter(brightness=0.3, contrast=0.5),
+        RandomGamma(2.0),
+        v2.RandomApply([_Blur(0.015)], p=0.5),
+        v2.RandomApply([_Noise(0.08)], p=0.5),
+        v2.RandomApply([_CutOut(0.3)], p=0.5),
+    ]
+
+
+class _Blur(v2.Transform):
+    """Blur by a Gaussian of random width.
+
+    :param widest: its standard deviation, as a share of the shorter side.
+    """
+
+    def __init__(self, widest: float):
+        super().__init__()
+        self.widest = widest
+
+    def make_params(self, flat_inputs: list) -> dict[str, float]:
+        side = min(v2.functional.get_size(flat_inputs[0]))
+        return {"sigma": max(0.1, float(th.rand(())) * self.widest * side)}
+
+    def transform(self, inpt, params: dict[str, float]):
+        reach = max(1, round(3 * params["sigma"]))
+        if isinstance(inpt, tv_tensors.Mask) or min(inpt.shape[-2:]) <= reach:
+            return inpt
+        return v2.functional.gaussian_blur(inpt, 2 * reach + 1, params["sigma"])
+
+
+class _Noise(v2.Transform):
+    """Add white noise.
+
+    :param most: its highest standard deviation, as a share of white.
+    """
+
+    def __init__(self, most: float):
+        super().__init__()
+        self.most = most
+
+    def make_params(self, flat_inputs: list) -> dict[str, float]:
+        return {"sigma": float(th.rand(())) * self.most}
+
+    def transform(self, inpt, params: dict[str, float]):
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        noise = 255 * params["sigma"] * th.randn(inpt.shape)
+        return tv_tensors.wrap((inpt + noise).round().clamp(0, 255).to(th.uint8), like=inpt)
+
+
+class _CutOut(v2.Transform):
+    """Paint a patch of the image in one grey (arXiv 1708.04552); the mask stays, to be guessed.
+
+    :param largest: its longest side, as a share of the image's.
+    """
+
+    def __init__(self, largest: float):
+        super().__init__()
+        self.largest = largest
+
+    def make_params(self, flat_inputs: list) -> dict[str, int]:
+        sizes = v2.functional.get_size(flat_inputs[0])
+        parts = [max(1, round(float(th.rand(())) * self.largest * size)) for size in sizes]
+        corners = [int(th.randint(size - part + 1, ())) for size, part in zip(sizes, parts)]
+        return {
+            "rows": slice(corners[0], corners[0] + parts[0]),
+            "columns": slice(corners[1], corners[1] + parts[1]),
+            "grey": int(th.randint(256, ())),
+        }
+
+    def transform(self, inpt, params: dict):
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        painted = inpt.clone()
+        painted[..., params["rows"], params["columns"]] = params["grey"]
+        return tv_tensors.wrap(painted, like=inpt)
 
 
 class _Elastic(v2.Transform):

@@ -59,15 +59,17 @@ def load_labelled(
     mask_dir: str,
     reading: ReadingConfig,
     num_classes: int | None = None,
+    only: Sequence[str] = (),
 ) -> LabelledImages:
     """Read and check every pair before anything else happens.
 
     :param num_classes: masks hold 0 to `num_classes - 1`; None to allow any.
+    :param only: names of the pairs to read; none for all.
     :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
         too high.
     """
     names, images, masks = [], [], []
-    for name, image_path, mask_path in pair_files(image_dir, mask_dir):
+    for name, image_path, mask_path in choose_pairs(pair_files(image_dir, mask_dir), only):
         image = read_image(image_path, reading.in_channels, reading.intensity_rule())
         mask = read_mask(mask_path, num_classes)
         if image.shape[:2] != mask.shape:
@@ -81,6 +83,23 @@ def load_labelled(
         masks.append(reading.geometry().apply_mask(mask))
     window = reading.geometry().height_width if reading.resize == "native" else None
     return LabelledImages(tuple(names), images, masks, window)
+
+
+def choose_pairs(
+    pairs: Sequence[tuple[str, str, str]], names: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """The pairs of these names, in the order of the names; all of them where there are none."""
+    if not names:
+        return list(pairs)
+    known = {name: (name, *paths) for name, *paths in pairs}
+    missing = [name for name in names if name not in known]
+    if missing:
+        some = ", ".join(list(known)[:5])
+        raise UserError(
+            f"--train_names: no radiograph with a mask is called {', '.join(missing)};"
+            f" there are {len(known)}, such as {some}"
+        )
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def _cut(

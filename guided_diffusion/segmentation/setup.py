@@ -15,16 +15,22 @@ from guided_diffusion.infer import infer_model_config
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.run_setup import TrainConfig, precision_of
 from guided_diffusion.script_util import DiffusionConfig, ModelConfig, check_flags
-from guided_diffusion.segmentation.categories import categories_for, load_categories
-from guided_diffusion.segmentation.dataset import count_classes, load_labelled
+from guided_diffusion.segmentation.categories import (
+    Category,
+    categories_for,
+    load_categories,
+)
+from guided_diffusion.segmentation.dataset import LabelledImages, count_classes, load_labelled
 from guided_diffusion.segmentation.finetune import (
     FinetuneConfig,
     Finetuner,
+    LearningConfig,
     find_unfinished,
-    freeze,
     start_again,
 )
+from guided_diffusion.segmentation.layers import freeze, parameter_groups
 from guided_diffusion.segmentation.model_file import FORMAT, SegmentationConfig
+from guided_diffusion.segmentation.noised_input import NoisedInput, network_timestep, parse_range
 
 # flags of pretraining that a user may pass along and that mean nothing here
 _NO_MEANING = sorted(
@@ -86,6 +92,24 @@ def load_pretrained(path: str, given: Mapping[str, Any]) -> Pretrained:
     return Pretrained(path, weights, model, diffusion, reading)
 
 
+@dataclasses.dataclass
+class Plan:
+    """A run that was checked and has not begun.
+
+    source: name of the pretrained checkpoint, "" for none. messages: for the log.
+    """
+
+    model: th.nn.Module
+    config: SegmentationConfig
+    settings: LearningConfig
+    train: LabelledImages
+    val: LabelledImages | None
+    source: str
+    messages: list[str]
+    groups: list[dict[str, Any]] | None = None
+    noised_input: NoisedInput | None = None
+
+
 def prepare(
     path: str,
     train_dirs: tuple[str, str],
@@ -103,9 +127,8 @@ def prepare(
     reading = dataclasses.replace(pretrained.reading, resize="pad")
     wanted = {k: v for k, v in given.items() if k != "in_channels"}
     reading = from_flags(ReadingConfig, wanted, reading)
-    categories = _categories(settings, train_dirs, val_dirs)
-    train = load_labelled(*train_dirs, reading, len(categories))
-    val = load_labelled(*val_dirs, reading, len(categories)) if val_dirs else None
+    categories, train, val = load_data(settings, train_dirs, val_dirs, reading)
+    diffusion = pretrained.diffusion
     config = SegmentationConfig(
         model=from_flags(
             ModelConfig,
@@ -115,27 +138,68 @@ def prepare(
         reading=reading,
         categories=categories,
         depth=settings.depth or None,
-        timestep=_network_timestep(settings.timestep, pretrained.diffusion),
+        timestep=network_timestep(settings.timestep, diffusion),
     )
+    span = parse_range(settings.timestep_range, diffusion.diffusion_steps)
+    noised_input = None
+    if span is not None or settings.noise_at_timestep:
+        noised_input = NoisedInput(
+            diffusion, settings.timestep, span, settings.noise_at_timestep, settings.seed
+        )
+    th.manual_seed(settings.seed)
+    model = config.build()
+    if settings.random_init:
+        messages = ["random weights: nothing of the checkpoint but its architecture is used"]
+        groups = None
+    else:
+        try:
+            report = model.load_pretrained(pretrained.weights)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+        messages = [f"{path}: {report}"]
+        groups = parameter_groups(model, settings.layer_decay, report.fresh, settings.head_lr_scale)
+    frozen = freeze(model, settings.unfreeze_encoder, settings.unfreeze_decoder)
+    if frozen:
+        messages.append(f"frozen: {', '.join(frozen)}")
+    messages += [
+        f"--{n} is of pretraining and has no meaning here" for n in _NO_MEANING if n in given
+    ]
+    source = os.path.basename(path)
+    plan = Plan(model, config, settings, train, val, source, messages, groups, noised_input)
+    return begin(plan, bool(given.get("use_fp16")))
+
+
+def load_data(
+    settings: LearningConfig,
+    train_dirs: tuple[str, str],
+    val_dirs: tuple[str, str] | None,
+    reading: ReadingConfig,
+) -> tuple[tuple[Category, ...], LabelledImages, LabelledImages | None]:
+    """The class table, the training images and those to validate on."""
+    categories = _categories(settings, train_dirs, val_dirs)
+    names = [name.strip() for name in settings.train_names.split(",") if name.strip()]
+    train = load_labelled(*train_dirs, reading, len(categories), names)
+    val = load_labelled(*val_dirs, reading, len(categories)) if val_dirs else None
+    return categories, train, val
+
+
+def begin(plan: Plan, use_fp16: bool = False) -> Finetuner | None:
+    """Find what an earlier run of the same command left; open the logs; None if all is done.
+
+    :param use_fp16: the precision where the settings name none.
+    """
+    config, settings, train, val = plan.config, plan.settings, plan.train, plan.val
     origin = {
-        "checkpoint": os.path.basename(path),
+        "checkpoint": plan.source,
         "train": list(train.names),
         "val": list(val.names) if val else [],
         **{k: v for k, v in dataclasses.asdict(settings).items() if k not in _MAY_CHANGE},
         **config.to_plain(),
     }
-    th.manual_seed(settings.seed)
-    model = config.build()
-    if not settings.random_init:
-        try:
-            report = model.load_pretrained(pretrained.weights)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
-
-    stem = os.path.splitext(settings.weights_save)[0]
-    if os.path.isdir(settings.weights_save) or not os.path.splitext(settings.weights_save)[1]:
+    stem, ending = os.path.splitext(settings.weights_save)
+    if os.path.isdir(settings.weights_save) or not ending:
         raise UserError(f"--weights_save {settings.weights_save}: name a file such as segm.pth")
-    last = f"{stem}_last{os.path.splitext(settings.weights_save)[1]}"
+    last = f"{stem}_last{ending}"
     folder = f"{stem}_logs"
     if settings.resume_checkpoint == "none":
         start_again([settings.weights_save, last, folder])
@@ -146,43 +210,30 @@ def prepare(
         raise UserError("--resume_checkpoint: fine-tuning goes on by itself; give auto or none")
     if unfinished is None and find_unfinished(settings.weights_save, origin):
         start_again([settings.weights_save])  # the run was killed between its first two files
-    if unfinished and unfinished["epoch"] >= settings.epochs:
+    if unfinished and unfinished["epoch"] >= settings.length(len(train)).epochs:
         return None
 
     resume_step = unfinished["stepper"]["steps"] if unfinished else 0
     logger.configure(folder, ["log", "csv", "tensorboard"], resume_step=resume_step)
     logger.get_current().output_formats.append(Messages())
     device = dist_util.dev()
-    precision = precision_of(settings.precision, bool(given.get("use_fp16")))
-    settings = dataclasses.replace(settings, precision=precision)
-    for name in _NO_MEANING:
-        if name in given:
-            logger.log(f"--{name} is of pretraining and has no meaning here")
-    if settings.random_init:
-        logger.log("random weights: nothing of the checkpoint but its architecture is used")
-    else:
-        logger.log(f"{path}: {report}")
-    frozen = freeze(model, settings.unfreeze_encoder, settings.unfreeze_decoder)
-    if frozen:
-        logger.log(f"frozen: {', '.join(frozen)}")
-    names = ", ".join(f"{c.index} {c.name}" for c in categories)
+    settings = dataclasses.replace(settings, precision=precision_of(settings.precision, use_fp16))
+    for message in plan.messages:
+        logger.log(message)
+    names = ", ".join(f"{c.index} {c.name}" for c in config.categories)
     logger.log(f"{len(train)} training images, {len(val) if val else 0} for validation")
-    logger.log(f"{len(categories)} classes: {names}")
-    finetuner = Finetuner(model.to(device), config, settings, train, val, folder, origin)
+    logger.log(f"{len(config.categories)} classes: {names}")
+    model = plan.model.to(device)
+    finetuner = Finetuner(
+        model, config, settings, train, val, folder, origin, plan.groups, plan.noised_input
+    )
     if unfinished:
         finetuner.resume(unfinished)
         logger.log(f"going on after epoch {finetuner.epoch}")
     return finetuner
 
 
-def _network_timestep(timestep: float, diffusion: DiffusionConfig) -> float:
-    """A timestep of the diffusion as the network is told it."""
-    if diffusion.rescale_timesteps:
-        return timestep * 1000.0 / diffusion.diffusion_steps
-    return timestep
-
-
-def _categories(settings: FinetuneConfig, train_dirs, val_dirs):
+def _categories(settings: LearningConfig, train_dirs, val_dirs) -> tuple[Category, ...]:
     if settings.out_channels:
         return categories_for(settings.out_channels, settings.categories or None)
     if settings.categories:
