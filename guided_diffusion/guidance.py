@@ -1,4 +1,4 @@
-"""Guidance: make samples more typical of their class, at the price of variety."""
+"""Guidance: make samples more typical of their class or mask, at the price of variety."""
 
 from collections.abc import Callable
 
@@ -7,28 +7,29 @@ import torch.nn.functional as F
 
 
 class ClassifierFree:
-    """A class-conditional network whose predictions lean away from those without a class.
+    """A conditional network whose predictions lean away from those without the condition.
 
     prediction = without class + scale (with class - without class), equation 6 of
     arXiv 2207.12598 with scale = 1 + w. Learned variances stay those with the class. Costs two
     predictions each.
 
-    :param model: network trained with classes dropped; called as model(x, timesteps, y=classes).
+    :param model: network trained with conditions dropped; called as model(x, timesteps, y=classes).
     :param scale: 1 is the network itself.
     :param null: the number that stands for "no class".
+    :param name: of the condition: "y", the class, or another argument of the network.
     """
 
-    def __init__(self, model: Callable[..., th.Tensor], scale: float, null: int):
+    def __init__(self, model: Callable[..., th.Tensor], scale: float, null: int, name: str = "y"):
         self.model = model
         self.scale = scale
         self.null = null
+        self.name = name
 
-    def __call__(
-        self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor, **kwargs: th.Tensor
-    ) -> th.Tensor:
+    def __call__(self, x: th.Tensor, timesteps: th.Tensor, **kwargs: th.Tensor) -> th.Tensor:
         twice = {name: th.cat([value, value]) for name, value in kwargs.items()}
-        classes = th.cat([y, th.full_like(y, self.null)])
-        both = self.model(th.cat([x, x]), th.cat([timesteps, timesteps]), y=classes, **twice)
+        given = kwargs[self.name]
+        twice[self.name] = th.cat([given, th.full_like(given, self.null)])
+        both = self.model(th.cat([x, x]), th.cat([timesteps, timesteps]), **twice)
         with_class, without = both.chunk(2)
         channels = x.shape[1]
         guided = without[:, :channels].lerp(with_class[:, :channels], self.scale)

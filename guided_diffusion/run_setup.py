@@ -19,6 +19,8 @@ from .script_util import DiffusionConfig, ModelConfig, check_flags
 from .signals import EXIT_STOPPED
 from .stepper import PRECISIONS
 from .train_util import Start, TrainLoop, find_start
+from .trained import Trained, read_trained
+from .unet import ConditionalUNetModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,15 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConditionalTrainConfig(TrainConfig):
+    """Training."""
+
+    init_checkpoint: str = flag(
+        "", "network without condition to begin from, model*.pt or ema_*.pt; '': random weights"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """A run about to start: its folder, where it goes on, its configurations."""
 
@@ -65,10 +76,24 @@ class Run:
     reading: ReadingConfig
     train: TrainConfig
     classes: tuple[str, ...] = ()  # names in the order of their labels; () without labels
+    init: Trained | None = None  # the network without condition to begin from
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
-        """The training batches from a step on: images and, where the network asks, classes."""
-        batches = load_data(**self.loader_arguments(), start_step=start_step)
+    def build(self, at: int = 0) -> th.nn.Module:
+        """The network, on its device, with the weights that it begins from.
+
+        :param at: see ConditionalUNetModel.load_widened.
+        """
+        network = self.model.build()
+        if self.init is not None:
+            widen(network, self.init, at)
+        return network.to(dist_util.dev())
+
+    def batches(self, start_step: int, **more: Any) -> Iterator[Batch]:
+        """The training batches from a step on: images and, where the network asks, classes.
+
+        :param more: further arguments of `load_data`.
+        """
+        batches = load_data(**self.loader_arguments(), **more, start_step=start_step)
         if not self.model.cond_drop_prob:
             return batches
         return drop_classes(
@@ -155,13 +180,19 @@ def open_run(
     kind: str = "diffusion",
     model_type: type = ModelConfig,
     train_type: type[TrainConfig] = TrainConfig,
+    reading: ReadingConfig | None = None,
+    repeats: bool = False,
 ) -> Run:
     """Check flags against data and run folder, open the log, write `config.json`.
+
+    With --init_checkpoint the network is that one's where the flags do not say otherwise.
 
     :param given: the given flags.
     :param kind: of the network, for config.json.
     :param model_type: the configuration of such networks.
     :param train_type: the configuration of their training.
+    :param reading: how images are read where neither flags nor a checkpoint say.
+    :param repeats: a step may take an image several times.
     :raises UserError: for whatever the user must mend before anything is written.
     """
     train = from_flags(train_type, given)
@@ -180,6 +211,10 @@ def open_run(
     if given.get("in_channels") == "auto":
         del given["in_channels"]
     paths = list_images(train.data_dir)
+    init = None
+    if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:
+        init = _read_init(train.init_checkpoint, given)
+    note = ""
     if stored is not None and start.path:
         source = f"the run that {start.path} is of"
         if stored["kind"] != kind:
@@ -195,10 +230,15 @@ def open_run(
         for base in bases.values():
             free = ("dropout", "use_checkpoint", "use_fp16", "timestep_respacing")
             check_flags(given, base, source, free)
-        note = ""
+    elif init is not None:
+        bases = {
+            # a condition takes the place of the classes
+            "model": from_flags(model_type, {"class_cond": False, "cond_drop_prob": 0}, init.model),
+            "diffusion": init.diffusion,
+            "reading": init.reading,
+        }
     else:
         defaults = {}
-        note = ""
         if "in_channels" not in given:
             grey = dist_util.broadcast_object(
                 sample_is_grey(paths) if dist_util.is_main() else None
@@ -212,7 +252,7 @@ def open_run(
         bases = {
             "model": model_type(**defaults),
             "diffusion": DiffusionConfig(),
-            "reading": ReadingConfig(),
+            "reading": reading or ReadingConfig(),
         }
     model = from_flags(model_type, given, bases["model"]).settled()
     with th.device("meta"):
@@ -226,7 +266,7 @@ def open_run(
         reading, image_size=model.image_size, in_channels=model.in_channels
     )
     diffusion = from_flags(DiffusionConfig, given, bases["diffusion"])
-    if len(paths) < train.batch_size * dist_util.world_size():
+    if not repeats and len(paths) < train.batch_size * dist_util.world_size():
         raise UserError(
             f"{train.data_dir} holds {len(paths)} images, fewer than the"
             f" {train.batch_size * dist_util.world_size()} of one step: lower --batch_size"
@@ -255,7 +295,35 @@ def open_run(
             },
         )
     th.manual_seed(train.seed)
-    return Run(folder, start, model, diffusion, reading, train, classes)
+    return Run(folder, start, model, diffusion, reading, train, classes, init)
+
+
+def _read_init(path: str, given: Mapping[str, Any]) -> Trained:
+    """The network without condition to begin from.
+
+    What its weights hold must be as the flags say; its output, process and classes may differ.
+    """
+    free = ("learn_sigma", "class_cond", "num_classes", "cond_drop_prob")
+    if checkpoint.read_config(path) is not None:
+        given = {
+            f.name: given[f.name]
+            for f in dataclasses.fields(ModelConfig)
+            if f.name in given and f.name not in free
+        }
+    return read_trained(path, given)
+
+
+def widen(network: ConditionalUNetModel, init: Trained, at: int = 0) -> None:
+    """Give a network with condition the weights of one without, and log what became of them.
+
+    :param at: see ConditionalUNetModel.load_widened.
+    :raises UserError: if nothing fits.
+    """
+    try:
+        report = network.load_widened(init.weights, at)
+    except ValueError as error:
+        raise UserError(f"--init_checkpoint {init.path}: {error}") from error
+    logger.log(f"{init.path}: {report}; the input layer's other channels begin at zero")
 
 
 def _classes(

@@ -34,7 +34,9 @@ class SampleConfig:
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
     class_labels: str = flag("", "names or numbers, by commas, in turn; '': drawn at random")
     guidance_scale: float = flag(
-        1.0, "lean away from predictions without class; 1: not at all; needs --cond_drop_prob"
+        1.0,
+        "lean away from predictions without class or mask; 1: not at all; needs a network trained"
+        " with --cond_drop_prob or --use_ablated_segmentations",
     )
     save_process: bool = flag(False, "also show how images arise: process.png and process.gif")
     out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")

@@ -49,8 +49,9 @@ def _difference(folder: str, identity: Mapping[str, Any]) -> str:
     """In what the images in a folder differ from those of the identity; "": in nothing."""
     path = bf.join(folder, SETTINGS_NAME)
     if not bf.exists(path):
-        images = bf.join(folder, "png")
-        return "of unknown settings" if bf.isdir(images) and list(bf.listdir(images)) else ""
+        images = [bf.join(folder, part) for part in ("png", "IMG", "MASK")]
+        filled = any(bf.isdir(part) and list(bf.listdir(part)) for part in images)
+        return "of unknown settings" if filled else ""
     there, here = checkpoint.read_json(path)["images"], json.loads(json.dumps(identity))
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):

@@ -114,7 +114,9 @@ class SampleJob:
     settings: the flags. trained: the checkpoint. model: the network, or a callable around it, as
     samplers want it. labels: the classes of the images, None where they have none. conditions: the
     model's further arguments for images of given numbers. cond_fn: see `solvers.Sampler`. also:
-    further values that decide the images, to tell the folders of different commands apart.
+    further values that decide the images, to tell the folders of different commands apart. names:
+    of the images, which then lie in `IMG`; without names they are numbered, in `png`. prepare:
+    called with the folder before sampling, in one process.
     """
 
     settings: SampleConfig
@@ -124,6 +126,8 @@ class SampleJob:
     conditions: Callable[[Sequence[int]], dict[str, th.Tensor]] | None = None
     cond_fn: Callable[..., th.Tensor] | None = None
     also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    names: Sequence[str] = ()
+    prepare: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size"):
@@ -172,9 +176,11 @@ class SampleJob:
             folder = samples_folder(
                 self.settings.out_dir, self.trained.path, self._name(), identity
             )
-            bf.makedirs(bf.join(folder, "png"))
+            bf.makedirs(bf.join(folder, "IMG" if self.names else "png"))
             record = {"reading": self.trained.reading.to_dict(), "images": identity}
             checkpoint.save_json(bf.join(folder, SETTINGS_NAME), record)
+            if self.prepare is not None:
+                self.prepare(folder)
         return dist_util.broadcast_object(folder)
 
     def _name(self) -> str:
@@ -183,8 +189,16 @@ class SampleJob:
 
     def _pending(self, folder: str) -> list[int]:
         """Numbers of the images that are still to be sampled."""
-        finished = set(bf.listdir(bf.join(folder, "png")))
-        return [i for i in range(self.settings.num_samples) if _png_name(i) not in finished]
+        paths = [self._path(folder, index) for index in range(self.settings.num_samples)]
+        folders = {bf.dirname(path) for path in paths}
+        finished = {bf.join(f, name) for f in folders if bf.isdir(f) for name in bf.listdir(f)}
+        return [index for index, path in enumerate(paths) if path not in finished]
+
+    def _path(self, folder: str, index: int) -> str:
+        """The file of an image."""
+        if self.names:
+            return bf.join(folder, "IMG", f"{self.names[index]}.png")
+        return bf.join(folder, "png", f"{index:06d}.png")
 
     def _announcement(self, folder: str, pending: int) -> str:
         channels, height, width = self.shape
@@ -248,7 +262,7 @@ class SampleJob:
                 with contextlib.suppress(_Stopped):
                     images = to_uint8(self._draw(mine, after_step)) if mine else ()
                     for index, image in zip(mine, images):
-                        write_png(bf.join(folder, "png", _png_name(index)), image)
+                        write_png(self._path(folder, index), image)
                 if dist_util.agree_max(int(stop.requested is not None)):
                     return stop.requested or "a signal on another rank"
         return None
@@ -258,7 +272,7 @@ class SampleJob:
         channels, height, width = self.shape
         images = np.empty((count, height, width, channels), np.uint8)
         for index in range(count):
-            picture = read_image(bf.join(folder, "png", _png_name(index)), channels)
+            picture = read_image(self._path(folder, index), channels)
             images[index] = picture.reshape(height, width, channels)
         labels = self.labels.of(range(count)) if self.labels else None
         arrays = [images] if labels is None else [images, np.array(labels, np.int64)]
@@ -266,9 +280,9 @@ class SampleJob:
         path = bf.join(folder, f"samples_{shape}.npz")
         checkpoint.write_atomically(path, lambda file: np.savez(file, *arrays))
         shown = range(min(count, _GRID_IMAGES))
-        captions = [str(index) for index in shown]
+        captions = [self.names[index] if self.names else str(index) for index in shown]
         if labels is not None:
-            captions = [f"{index} {self.labels.name(labels[index])}" for index in shown]
+            captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
         write_png(bf.join(folder, "grid.png"), labelled_grid(images[: len(shown)], captions))
         if self.settings.save_process:
             self._write_process(folder)
@@ -293,10 +307,6 @@ class SampleJob:
         write_png(bf.join(folder, "process.png"), strip)
         frames = [labelled_grid(images, [f"t {t}"] * len(images)) for t, images in seen]
         write_gif(bf.join(folder, "process.gif"), frames)
-
-
-def _png_name(index: int) -> str:
-    return f"{index:06d}.png"
 
 
 def _is_main() -> bool:

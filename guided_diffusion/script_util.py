@@ -114,13 +114,15 @@ class ModelConfig:
         """The diffusion network."""
         return self._build(UNetModel)
 
-    def _build(self, network: type[UNetModel]) -> UNetModel:
-        return _refusing(
-            network,
-            out_channels=self.in_channels * (2 if self.learn_sigma else 1),
-            num_classes=self.num_labels(),
+    def _build(self, network: type[UNetModel], **more: Any) -> UNetModel:
+        """:param more: further arguments, and those that are not as for an image network."""
+        outputs = more.get("in_channels", self.in_channels) * (2 if self.learn_sigma else 1)
+        arguments = {
+            "out_channels": outputs,
+            "num_classes": self.num_labels(),
             **self.network_arguments(),
-        )
+        }
+        return _refusing(network, **{**arguments, **more})
 
     def build_segmentation(
         self, classes: int, depth: int | None, timestep: float

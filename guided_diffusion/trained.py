@@ -7,6 +7,7 @@ from typing import Any
 import torch as th
 
 from . import checkpoint
+from .conditional import GuidedConfig, MaskDiffusionConfig
 from .errors import UserError
 from .flags import from_flags, pick
 from .infer import infer_model_config
@@ -22,6 +23,8 @@ from .script_util import (
 # kinds of network in config.json: their configuration, and the script that samples with them
 KINDS = {
     "diffusion": (ModelConfig, "image_sample.py"),
+    "segmentation_guided": (GuidedConfig, "image_sample.py"),
+    "mask_diffusion": (MaskDiffusionConfig, "predict.py, which takes the segm.pth beside it"),
     "super_res": (SuperResConfig, "super_res_sample.py"),
     "classifier": (ClassifierConfig, "classifier_sample.py"),
 }

@@ -1,23 +1,31 @@
-"""Sample images from a pretrained diffusion network."""
+"""Sample images from a pretrained diffusion network, unguided or guided by masks."""
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
+from guided_diffusion.conditional import GuidedConfig
 from guided_diffusion.errors import command
 from guided_diffusion.flags import from_flags, given_flags, make_parser
-from guided_diffusion.sample_config import SampleConfig
 from guided_diffusion.sample_job import SampleJob, class_labels, guided
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
-from guided_diffusion.trained import read_trained
+from guided_diffusion.script_util import DiffusionConfig
+from guided_diffusion.segmentation_guidance import (
+    GuidedSampleConfig,
+    guided_job,
+    guiding_masks,
+    read_trained_image_network,
+)
 
 
 def main() -> int:
-    given = given_flags(make_parser(__doc__, SampleConfig, ModelConfig, DiffusionConfig))
+    given = given_flags(make_parser(__doc__, GuidedSampleConfig, GuidedConfig, DiffusionConfig))
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        settings = from_flags(SampleConfig, given)
-        trained = read_trained(settings.model_path, given)
+        settings = from_flags(GuidedSampleConfig, given)
+        trained = read_trained_image_network(settings.model_path, given)
+        masks = guiding_masks(settings, trained)
         labels = class_labels(settings, trained)
+        if masks is not None:
+            return guided_job(settings, trained, labels, masks).run()
         model = guided(trained.network(dist_util.dev()), settings, trained)
         return SampleJob(settings, trained, model, labels).run()
 

@@ -1,30 +1,46 @@
-"""Pretrain a diffusion network on unlabelled images."""
+"""Pretrain a diffusion network on unlabelled images, or on images guided by their masks."""
+
+from functools import partial
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
+from guided_diffusion.conditional import GuidedConfig
 from guided_diffusion.errors import command
 from guided_diffusion.flags import given_flags, make_parser
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.resample import create_named_schedule_sampler
-from guided_diffusion.run_setup import TrainConfig, grid_path, open_run, run_training
+from guided_diffusion.run_setup import grid_path, open_run, run_training
 from guided_diffusion.sampling import sample_images, save_grid
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.script_util import DiffusionConfig
+from guided_diffusion.segmentation_guidance import (
+    GuidedTrainConfig,
+    guided_batches,
+    guided_grid,
+    open_guided_run,
+    refuse_guidance,
+)
 from guided_diffusion.train_util import TrainLoop
 
 
 def main() -> int:
     given = given_flags(
-        make_parser(__doc__, TrainConfig, ModelConfig, DiffusionConfig, ReadingConfig)
+        make_parser(__doc__, GuidedTrainConfig, GuidedConfig, DiffusionConfig, ReadingConfig)
     )
+    guided = given.get("segmentation_guided", False)
+    if not guided:
+        refuse_guidance(given)
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        run = open_run(given)
-        model = run.model.build().to(dist_util.dev())
+        run = open_guided_run(given) if guided else open_run(given)
         diffusion = run.diffusion.build()
         shape = (run.model.in_channels, run.model.image_size, run.model.image_size)
 
         def sample_grid(network, step: int) -> None:
+            if guided:
+                grid = guided_grid(run, network, diffusion)
+                save_grid(grid_path(run.folder, step), grid, columns=len(grid) // 3)
+                return
             images = sample_images(
                 network,
                 diffusion,
@@ -39,9 +55,9 @@ def main() -> int:
             save_grid(grid_path(run.folder, step), images)
 
         loop = TrainLoop(
-            model=model,
+            model=run.build(),
             diffusion=diffusion,
-            data=run.batches,
+            data=partial(guided_batches, run) if guided else run.batches,
             schedule_sampler=create_named_schedule_sampler(run.train.schedule_sampler, diffusion),
             sample_fn=sample_grid,
             **run.loop_arguments(),
