@@ -1,8 +1,9 @@
 """From flags to a fine-tuning run: the pretrained network, the data, the class table."""
 
+import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch as th
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from guided_diffusion import checkpoint, dist_util, logger
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import from_flags, pick
+from guided_diffusion.flags import from_flags, make_parser, pick
 from guided_diffusion.infer import infer_model_config
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.run_setup import TrainConfig, precision_of
@@ -31,6 +32,7 @@ from guided_diffusion.segmentation.finetune import (
 from guided_diffusion.segmentation.layers import freeze, parameter_groups
 from guided_diffusion.segmentation.model_file import FORMAT, SegmentationConfig
 from guided_diffusion.segmentation.noised_input import NoisedInput, network_timestep, parse_range
+from guided_diffusion.signals import EXIT_STOPPED
 
 # flags of pretraining that a user may pass along and that mean nothing here
 _NO_MEANING = sorted(
@@ -90,6 +92,62 @@ def load_pretrained(path: str, given: Mapping[str, Any]) -> Pretrained:
         check_flags(given, diffusion, source)
     check_flags(given, model, source)
     return Pretrained(path, weights, model, diffusion, reading)
+
+
+def make_flags(description: str = "") -> argparse.ArgumentParser:
+    """The parser of scripts/finetune.py."""
+    parser = make_parser(
+        description, FinetuneConfig, ReadingConfig, ModelConfig, DiffusionConfig, TrainConfig
+    )
+    parser.add_argument("checkpoint", help="pretrained network: model*.pt or ema_*.pt")
+    parser.add_argument("train_img", help="folder of radiographs")
+    parser.add_argument("train_mask", help="folder of their masks")
+    add_validation_folders(parser)
+    return parser
+
+
+def add_validation_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("val_img", nargs="?", help="folder of radiographs to validate on")
+    parser.add_argument("val_mask", nargs="?", help="folder of their masks")
+
+
+def validation_folders(given: Mapping[str, Any]) -> tuple[str, str] | None:
+    """:raises UserError: if only one of them is given."""
+    if ("val_img" in given) != ("val_mask" in given):
+        raise UserError("VAL_IMG is given without VAL_MASK: give both folders or neither")
+    return (given["val_img"], given["val_mask"]) if "val_img" in given else None
+
+
+def prepare_given(given: Mapping[str, Any]) -> Finetuner | None:
+    """`prepare` from all that was given to scripts/finetune.py."""
+    train = (given["train_img"], given["train_mask"])
+    return prepare(given["checkpoint"], train, validation_folders(given), given)
+
+
+def train(
+    prepare: Callable[[Mapping[str, Any]], Finetuner | None], given: Mapping[str, Any]
+) -> int:
+    """What a training script does with its given flags; its exit code."""
+    dist_util.setup_dist()
+    if dist_util.world_size() > 1:
+        raise UserError("fine-tuning a few images runs in one process: start it without a launcher")
+    finetuner = prepare(given)
+    if finetuner is None:
+        print("this run is complete: nothing to do")
+        return 0
+    finetuner.run()
+    if finetuner.stopped_by:
+        logger.log(f"stopped by {finetuner.stopped_by}: the same command goes on from here")
+        return EXIT_STOPPED
+    best = finetuner.best
+    if finetuner.val:
+        logger.log(
+            f"best network: epoch {best['epoch']}, mean IoU {best['mean_iou']:.4f},"
+            f" mean Dice {best['mean_dice']:.4f} of the foreground"
+        )
+    curves = os.path.join(finetuner.folder, "curves.png")
+    logger.log(f"saved {finetuner.settings.weights_save}; curves in {curves}")
+    return 0
 
 
 @dataclasses.dataclass

@@ -1,0 +1,56 @@
+"""How good is which method with how few labels: methods x numbers of images x seeds, in one table.
+
+Runs are trained one after the other; a killed command goes on where it stopped. The output folder
+gets table.md, table.csv, runs.csv (a row a run), curves.png and commands.sh (to repeat each run).
+"""
+
+import os
+
+import _path  # noqa: F401 - finds the package in a checkout that is not installed
+
+from guided_diffusion import dist_util
+from guided_diffusion.errors import UserError, command
+from guided_diffusion.flags import from_flags, given_flags, make_parser
+from guided_diffusion.segmentation.label_efficiency import (
+    LabelEfficiency,
+    LabelEfficiencyConfig,
+    parse_methods,
+)
+from guided_diffusion.signals import EXIT_STOPPED
+
+
+def main() -> int:
+    parser = make_parser(__doc__, LabelEfficiencyConfig)
+    parser.add_argument(
+        "--method",
+        action="append",
+        metavar="'NAME: FLAGS'",
+        help="define a method: flags of finetune.py, or baseline_train.py and its flags",
+    )
+    parser.add_argument("train_img", help="folder of radiographs to draw from")
+    parser.add_argument("train_mask", help="folder of their masks")
+    parser.add_argument("test_img", nargs="?", help="folder of radiographs to evaluate on")
+    parser.add_argument("test_mask", nargs="?", help="folder of their masks")
+    given = given_flags(parser)
+    settings = from_flags(LabelEfficiencyConfig, given)
+    if ("test_img" in given) != ("test_mask" in given):
+        raise UserError("TEST_IMG is given without TEST_MASK: give both folders or --folds")
+    test = (given["test_img"], given["test_mask"]) if "test_img" in given else None
+    dist_util.setup_dist()
+    comparison = LabelEfficiency(
+        settings,
+        parse_methods(settings.methods, given.get("method", ())),
+        (given["train_img"], given["train_mask"]),
+        test,
+    )
+    stopped_by = comparison.run_all()
+    if stopped_by:
+        print(f"stopped by {stopped_by}: the same command goes on from here")
+        return EXIT_STOPPED
+    with open(os.path.join(settings.output, "table.md")) as file:
+        print(file.read())
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)()
