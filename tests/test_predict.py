@@ -78,7 +78,8 @@ def test_the_script_writes_masks_colours_overlays_and_areas(script, tmp_path, mo
         assert np.array_equal(np.asarray(color), mask)
         assert Image.open(tmp_path / f"out/OVERLAY/{name}.png").size == size[::-1]
         stored = np.load(tmp_path / f"out/PROBABILITIES/{name}.npz")["probabilities"]
-        assert np.array_equal(stored.argmax(0), mask)
+        likeliest = np.take_along_axis(stored, mask[None].astype(int), 0)[0]
+        np.testing.assert_allclose(likeliest, stored.max(0), atol=2e-3)  # halves hold ties
         assert mask.max() <= 2
     rows = list(csv.DictReader((tmp_path / "out/areas.csv").open()))
     assert [row["name"] for row in rows] == ["a", "sub/b"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch as th
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -70,6 +71,15 @@ def overlay(
     blended = base + (colors - base) * weight[..., None]
     picture = np.rint(blended).astype(np.uint8)
     return add_legend(picture, mask, categories) if legend else picture
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Values [H x W] from 0 (black) over purple and orange to 1 (pale yellow): uint8 [H x W x 3].
+
+    The scale is fixed, so that pictures compare.
+    """
+    colors = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    return colors[np.rint(values.clip(0, 1) * 255).astype(np.uint8)]
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What predict.py leaves: masks, colours, overlays, probabilities and areas.csv."""
+"""What predict.py leaves: masks, colours, overlays, probabilities, uncertainty and areas.csv."""
 
 import csv
 import io
@@ -12,9 +12,10 @@ from guided_diffusion.checkpoint import write_atomically
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_io import list_images, write_image, write_mask
 from guided_diffusion.segmentation.categories import Category
-from guided_diffusion.segmentation.render import overlay, save_color_mask
+from guided_diffusion.segmentation.predict import Prediction
+from guided_diffusion.segmentation.render import heat, overlay, save_color_mask
 
-FOLDERS = ("MASK", "COLOR", "OVERLAY")
+FOLDERS = ("MASK", "COLOR", "OVERLAY", "UNCERTAINTY", "PROBABILITIES")
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,29 @@ class Item:
     name: str
 
 
-def find_items(source: str, output: str) -> list[Item]:
-    """The radiographs under a file, folder or glob, but not what lies in the output folder.
+def find_items(sources: str | Sequence[str], output: str) -> list[Item]:
+    """The radiographs under files, folders or globs, but not what lies in the output folder.
 
     :raises UserError: if two of them would have the same name in the results.
     """
     results = tuple(os.path.abspath(os.path.join(output, name)) + os.sep for name in FOLDERS)
-    paths = [path for path in list_images(source) if not os.path.abspath(path).startswith(results)]
-    base = (
-        source
-        if os.path.isdir(source)
-        else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    )
     items: dict[str, Item] = {}
-    for path in paths:
-        name = os.path.splitext(os.path.relpath(os.path.abspath(path), os.path.abspath(base)))[0]
-        if name in items:
-            raise UserError(
-                f"{items[name].path} and {path} would both be written as MASK/{name}.png:"
-                " rename one, or predict them into different folders"
-            )
-        items[name] = Item(path, name)
+    for source in [sources] if isinstance(sources, str) else sources:
+        paths = [p for p in list_images(source) if not os.path.abspath(p).startswith(results)]
+        base = (
+            source
+            if os.path.isdir(source)
+            else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        )
+        for path in paths:
+            relative = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
+            name = os.path.splitext(relative)[0]
+            item = items.setdefault(name, Item(path, name))
+            if os.path.abspath(item.path) != os.path.abspath(path):
+                raise UserError(
+                    f"{item.path} and {path} would both be written as MASK/{name}.png:"
+                    " rename one, or predict them into different folders"
+                )
     return list(items.values())
 
 
@@ -53,36 +56,53 @@ def write_results(
     output: str,
     item: Item,
     image: np.ndarray,
-    probabilities: np.ndarray,
+    mask: np.ndarray,
+    prediction: Prediction,
     categories: Sequence[Category],
     save_probabilities: bool = False,
-) -> np.ndarray:
-    """Write one radiograph's results; returns its mask, uint8 `[H x W]`.
+    save_uncertainty: bool = False,
+) -> None:
+    """Write one radiograph's results.
 
     :param image: as read, `[H x W]` or `[H x W x 3]`.
-    :param probabilities: float32 `[C x H x W]`.
+    :param mask: uint8 `[H x W]`.
     """
-    mask = probabilities.argmax(axis=0).astype(np.uint8)
-    paths = {folder: os.path.join(output, folder, f"{item.name}.png") for folder in FOLDERS}
-    for path in paths.values():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_mask(paths["MASK"], mask)
-    save_color_mask(paths["COLOR"], mask, categories)
-    write_image(paths["OVERLAY"], overlay(image, mask, categories))
+
+    def path(folder: str, ending: str = "png") -> str:
+        file = os.path.join(output, folder, f"{item.name}.{ending}")
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        return file
+
+    write_mask(path("MASK"), mask)
+    save_color_mask(path("COLOR"), mask, categories)
+    write_image(path("OVERLAY"), overlay(image, mask, categories))
     if save_probabilities:
-        path = os.path.join(output, "PROBABILITIES", f"{item.name}.npz")
-        half = probabilities.astype(np.float16)
-        write_atomically(path, lambda file: np.savez_compressed(file, probabilities=half))
-    return mask
+        _write_halves(path("PROBABILITIES", "npz"), probabilities=prediction.probabilities)
+    if save_uncertainty:
+        write_image(path("UNCERTAINTY"), heat(prediction.uncertainty))
+        maps = {"uncertainty": prediction.uncertainty}
+        if prediction.disagreement is not None:
+            maps["disagreement"] = prediction.disagreement
+        _write_halves(path("UNCERTAINTY", "npz"), **maps)
 
 
-def areas_row(item: Item, mask: np.ndarray, categories: Sequence[Category]) -> dict[str, object]:
-    """Pixels of each class and their share of the image."""
+def _write_halves(path: str, **arrays: np.ndarray) -> None:
+    halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+    write_atomically(path, lambda file: np.savez_compressed(file, **halves))
+
+
+def areas_row(
+    item: Item, mask: np.ndarray, prediction: Prediction, categories: Sequence[Category]
+) -> dict[str, object]:
+    """Mean uncertainty, and the pixels of each class with their share of the image."""
     counts = np.bincount(mask.ravel(), minlength=len(categories))
     row: dict[str, object] = {"name": item.name, "height": mask.shape[0], "width": mask.shape[1]}
     for category in categories:
         row[f"{category.name} pixels"] = int(counts[category.index])
         row[f"{category.name} share"] = round(counts[category.index] / mask.size, 6)
+    row["uncertainty"] = round(float(prediction.uncertainty.mean()), 6)
+    if prediction.disagreement is not None:
+        row["disagreement"] = round(float(prediction.disagreement.mean()), 6)
     return row
 
 

@@ -1,0 +1,56 @@
+"""How sure a prediction is, in every pixel, and whose prediction to mistrust most."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch as th
+
+
+def entropy(probabilities: th.Tensor, dim: int) -> th.Tensor:
+    """Shannon entropy over the classes as a share of its greatest value, log C: 0 to 1.
+
+    0 where one class is certain, 1 where all are equally likely.
+
+    :param probabilities: C of them along `dim`, which the result lacks.
+    """
+    # a sum of terms that float32 rounds can end a hair outside of 0 to 1
+    terms = th.special.entr(probabilities.clamp(0, 1)).sum(dim)
+    return (terms / math.log(max(2, probabilities.shape[dim]))).clamp(0, 1)
+
+
+def entropy_map(probabilities: np.ndarray) -> np.ndarray:
+    """`entropy` of class probabilities `[C x H x W]`: float32 `[H x W]` in [0, 1]."""
+    return entropy(th.from_numpy(probabilities), 0).numpy()
+
+
+class Members:
+    """The mean of several predictions, and how far they disagree, without keeping them all.
+
+    The disagreement is the mutual information between the class of a pixel and the member that is
+    asked: the entropy of the mean less the mean of the members' entropies (arXiv 1112.5745, eq. 2),
+    as a share of log C.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = self._entropies = 0.0
+
+    def add(self, probabilities: th.Tensor) -> None:
+        """Add a member's probabilities `[N x C x H x W]`."""
+        self.count += 1
+        self._sum = self._sum + probabilities
+        self._entropies = self._entropies + entropy(probabilities, 1)
+
+    def mean(self) -> th.Tensor:
+        """`[N x C x H x W]`."""
+        return self._sum / self.count
+
+    def disagreement(self) -> th.Tensor:
+        """`[N x H x W]` in [0, 1]; 0 where all members say the same."""
+        return (entropy(self.mean(), 1) - self._entropies / self.count).clamp(0, 1)
+
+
+def next_to_label(scores: Mapping[str, float]) -> str:
+    """The name with the highest score: the radiograph that the model is least sure of."""
+    return max(scores, key=lambda name: scores[name])
