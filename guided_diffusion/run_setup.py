@@ -191,7 +191,8 @@ def open_run(
     :param kind: of the network, for config.json.
     :param model_type: the configuration of such networks.
     :param train_type: the configuration of their training.
-    :param reading: how images are read where neither flags nor a checkpoint say.
+    :param reading: how images are read where the flags do not say; of a network to begin from
+        only the way of resizing is not kept.
     :param repeats: a step may take an image several times.
     :raises UserError: for whatever the user must mend before anything is written.
     """
@@ -235,7 +236,9 @@ def open_run(
             # a condition takes the place of the classes
             "model": from_flags(model_type, {"class_cond": False, "cond_drop_prob": 0}, init.model),
             "diffusion": init.diffusion,
-            "reading": init.reading,
+            "reading": dataclasses.replace(
+                init.reading, **({"resize": reading.resize} if reading else {})
+            ),
         }
     else:
         defaults = {}
