@@ -30,6 +30,15 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    def choose(self, numbers: Sequence[int]) -> "LabelledImages":
+        """Some of them, in this order."""
+        return LabelledImages(
+            tuple(self.names[i] for i in numbers),
+            [self.images[i] for i in numbers],
+            [self.masks[i] for i in numbers],
+            self.window,
+        )
+
     def class_pixels(self, num_classes: int) -> np.ndarray:
         """Pixels of each class over all masks, int64 `[num_classes]`."""
         counts = [np.bincount(mask.ravel(), minlength=256) for mask in self.masks]
@@ -60,18 +69,22 @@ def load_labelled(
     reading: ReadingConfig,
     num_classes: int | None = None,
     only: Sequence[str] = (),
+    binary: bool = False,
 ) -> LabelledImages:
     """Read and check every pair before anything else happens.
 
     :param num_classes: masks hold 0 to `num_classes - 1`; None to allow any.
     :param only: names of the pairs to read; none for all.
+    :param binary: any value of a mask but 0 is class 1.
     :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
         too high.
     """
     names, images, masks = [], [], []
     for name, image_path, mask_path in choose_pairs(pair_files(image_dir, mask_dir), only):
         image = read_image(image_path, reading.in_channels, reading.intensity_rule())
-        mask = read_mask(mask_path, num_classes)
+        mask = read_mask(mask_path, None if binary else num_classes)
+        if binary:
+            mask = (mask > 0).astype(np.uint8)
         if image.shape[:2] != mask.shape:
             sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
             raise UserError(
@@ -125,8 +138,8 @@ def count_classes(mask_dirs: Sequence[tuple[str, str]]) -> int:
     if highest == IGNORE:
         raise UserError(
             f"the masks hold the value {IGNORE}, which is no class: give --out_channels to see"
-            " where, or convert black-and-white masks with tools/prepare_data.py --action validate"
-            " --fix-issues"
+            " where; for black-and-white masks give --binary True, or convert them with"
+            " tools/prepare_data.py --action validate --fix-issues"
         )
     return max(2, highest + 1)
 

@@ -36,7 +36,10 @@ SAVE_EVERY = 60.0
 class LearningConfig:
     """Learning from a few labels."""
 
-    out_channels: int = flag(0, "classes, background counted; 0: as the categories or masks have")
+    out_channels: int = flag(
+        0, "classes, background counted; 0: as the categories or masks have", "--classes", "-c"
+    )
+    binary: bool = flag(False, "two classes: any value but 0 in a mask is the second")
     categories: str = flag("", "class table, JSON; '': flags/categories.json where it fits")
     train_names: str = flag("", "train on these images alone: names without ending, by commas")
     epochs: int = flag(200, "passes over the training images", "-e")

@@ -22,6 +22,7 @@ from guided_diffusion.segmentation.categories import (
     load_categories,
 )
 from guided_diffusion.segmentation.dataset import LabelledImages, count_classes, load_labelled
+from guided_diffusion.segmentation.evaluation import BINARY
 from guided_diffusion.segmentation.finetune import (
     FinetuneConfig,
     Finetuner,
@@ -236,8 +237,9 @@ def load_data(
     """The class table, the training images and those to validate on."""
     categories = _categories(settings, train_dirs, val_dirs)
     names = [name.strip() for name in settings.train_names.split(",") if name.strip()]
-    train = load_labelled(*train_dirs, reading, len(categories), names)
-    val = load_labelled(*val_dirs, reading, len(categories)) if val_dirs else None
+    binary = settings.binary
+    train = load_labelled(*train_dirs, reading, len(categories), names, binary)
+    val = load_labelled(*val_dirs, reading, len(categories), (), binary) if val_dirs else None
     return categories, train, val
 
 
@@ -292,6 +294,10 @@ def begin(plan: Plan, use_fp16: bool = False) -> Finetuner | None:
 
 
 def _categories(settings: LearningConfig, train_dirs, val_dirs) -> tuple[Category, ...]:
+    if settings.binary:
+        if settings.out_channels not in (0, 2):
+            raise UserError(f"--binary makes 2 classes, not --out_channels {settings.out_channels}")
+        return categories_for(2, settings.categories) if settings.categories else BINARY
     if settings.out_channels:
         return categories_for(settings.out_channels, settings.categories or None)
     if settings.categories:
