@@ -1,4 +1,4 @@
-"""What the logger writes to: the screen, log.txt, progress.csv, progress.json and TensorBoard.
+"""What the logger writes to: the screen, log.txt, progress.csv, progress.json, TensorBoard, wandb.
 
 Files are appended to and never erased; a resumed run continues its own progress.csv.
 
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -325,10 +326,53 @@ class TensorBoardOutputFormat(KVWriter):
             warnings.warn(f"no TensorBoard files: {reason}", stacklevel=2)
 
 
+class WandbOutputFormat(KVWriter):
+    """Rows for Weights & Biases, at the row's own "step".
+
+    The project and much else come from wandb's own environment variables (WANDB_PROJECT,
+    WANDB_MODE=offline, ...). A run is known by its folder: a resumed one continues it.
+
+    :raises UserError: where the package is missing or refuses to begin.
+    """
+
+    def __init__(self, dir: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "--wandb: the package wandb is not installed: pip install wandb, or leave it out"
+            ) from error
+        folder = dir if "://" in dir else osp.abspath(dir)
+        name = osp.basename(folder.rstrip("/"))
+        try:
+            self._run = wandb.init(
+                dir=None if "://" in dir else folder,
+                name=name,
+                id=f"{zlib.crc32(folder.encode()):08x}",
+                resume="allow",
+            )
+        except Exception as error:  # whatever it raises: no login, no network
+            raise UserError(
+                f"--wandb: {' '.join(str(error).split())[:200]}: log in with `wandb login`, set"
+                " WANDB_MODE=offline, or leave it out"
+            ) from error
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        row = {key: plain(value) for key, value in kvs.items()}
+        step = row.get("step")
+        self._run.log(row, step=int(step) if isinstance(step, int | float) else None)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
 def make_output_format(
     format: str, ev_dir: str, log_suffix: str = "", resume_step: int | None = None
 ) -> KVWriter:
-    """The writer that `format` names: stdout, log, json, csv or tensorboard, under `ev_dir`."""
+    """The writer that `format` names, under `ev_dir`.
+
+    :param format: stdout, log, json, csv, tensorboard or wandb.
+    """
     if format == "stdout":
         return HumanOutputFormat(sys.stdout)
     if format == "log":
@@ -339,7 +383,9 @@ def make_output_format(
         return CSVOutputFormat(bf.join(ev_dir, f"progress{log_suffix}.csv"), resume_step)
     if format == "tensorboard":
         return TensorBoardOutputFormat(bf.join(ev_dir, f"tb{log_suffix}"), resume_step)
+    if format == "wandb":
+        return WandbOutputFormat(ev_dir)
     raise UserError(
         f"OPENAI_LOG_FORMAT names the unknown format {format!r}; "
-        "known are stdout, log, json, csv and tensorboard, separated by commas"
+        "known are stdout, log, json, csv, tensorboard and wandb, separated by commas"
     )

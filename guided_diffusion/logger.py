@@ -29,6 +29,7 @@ from .log_formats import (  # noqa: F401 - names of this module as well
     KVWriter,
     SeqWriter,
     TensorBoardOutputFormat,
+    WandbOutputFormat,
     make_output_format,
     plain,
 )
@@ -346,6 +347,7 @@ def _open_logger(
     comm: Any,
     log_suffix: str,
     resume_step: int | None,
+    also: Sequence[str] = (),
 ) -> Logger:
     if dir is None:
         dir = os.environ.get("OPENAI_LOGDIR")
@@ -362,6 +364,7 @@ def _open_logger(
         names = os.environ.get("OPENAI_LOG_FORMAT_MPI", DEFAULT_FORMATS_OTHER_RANKS)
         format_strs = names.split(",")
     names = [name.strip() for name in format_strs if name.strip()]
+    names += [name for name in also if rank == 0 and name not in names]
     if "://" in dir and "tensorboard" in names:
         names.remove("tensorboard")
         warnings.warn(f"no TensorBoard files in {dir}: not a local folder", stacklevel=3)
@@ -375,23 +378,26 @@ def configure(
     comm: Any = None,
     log_suffix: str = "",
     resume_step: int | None = None,
+    also: Sequence[str] = (),
 ) -> None:
     """Log into the folder `dir` from now on.
 
     Args:
         dir: the folder; by default $OPENAI_LOGDIR, else runs/DATE-TIME under the current folder
             (where there are several ranks, hand them all rank 0's choice).
-        format_strs: of stdout, log, json, csv, tensorboard; by default $OPENAI_LOG_FORMAT, else all
-            but json. On other ranks than 0 $OPENAI_LOG_FORMAT_MPI, else a log file of their own.
+        format_strs: of stdout, log, json, csv, tensorboard, wandb; by default $OPENAI_LOG_FORMAT,
+            else all but json and wandb. On other ranks than 0 $OPENAI_LOG_FORMAT_MPI, else a log
+            file of their own.
         comm: average rows over its ranks; see Logger.
         log_suffix: goes into the file names.
         resume_step: the step that the run continues from; see CSVOutputFormat. None: only append.
+        also: formats besides, on rank 0.
 
     Raises:
         UserError: an unknown format.
     """
     previous = Logger.CURRENT
-    Logger.CURRENT = _open_logger(dir, format_strs, comm, log_suffix, resume_step)
+    Logger.CURRENT = _open_logger(dir, format_strs, comm, log_suffix, resume_step, also)
     if previous is not None:
         previous.close()
     log(f"logging to {Logger.CURRENT.dir}")

@@ -54,6 +54,7 @@ class TrainConfig:
     num_workers: int = flag(-1, "processes a rank that read images; -1: by cores, 0 on the CPU")
     cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
     skip_bad_images: bool = flag(False, "go on without images that cannot be read, listing them")
+    wandb: bool = flag(False, "also log to Weights & Biases, which must be installed (pip)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +279,8 @@ def open_run(
         for path in paths:
             if checkpoint.is_local(path):
                 check_header(path)
-    logger.configure(folder, resume_step=start.step, comm=dist_util.Comm())
+    also = ("wandb",) if train.wandb else ()
+    logger.configure(folder, resume_step=start.step, comm=dist_util.Comm(), also=also)
     logger.log(f"{len(paths)} images in {train.data_dir}; run folder {folder}")
     for line in (note, low_contrast_advice(paths, reading) if dist_util.is_main() else None):
         if line:
