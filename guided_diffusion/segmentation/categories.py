@@ -25,6 +25,10 @@ class Category:
     color: tuple[int, int, int]
 
 
+# the class table of masks that tell something from nothing
+BINARY = (Category(0, "background", (0, 0, 0)), Category(1, "foreground", (255, 0, 0)))
+
+
 def load_categories(path: str | None = None) -> tuple[Category, ...]:
     """Read a class table, in order of the indices; without a path the project's own (bitewings).
 

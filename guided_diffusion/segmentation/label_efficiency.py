@@ -6,6 +6,7 @@ a function of the seed, and a draw of more images contains the draws of fewer.
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
@@ -23,11 +24,16 @@ from tqdm import tqdm
 from guided_diffusion import checkpoint, dist_util, logger, rng
 from guided_diffusion.errors import UserError
 from guided_diffusion.flags import flag, given_flags
-from guided_diffusion.image_io import pair_files
-from guided_diffusion.segmentation import evaluation
-from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
+from guided_diffusion.image_io import pair_files, read_mask
+from guided_diffusion.segmentation.categories import (
+    BINARY,
+    Category,
+    categories_for,
+    load_categories,
+)
 from guided_diffusion.segmentation.dataset import count_classes
 from guided_diffusion.segmentation.efficiency_tables import write_tables
+from guided_diffusion.segmentation.metrics import Scores, confusion_matrix, dice_iou
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.predict import Predictor
 
@@ -62,6 +68,7 @@ class LabelEfficiencyConfig:
     common: str = flag("", "further flags of every method, in quotes")
     categories: str = flag("", "class table, JSON; '': flags/categories.json where it fits")
     out_channels: int = flag(0, "classes, background counted; 0: as categories or masks have")
+    binary: bool = flag(False, "two classes: any value but 0 in a mask is the second")
     folds: int = flag(
         0, "evaluate on parts of TRAIN, this many in turn, and train on the rest; 0: on TEST"
     )
@@ -187,6 +194,8 @@ class LabelEfficiency:
 
     def _categories(self, folders: Sequence[tuple[str, str]]) -> tuple[Category, ...]:
         settings = self.settings
+        if settings.binary:
+            return categories_for(2, settings.categories) if settings.categories else BINARY
         if settings.out_channels:
             return categories_for(settings.out_channels, settings.categories or None)
         if settings.categories:
@@ -228,6 +237,7 @@ class LabelEfficiency:
             *("--steps", str(settings.steps)),
             *("--batch_size", str(settings.batch_size)),
             *("--out_channels", str(len(self.categories))),
+            *(("--binary", "True") if settings.binary else ()),
             *(("--categories", settings.categories) if settings.categories else ()),
             *("--weights_save", self._model_path(run)),
             *shlex.split(settings.common),
@@ -239,9 +249,8 @@ class LabelEfficiency:
         test = self.tests[run.fold or 0]
         evaluate = ["scripts/evaluate.py", test.images, test.masks, "--model"]
         train = [f"scripts/{run.method.script}", *self.training_words(run)]
-        return [
-            shlex.join(["python", *words]) for words in (train, [*evaluate, self._model_path(run)])
-        ]
+        evaluate += [self._model_path(run), *(["--binary", "True"] if self.settings.binary else [])]
+        return [shlex.join(["python", *words]) for words in (train, evaluate)]
 
     def _model_path(self, run: Run) -> str:
         return os.path.join(self.settings.output, "runs", run.name, "segm.pth")
@@ -295,21 +304,17 @@ class LabelEfficiency:
         if finetuner is not None and stopped_by:
             return stopped_by
         path = self._model_path(run)
-        model, config, _ = load_model(path)
-        test = self.tests[run.fold or 0]
-        pairs = evaluation.predict_mask_pairs(
-            Predictor(model, config, dist_util.dev()), test.images, test.masks
-        )
-        scores = evaluation.evaluate(pairs, self.categories).summary()
+        scores = self._evaluate(path, self.tests[run.fold or 0])
+        names = [category.name for category in self.categories]
         result = {
             "method": run.method.name,
             "k": run.k,
             "seed": run.seed,
             "fold": run.fold,
-            "mean_dice": scores["mean_dice"],
-            "mean_iou": scores["mean_iou"],
-            "dice": {name: values["dice"] for name, values in scores["per_class"].items()},
-            "iou": {name: values["iou"] for name, values in scores["per_class"].items()},
+            "mean_dice": _plain(scores.mean_dice()),
+            "mean_iou": _plain(scores.mean_iou()),
+            "dice": dict(zip(names, map(_plain, scores.dice))),
+            "iou": dict(zip(names, map(_plain, scores.iou))),
             "seconds": round(time.monotonic() - began, 1),
             "images": self.images_of(run),
             "commands": self.commands(run),
@@ -322,6 +327,20 @@ class LabelEfficiency:
         if th.cuda.is_available():
             th.cuda.empty_cache()
         return None
+
+    def _evaluate(self, path: str, test: Pairs) -> Scores:
+        """Of a model over all test images, each at its own size."""
+        model, config, _ = load_model(path)
+        predictor = Predictor(model, config, dist_util.dev())
+        classes = len(self.categories)
+        confusion = np.zeros((classes, classes), np.int64)
+        for _, image_path, mask_path in pair_files(test.images, test.masks):
+            true = read_mask(mask_path, None if self.settings.binary else classes)
+            if self.settings.binary:
+                true = (true > 0).astype(np.uint8)
+            predicted = predictor.probabilities(image_path).argmax(axis=0).astype(np.uint8)
+            confusion += confusion_matrix(predicted, true, classes)
+        return dice_iou(confusion)
 
     def write_tables(self) -> None:
         """Put all runs found in the output folder together, those of this command first."""
@@ -351,6 +370,10 @@ def _pairs(images: str, masks: str) -> Pairs:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _integers(name: str, text: str, lowest: int = 0) -> list[int]:

@@ -17,12 +17,12 @@ from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.run_setup import TrainConfig, precision_of
 from guided_diffusion.script_util import DiffusionConfig, ModelConfig, check_flags
 from guided_diffusion.segmentation.categories import (
+    BINARY,
     Category,
     categories_for,
     load_categories,
 )
 from guided_diffusion.segmentation.dataset import LabelledImages, count_classes, load_labelled
-from guided_diffusion.segmentation.evaluation import BINARY
 from guided_diffusion.segmentation.finetune import (
     FinetuneConfig,
     Finetuner,
