@@ -3,7 +3,6 @@ import json
 import runpy
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from PIL import Image
 from guided_diffusion.image_io import write_mask
 from guided_diffusion.segmentation.categories import generic_categories, load_categories
 from guided_diffusion.segmentation.phantoms import make_phantom
+from guided_diffusion.segmentation.predict import Prediction
+from guided_diffusion.segmentation.uncertainty import entropy_map
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 
@@ -88,7 +89,7 @@ def test_figures_by_hand(run, small, tmp_path):
     assert rows["b"]["dice_class 1"] == rows["a"]["iou_class 3"] == "n/a"
     assert float(rows["b"]["mean_iou_with_background"]) == 1
 
-    lines = {line.split("  ")[0]: line.split() for line in screen.splitlines()}
+    lines = {line.split("  ")[0]: line.split() for line in screen.split("\n\n")[0].split("\n")}
     assert lines["class 1"][2:4] == ["0.5000", "0.3333"]
     assert lines["class 3"][2:6] == ["n/a"] * 4
     assert lines["mean of the foreground"][4:6] == ["0.6944", "0.5667"]
@@ -177,24 +178,41 @@ def phantom_files(tmp_path):
     return tmp_path / "img", tmp_path / "mask"
 
 
+class PhantomPredictor:
+    """Knows the true mask of every phantom, and calls the caries background.
+
+    :param sure: probability of what it says.
+    """
+
+    categories = load_categories()
+
+    def __init__(self, sure=0.9):
+        self.sure = sure
+
+    def read(self, path):
+        return np.full((40, 50), int(Path(path).stem), np.uint8)
+
+    def start(self, images):
+        return [lambda seed=int(image[0, 0]): self.predict(seed) for image in images]
+
+    def predict(self, seed):
+        mask = make_phantom(seed, (40, 50))[1]
+        said = np.eye(7, dtype=np.float32)[np.where(mask == 5, 0, mask)].transpose(2, 0, 1)
+        probabilities = said * (self.sure - (1 - self.sure) / 6) + np.float32((1 - self.sure) / 6)
+        return Prediction(probabilities, entropy_map(probabilities))
+
+
 @pytest.fixture
 def perfect_model(monkeypatch):
-    """Stands in for a checkpoint: it knows the true mask of every phantom, and calls all else 0."""
+    """Stands in for a checkpoint; the list of what was asked for."""
     asked = []
 
-    class Predictor:
-        categories = load_categories()
-
-        def probabilities(self, path):
-            mask = make_phantom(int(Path(path).stem), (40, 50))[1]
-            return np.eye(7, dtype=np.float32)[np.where(mask == 5, 0, mask)].transpose(2, 0, 1)
-
-    def load_predictor(path, device=None):
+    def load_predictor(path, device=None, **options):
         asked.append((path, device))
-        return Predictor()
+        return PhantomPredictor()
 
-    name = "guided_diffusion.segmentation.predict"
-    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(load_predictor=load_predictor))
+    module = "guided_diffusion.segmentation.predict_job.load_predictor"
+    monkeypatch.setattr(module, load_predictor)
     return asked
 
 
@@ -209,6 +227,92 @@ def test_a_model_is_evaluated_on_radiographs(run, phantom_files, perfect_model, 
     code, _, error = run("--model", "segm.pth", *phantom_files, "--num_classes", 3)
     assert code == 2
     assert "segm.pth predicts 7 classes, not 3" in error
+
+
+def test_intervals_are_printed_and_kept(run, small, tmp_path):
+    code, screen, _ = run(*small, "--output", tmp_path / "out")
+    assert code == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    found = metrics["intervals"]
+    # a alone, b alone, or both
+    assert found["mean_over_images"]["mean_dice"] == pytest.approx([(1 / 2 + 4 / 5) / 2, 1])
+    assert found["mean_dice"][0] <= metrics["mean_dice"] <= found["mean_dice"][1]
+    assert (found["draws"], found["level"]) == (2000, 0.95)
+    assert "95 % interval" in screen
+    _, screen, _ = run(*small, "--bootstrap", 0, "--output", tmp_path / "out")
+    assert "95 % interval" not in screen
+    assert "intervals" not in json.loads((tmp_path / "out/metrics.json").read_text())
+
+
+def test_a_models_calibration_is_measured(run, phantom_files, perfect_model, tmp_path):
+    argv = ("--model", "segm.pth", *phantom_files, "--output", tmp_path / "out")
+    code, screen, _ = run(*argv)
+    assert code == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["calibration"]
+    masks = [make_phantom(seed, (40, 50))[1] for seed in range(2)]
+    accuracy = 1 - np.mean([mask == 5 for mask in masks])
+    assert found["expected_calibration_error"] == pytest.approx(accuracy - 0.9, abs=1e-5)
+    assert f"expected calibration error {accuracy - 0.9:.4f}" in screen
+    assert len(found["uncertainty_deciles"]) == 10
+    for name in ("reliability.png", "uncertainty_deciles.png"):
+        Image.open(tmp_path / "out" / name).load()
+    assert run(*argv, "--binary")[0] == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert list(found["per_class"]) == ["background", "foreground"]
+    assert found["calibration"]["expected_calibration_error"] > 0
+
+
+def test_a_radiograph_of_another_size_than_its_mask_is_named(run, phantom_files, perfect_model):
+    write_mask(f"{phantom_files[1]}/1.tif", np.zeros((3, 4), np.uint8))
+    code, _, error = run("--model", "segm.pth", *phantom_files)
+    assert code == 2
+    assert "1.png is 40x50 and" in error
+
+
+def test_two_sets_of_masks_are_compared(run, tmp_path):
+    rng = np.random.default_rng(0)
+    true = {str(n): rng.integers(0, 3, (12, 12)) for n in range(8)}
+    sets = {"true": true}
+    for name, share in (("bad", 0.5), ("good", 0.1)):
+        sets[name] = {
+            n: np.where(rng.random((12, 12)) < share, (mask + 1) % 3, mask)
+            for n, mask in true.items()
+        }
+    truth, bad, good = (write_set(tmp_path / name, sets[name]) for name in ("true", "bad", "good"))
+    code, screen, _ = run(truth, "--compare", bad, good, "--output", tmp_path / "out")
+    assert code == 0
+    assert "B is better by" in screen
+    found = json.loads((tmp_path / "out/comparison.json").read_text())
+    mean = found["differences"]["mean"]
+    assert (found["first"], found["second"]) == (str(bad), str(good))
+    assert mean["p_permutation"] == pytest.approx(2 / 2**8)  # all images agree
+    assert mean["p_wilcoxon"] == pytest.approx(2 / 2**8)
+    assert mean["interval"][0] > 0
+    alone = json.loads(_metrics(run, good, truth, tmp_path))["mean_over_images"]["mean_dice"]
+    assert mean["second"] == pytest.approx(alone)
+    with open(tmp_path / "out/comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert np.mean([float(row["B_mean_dice"]) for row in rows]) == pytest.approx(alone, abs=1e-5)
+    _, screen, _ = run(truth, "--compare", good, good)
+    assert "no difference shown on 8 images" in screen
+
+
+def _metrics(run, predicted, truth, folder):
+    assert run(predicted, truth, "--output", folder / "alone")[0] == 0
+    return (folder / "alone/metrics.json").read_text()
+
+
+def test_a_model_is_compared_with_masks(run, phantom_files, perfect_model, tmp_path):
+    perfect = write_set(
+        tmp_path / "perfect", {str(n): make_phantom(n, (40, 50))[1] for n in range(2)}
+    )
+    argv = (*phantom_files, "--compare", "one.pth", perfect)
+    code, screen, _ = run(*argv)
+    assert code == 0
+    assert "B is better by 0.1667 on 2 images" in screen
+    assert "caries" in screen
+    code, _, error = run(phantom_files[1], "--compare", "one.pth", "two.pth")
+    assert (code, "IMAGES TRUE_MASKS" in error) == (2, True)
 
 
 def test_a_models_names_stay_unless_a_file_replaces_them(

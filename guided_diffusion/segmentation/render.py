@@ -203,7 +203,7 @@ def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = (
             axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    _save_figure(figure, png_path)
+    save_figure(figure, png_path)
 
 
 def _number(text: str | None) -> float:
@@ -243,10 +243,10 @@ def plot_confusion(confusion: np.ndarray, categories: Sequence[Category], png_pa
             text = f"{100 * share[row, column]:.1f}"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize="small")
     figure.colorbar(shown, label="% of the true class", shrink=0.8)
-    _save_figure(figure, png_path)
+    save_figure(figure, png_path)
 
 
-def _save_figure(figure: Figure, path: str) -> None:
+def save_figure(figure: Figure, path: str) -> None:
     """Whole or not at all, so that a viewer never meets half a picture."""
     if os.path.splitext(path)[1].lower() != ".png":
         raise UserError(f"{path}: plots are written as PNG; choose a name that ends in .png")
