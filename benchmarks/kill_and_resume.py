@@ -38,7 +38,7 @@ FLAGS = """
 """.split()  # noqa: SIM905 - as on a command line
 FILES = ("model", "ema_0.9_", "ema_0.99_", "opt", "state")
 CLOCK = ("seconds_per_step", "images_per_second")  # columns that no two runs share
-LONGEST_S = 300.0
+LONGEST_S = 1800.0  # a training that takes longer hangs
 
 
 class Job:
@@ -72,7 +72,11 @@ class Job:
         return all(process.poll() is None for process in self.processes)
 
     def wait(self) -> list[int]:
-        return [process.wait(LONGEST_S) for process in self.processes]
+        try:
+            return [process.wait(LONGEST_S) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -176,7 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", default="1,2", help="numbers of processes to try")
-    parser.add_argument("--steps", type=int, default=600, help="of the whole training")
+    parser.add_argument("--steps", type=int, default=400, help="of the whole training")
     parser.add_argument("--json", help="also write the numbers here")
     args = parser.parse_args()
     reports, wrong = [], []

@@ -36,6 +36,75 @@ class GroupNorm32(nn.GroupNorm):
             weight, bias = (p if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
+    def silu(
+        self, x: th.Tensor, scale: th.Tensor | None = None, shift: th.Tensor | None = None
+    ) -> th.Tensor:
+        """silu(norm(x) * (1 + scale) + shift) with fewer passes over the memory, and less of it.
+
+        :param x: `[N x C x ...]`; `scale`, `shift`: `[N x C x 1 ...]` of the same type, or None.
+        """
+        if not th.is_grad_enabled():
+            y = self(x)
+            if scale is not None:
+                th.addcmul(shift, y, scale + 1, out=y)
+            return F.silu(y, inplace=True)
+        if x.device.type == "cpu" and not th.compiler.is_compiling():
+            settings = self.num_groups, self.eps
+            return _NormSiLU.apply(x, self.weight, self.bias, scale, shift, settings)
+        y = self(x)
+        return F.silu(y if scale is None else th.addcmul(shift, y, scale + 1))
+
+
+class _NormSiLU(th.autograd.Function):
+    """`GroupNorm32.silu`, keeping nothing but its input for the backward pass."""
+
+    @staticmethod
+    def _norm(x, weight, bias, groups, eps):
+        images, channels = x.shape[:2]
+        positions = x.numel() // max(1, images * channels)
+        with th.autocast("cpu", enabled=False):
+            return th.native_group_norm(
+                x.contiguous(), weight, bias, images, channels, positions, groups, eps
+            )
+
+    @staticmethod
+    def forward(x, weight, bias, scale, shift, settings):
+        y = _NormSiLU._norm(x, weight, bias, *settings)[0]
+        if scale is not None:
+            th.addcmul(shift, y, scale + 1, out=y)
+        return F.silu(y, inplace=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.settings = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @th.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, scale, shift = ctx.saved_tensors
+        normed, mean, rstd = _NormSiLU._norm(x, weight, bias, *ctx.settings)
+        argument = normed if scale is None else th.addcmul(shift, normed, scale + 1)
+        grad = th.ops.aten.silu_backward.grad_input(grad, argument, grad_input=argument)
+        grad_scale = grad_shift = None
+        if scale is not None:
+            grad_scale = th.linalg.vecdot(grad.flatten(2), normed.flatten(2)).view_as(scale)
+            grad_shift = grad.flatten(2).sum(2).view_as(shift)
+            grad.mul_(scale + 1)
+        needed = ctx.needs_input_grad
+        grads = th.ops.aten.native_group_norm_backward(
+            grad,
+            x.contiguous(),
+            mean,
+            rstd,
+            weight,
+            *x.shape[:2],
+            x.numel() // max(1, x.shape[0] * x.shape[1]),
+            ctx.settings[0],
+            needed[:3],
+        )
+        return *grads, grad_scale, grad_shift, None
+
 
 class Conv2d(nn.Conv2d):
     """A 2D convolution; the weights' gradient of 3x3 ones is fast on CPUs without AVX-512 too."""

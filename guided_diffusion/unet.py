@@ -166,17 +166,24 @@ class ResBlock(TimestepBlock):
 
     def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         norm, activation, conv = self.in_layers
-        h = conv(self.resample(activation(norm(x))))
+        h = conv(self.resample(_norm_silu(norm, activation, x)))
         steer = self.emb_layers(emb).to(h.dtype)
         steer = steer[(...,) + (None,) * (h.ndim - 2)]
         norm, activation, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
-            scale, shift = steer.chunk(2, dim=1)
-            h = th.addcmul(shift, norm(h), scale + 1)
+            h = _norm_silu(norm, activation, h, *steer.chunk(2, dim=1))
         else:
-            h = norm(h + steer)
-        h = conv(dropout(activation(h)))
+            h = _norm_silu(norm, activation, h + steer)
+        h = conv(dropout(h))
         return self.skip_connection(self.resample(x)) + h
+
+
+def _norm_silu(norm, activation, x, scale=None, shift=None):
+    """activation(norm(x) * (1 + scale) + shift); by one call, if the norm is of this package."""
+    if hasattr(norm, "silu"):
+        return norm.silu(x, scale, shift)
+    h = norm(x)
+    return activation(h if scale is None else th.addcmul(shift, h, scale + 1))
 
 
 class AttentionBlock(nn.Module):

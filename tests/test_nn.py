@@ -88,3 +88,58 @@ def test_frozen_weights_and_autocast_are_left_to_torch():
         assert conv(x).dtype == th.bfloat16
     conv.weight.requires_grad_(False)
     assert "Convolution3x3" not in type(conv(x).grad_fn).__name__
+
+
+def plain_silu(norm, x, scale, shift):
+    y = F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return F.silu(y if scale is None else y * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("shape", [(2, 48, 5, 6), (1, 32, 7), (2, 32, 3, 4, 5)])
+@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_norm_and_silu(shape, steered, frozen):
+    norm = nn.normalization(shape[1])
+    for parameter in norm.parameters():
+        th.nn.init.normal_(parameter)
+        parameter.requires_grad_(not frozen)
+    x = (3 + 2 * th.randn(shape)).requires_grad_()
+    steers = [None, None]
+    if steered:
+        sides = (*shape[:2], *(1 for _ in shape[2:]))
+        steers = [th.randn(sides, requires_grad=True) for _ in range(2)]
+    wanted = [t for t in (x, norm.weight, norm.bias, *steers) if t is not None and t.requires_grad]
+    found, expected = ([], [])
+    for call, grads in ((norm.silu, found), (lambda *t: plain_silu(norm, *t), expected)):
+        output = call(x, *steers)
+        weights = th.linspace(-1, 1, output.numel()).view_as(output)
+        grads += [output, *th.autograd.grad((output * weights).sum(), wanted)]
+    th.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    with th.no_grad():
+        before = x.clone()
+        th.testing.assert_close(norm.silu(x, *steers), expected[0].detach())
+        assert th.equal(x, before)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_norm_and_silu_in_half_precision(grad):
+    norm = nn.normalization(32)
+    x = (3 + 2 * th.randn(2, 32, 8, 8)).bfloat16()
+    scale, shift = th.randn(2, 2, 32, 1, 1).bfloat16()
+    with th.set_grad_enabled(grad), th.autocast("cpu", th.bfloat16):
+        output = norm.silu(x, scale, shift)
+    assert output.dtype == th.bfloat16
+    th.testing.assert_close(output.float(), plain_silu(norm, x, scale, shift), rtol=2e-2, atol=5e-2)
+
+
+def test_norm_and_silu_keeps_its_input_alone():
+    norm, kept = nn.normalization(32), []
+    x = th.randn(1, 32, 16, 16, requires_grad=True)
+
+    def pack(tensor):
+        kept.append(tensor.numel() * (tensor.data_ptr() != x.data_ptr()))
+        return tensor
+
+    with th.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        norm.silu(x)
+    assert sum(kept) == 2 * 32

@@ -1,0 +1,158 @@
+"""What the benchmarks share: the machine's rate, counted operations, alternating runs, tables."""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch as th
+from torch.utils.flop_counter import FlopCounterMode
+
+PRECISIONS = {"fp32": th.float32, "bf16": th.bfloat16, "fp16": th.float16}
+
+
+@dataclass
+class Case:
+    """Something to time. `work` is in operations, `images` a call; `seconds` are filled in."""
+
+    name: str
+    call: Callable[[], Any]
+    work: float
+    precision: str = "fp32"
+    images: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def choose_device(wanted: str = "") -> th.device:
+    return th.device(wanted or ("cuda" if th.cuda.is_available() else "cpu"))
+
+
+def describe(device: th.device) -> str:
+    if device.type == "cuda":
+        name = th.cuda.get_device_name(device)
+    else:
+        name = f"{th.get_num_threads()} threads, {th.backends.cpu.get_cpu_capability()}"
+    return f"{device.type} ({name}), torch {th.__version__}"
+
+
+def count_operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of convolutions and matrix products, run on the meta device.
+
+    There attention counts its two products forward and four backward, whatever a kernel computes
+    twice; so a faster algorithm does not look like less work.
+    """
+    with FlopCounterMode(display=False) as counter, th.device("meta"):
+        call()
+    return counter.get_total_flops()
+
+
+def _elapsed(call: Callable[[], Any], device: th.device) -> float:
+    if device.type == "cuda":
+        th.cuda.synchronize(device)
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        th.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def product(precision: str, device: th.device) -> Case:
+    """A matrix product large enough to reach the machine's rate."""
+    side = 8192 if device.type == "cuda" else 1536
+    left, right = (th.randn(side, side, device=device).to(PRECISIONS[precision]) for _ in range(2))
+    return Case(f"product {precision}", lambda: left @ right, 2 * side**3, precision)
+
+
+def alternate(cases: Sequence[Case], device: th.device, rounds: int) -> dict[str, float]:
+    """Time the cases in turn, matrix products between them; fills in `seconds`.
+
+    :return: the machine's median rate in each precision, operations per second.
+    """
+    products = {c.precision: product(c.precision, device) for c in cases}
+    for case in [*products.values(), *cases]:
+        case.call()  # the first call builds what later ones reuse
+    for _ in range(rounds):
+        for case in cases:
+            beat = products[case.precision]
+            beat.seconds.append(_elapsed(beat.call, device))
+            case.seconds.append(_elapsed(case.call, device))
+    return {name: beat.work / beat.median for name, beat in products.items()}
+
+
+def usable_precisions(wanted: str, device: th.device) -> list[str]:
+    """Those of "fp32,bf16,fp16" that the machine computes no slower than float32."""
+    chosen = []
+    reference = product("fp32", device)
+    for name in wanted.split(","):
+        if name not in PRECISIONS:
+            raise SystemExit(f"precision {name}: choose from {', '.join(PRECISIONS)}")
+        if name != "fp32":
+            if device.type == "cpu" and name == "fp16":
+                print("fp16 is left out: it needs CUDA")
+                continue
+            other = product(name, device)
+            for case in (reference, other):
+                case.call()
+                case.seconds = [_elapsed(case.call, device) for _ in range(3)]
+            if other.median > reference.median:
+                ratio = reference.median / other.median
+                print(f"{name} is left out: its products run at {ratio:.2f} of float32's rate here")
+                continue
+        chosen.append(name)
+    return chosen
+
+
+def peak_memory(arguments: Sequence[str]) -> float:
+    """Peak memory, bytes, of this very script run again with `arguments` on a CPU."""
+    script = sys.argv[0]
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def report_own_peak() -> None:
+    """The last line of a process that `peak_memory` started."""
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]]:
+    """Print a line a case; the same as plain values."""
+    for precision, rate in rates.items():
+        print(f"matrix product {precision}: {rate / 1e9:.0f} GFLOP/s")
+    print(
+        f"{'case':32} {'precision':9} {'s (median)':>10} {'images/s':>9} {'GFLOP':>8} {'of rate':>8}"
+    )
+    lines = []
+    for case in cases:
+        share = case.work / case.median / rates[case.precision]
+        print(
+            f"{case.name:32} {case.precision:9} {case.median:10.4f} "
+            f"{case.images / case.median:9.2f} {case.work / 1e9:8.1f} {share:8.1%}"
+        )
+        lines.append(
+            {
+                "case": case.name,
+                "precision": case.precision,
+                "seconds": case.median,
+                "images_per_second": case.images / case.median,
+                "operations": case.work,
+                "share_of_matrix_rate": share,
+            }
+        )
+    return lines
+
+
+def write_json(path: str, values: dict[str, Any]) -> None:
+    if path:
+        with open(path, "w") as file:
+            json.dump(values, file, indent=2)

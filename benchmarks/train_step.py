@@ -1,0 +1,210 @@
+"""How fast a training step is, as a share of the machine's rate of matrix multiplication.
+
+    python benchmarks/train_step.py [--precision fp32,bf16] [--peer diffusers|PATH|none] [model flags]
+
+Forward and backward alone, a whole step (clipping, AdamW, averaged weights), and the training loop's
+own step (diffusion losses and logging as well), in turns with a peer of the same widths. The
+share is counted operations of forward and backward per second over the measured rate.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+
+import torch as th
+from measuring import (
+    PRECISIONS,
+    Case,
+    alternate,
+    choose_device,
+    count_operations,
+    describe,
+    peak_memory,
+    report_own_peak,
+    table,
+    usable_precisions,
+    write_json,
+)
+from peers import build_peer
+
+from guided_diffusion import logger
+from guided_diffusion.errors import command
+from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.stepper import Stepper
+from guided_diffusion.train_util import TrainLoop
+
+REFERENCE = ModelConfig(
+    image_size=64,
+    num_channels=64,
+    num_res_blocks=2,
+    num_head_channels=32,
+    attention_resolutions="32,16,8",
+    channel_mult="1,2,3,4",
+    resblock_updown=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The benchmark; model flags change the network."""
+
+    batch_size: int = flag(8, "images a step")
+    microbatch: int = flag(-1, "images a forward pass of the training loop; -1: all")
+    precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
+    peer: str = flag("diffusers", "diffusers, a checkout like guided-diffusion, or none")
+    rounds: int = flag(5, "timings of each case; medians count")
+    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
+    threads: int = flag(0, "of the CPU; 0: torch's choice")
+    compile: bool = flag(False, "compile the networks")
+    json: str = flag("", "also write the numbers here")
+    memory_of: str = flag("", "internal: run one step of this precision and print the peak")
+
+
+class Bench:
+    """The network, its peer and a batch on the device."""
+
+    def __init__(self, config: ModelConfig, settings: Settings, device: th.device):
+        self.config, self.settings, self.device = config, settings, device
+        outputs = config.in_channels * (2 if config.learn_sigma else 1)
+        shape = (settings.batch_size, config.in_channels, config.image_size, config.image_size)
+        self.model = config.build().to(device)
+        self.images = th.rand(shape, device=device) * 2 - 1
+        self.timesteps = th.randint(0, 1000, (len(self.images),), device=device)
+        self.outputs = outputs
+
+    def forward_backward(self, model, precision: str) -> None:
+        with self.autocast(precision):
+            output = model(self.images, self.timesteps)
+        output.float().square().mean().backward()
+        model.zero_grad()
+
+    def autocast(self, precision: str):
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        return th.autocast(self.device.type, PRECISIONS[precision])
+
+    def work(self, model) -> int:
+        """Operations of forward and backward."""
+        import copy
+
+        twin = copy.deepcopy(model).to("meta")
+
+        def call():
+            shape = self.images.shape
+            output = twin(th.empty(shape), th.empty(shape[0]))
+            output.mean().backward()
+
+        return count_operations(call)
+
+    def stepper(self, precision: str) -> Stepper:
+        return Stepper(
+            self.model,
+            lr=1e-6,
+            weight_decay=0.01,
+            precision=precision,
+            max_grad_norm=1.0,
+            ema_rates=[0.9999],
+        )
+
+    def step(self, stepper: Stepper) -> None:
+        with stepper.autocast():
+            output = stepper.model(self.images, self.timesteps)
+        stepper.backward(output.float().square().mean())
+        stepper.step()
+
+    def loop(self, precision: str) -> TrainLoop:
+        diffusion = DiffusionConfig(learn_sigma=self.config.learn_sigma).build()
+        return TrainLoop(
+            model=self.model,
+            diffusion=diffusion,
+            data=iter(()),
+            batch_size=len(self.images),
+            microbatch=self.settings.microbatch,
+            lr=1e-6,
+            ema_rate=0.9999,
+            log_interval=10,
+            save_interval=10**9,
+            resume_checkpoint="none",
+            precision=precision,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+        )
+
+
+def main() -> int:
+    given = given_flags(make_parser(__doc__, Settings, ModelConfig))
+    settings = from_flags(Settings, given)
+    config = from_flags(ModelConfig, given, REFERENCE).settled()
+    device = choose_device(settings.device)
+    if settings.threads:
+        th.set_num_threads(settings.threads)
+    bench = Bench(config, settings, device)
+    if settings.memory_of:
+        stepper = bench.stepper(settings.memory_of)
+        for _ in range(2):
+            bench.step(stepper)
+        report_own_peak()
+        return 0
+    print(describe(device))
+    peer = build_peer(settings.peer, config, bench.outputs)
+    if peer is not None:
+        peer = peer.to(device)
+    networks = {"this network": bench.model} | ({settings.peer: peer} if peer else {})
+    works = {name: bench.work(model) for name, model in networks.items()}
+    cases = []
+    with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["csv"]):
+        for precision in usable_precisions(settings.precision, device):
+            for name, model in networks.items():
+                called = th.compile(model) if settings.compile else model
+                cases.append(
+                    Case(
+                        f"{name}: forward, backward",
+                        lambda m=called, p=precision: bench.forward_backward(m, p),
+                        works[name],
+                        precision,
+                        settings.batch_size,
+                    )
+                )
+            stepper, loop = bench.stepper(precision), bench.loop(precision)
+            batch = bench.images.cpu()
+            for name, call in (
+                ("whole step", lambda s=stepper: bench.step(s)),
+                ("training loop's step", lambda lp=loop: lp.run_step(batch, {})),
+            ):
+                cases.append(
+                    Case(name, call, works["this network"], precision, settings.batch_size)
+                )
+        rates = alternate(cases, device, settings.rounds)
+    lines = table(cases, rates)
+    memory = _memory(settings, given, device, {case.precision for case in cases})
+    for precision, peak in memory.items():
+        print(f"peak memory of a whole step in {precision}: {peak / 1e9:.2f} GB")
+    values = {"device": describe(device), "rates": rates, "lines": lines, "peak_memory": memory}
+    write_json(settings.json, {**values, "model": dataclasses.asdict(config)})
+    return 0
+
+
+def _memory(settings, given, device, precisions) -> dict[str, float]:
+    """Peak bytes of the whole step: of a process of its own on a CPU, of the allocator on CUDA."""
+    found = {}
+    skip = ("memory_of", "json", "peer", "precision", "rounds")
+    flags = [f"--{k}={v}" for k, v in given.items() if k not in skip]
+    for precision in sorted(precisions):
+        if device.type == "cpu":
+            found[precision] = peak_memory([*flags, f"--memory_of={precision}"])
+            continue
+        config = from_flags(ModelConfig, given, REFERENCE).settled()
+        th.cuda.empty_cache()
+        before = th.cuda.memory_allocated(device)
+        bench = Bench(config, settings, device)
+        stepper = bench.stepper(precision)
+        th.cuda.reset_peak_memory_stats(device)
+        for _ in range(2):
+            bench.step(stepper)
+        found[precision] = th.cuda.max_memory_allocated(device) - before
+    return found
+
+
+if __name__ == "__main__":
+    command(main)()
