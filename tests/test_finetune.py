@@ -16,8 +16,8 @@ from guided_diffusion.reading import ReadingConfig, normalize
 from guided_diffusion.segmentation import losses
 from guided_diffusion.segmentation.augment import Augmentation
 from guided_diffusion.segmentation.dataset import load_labelled, training_batches
-from guided_diffusion.segmentation.finetune import FinetuneConfig
 from guided_diffusion.segmentation.layers import freeze, parameter_groups
+from guided_diffusion.segmentation.learning import FinetuneConfig
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.noised_input import NoisedInput
 

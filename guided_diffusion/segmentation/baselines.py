@@ -18,8 +18,9 @@ from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.script_util import ModelConfig
 from guided_diffusion.segmentation.dataset import LabelledImages
 from guided_diffusion.segmentation.feature_classifier import existing_blocks
-from guided_diffusion.segmentation.finetune import Finetuner, LearningConfig
+from guided_diffusion.segmentation.finetune import Finetuner
 from guided_diffusion.segmentation.layers import parameter_groups
+from guided_diffusion.segmentation.learning import LearningConfig
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.setup import (
     Plan,

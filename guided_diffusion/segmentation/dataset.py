@@ -1,5 +1,6 @@
 """Radiographs paired with masks, checked and in memory: there are only a handful."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,15 @@ class LabelledImages:
             tuple(self.names[i] for i in numbers),
             [self.images[i] for i in numbers],
             [self.masks[i] for i in numbers],
+            self.window,
+        )
+
+    def join(self, more: "LabelledImages") -> "LabelledImages":
+        """These, then those of `more`."""
+        return LabelledImages(
+            (*self.names, *more.names),
+            [*self.images, *more.images],
+            [*self.masks, *more.masks],
             self.window,
         )
 
@@ -150,21 +160,33 @@ def training_batches(
     augmentation: Augmentation,
     seed: int,
     step: int,
+    more: LabelledImages | None = None,
+    share: float = 0.0,
 ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
     """Batches from step number `step` on, for ever; each a function of (seed, step).
 
     An epoch sees every image once, in an order of its own; a batch greater than the set holds
     several augmentations of an image.
+
+    :param more: further images, of which comes this `share` of all, evenly spread.
     """
+    everything = data if more is None else data.join(more)
     while True:
         numbers = range(step * batch_size, (step + 1) * batch_size)
-        chosen = [_position(n, len(data), seed) for n in numbers]
+        chosen = []
+        for n in numbers:
+            before = math.floor(n * share) if more is not None else 0
+            if more is not None and math.floor((n + 1) * share) > before:
+                chosen.append(len(data) + draw_order(before, len(more), seed, "order of more"))
+            else:
+                chosen.append(draw_order(n - before, len(data), seed, "order"))
         seeds = [rng.derive_seed(seed, "augment", n) for n in numbers]
-        yield data.batch(chosen, augmentation, seeds)
+        yield everything.batch(chosen, augmentation, seeds)
         step += 1
 
 
-def _position(n: int, count: int, seed: int) -> int:
+def draw_order(n: int, count: int, seed: int, purpose: str) -> int:
+    """Which of `count` images is the n-th of a run: each once, then each again in another order."""
     epoch, place = divmod(n, count)
-    order = np.random.default_rng(rng.derive_seed(seed, "order", epoch)).permutation(count)
+    order = np.random.default_rng(rng.derive_seed(seed, purpose, epoch)).permutation(count)
     return int(order[place])

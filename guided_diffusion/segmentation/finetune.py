@@ -1,12 +1,10 @@
 """The few-label training loop: from a pretrained diffusion network to a segmentation network."""
 
 import contextlib
-import dataclasses
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -14,10 +12,12 @@ from tqdm import tqdm
 
 from guided_diffusion import checkpoint, logger, rng
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag
+from guided_diffusion.geometry import IGNORE
 from guided_diffusion.reading import normalize
 from guided_diffusion.segmentation import augment, losses
+from guided_diffusion.segmentation.consistency import Consistency, consistency_loss
 from guided_diffusion.segmentation.dataset import LabelledImages, training_batches
+from guided_diffusion.segmentation.learning import LearningConfig
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 from guided_diffusion.segmentation.noised_input import NoisedInput
@@ -26,115 +26,8 @@ from guided_diffusion.segmentation.render import plot_curves
 from guided_diffusion.signals import StopRequest
 from guided_diffusion.stepper import Stepper, warmup_cosine
 
-# of a run whose length is given in steps; more log rows and validations would tell nothing new
-_MOST_EPOCHS = 100
 # seconds between saves; writing a large network after every short epoch would take longer than it
 SAVE_EVERY = 60.0
-
-
-@dataclasses.dataclass(frozen=True)
-class LearningConfig:
-    """Learning from a few labels."""
-
-    out_channels: int = flag(
-        0, "classes, background counted; 0: as the categories or masks have", "--classes", "-c"
-    )
-    binary: bool = flag(False, "two classes: any value but 0 in a mask is the second")
-    categories: str = flag("", "class table, JSON; '': flags/categories.json where it fits")
-    train_names: str = flag("", "train on these images alone: names without ending, by commas")
-    epochs: int = flag(200, "passes over the training images", "-e")
-    steps: int = flag(
-        0,
-        "optimisation steps however many images there are, instead of --epochs; an epoch is then"
-        " at least a hundredth of them; 0: as --epochs says",
-    )
-    lr: float = flag(1e-4, "highest learning rate of AdamW", "-l", "--learning-rate")
-    batch_size: int = flag(2, "images a step", "-b")
-    microbatch: int = flag(-1, "images a forward pass, to save memory; -1: the whole batch")
-    weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
-    schedule: str = flag("cosine", "learning rate over time", choices=("cosine", "constant"))
-    warmup: float = flag(0.05, "share of the steps in which the learning rate rises from 0")
-    head_lr_scale: float = flag(1.0, "factor on the learning rate of layers without pretraining")
-    ema_rate: float = flag(
-        0.0, "save the average of the weights, this much of it kept in a step; 0: the last weights"
-    )
-    loss: str = flag("ce+dice", "cross-entropy, soft Dice or both", choices=losses.LOSSES)
-    class_weighting: str = flag(
-        "none", "of the cross-entropy, by inverse frequency", choices=losses.WEIGHTINGS
-    )
-    augmentation: str = flag("medium", "of image and mask together", choices=augment.LEVELS)
-    flip: str = flag("none", "mirror half the images", choices=augment.FLIPS)
-    flip_swap: str = flag("", "classes that change places when mirrored, e.g. 1:2")
-    weights_save: str = flag("segm.pth", "file for the best network")
-    max_grad_norm: float = flag(1.0, "2-norm to which longer gradients are cut; 0: never")
-    precision: str = flag("", "fp32, fp16 or bf16; '': as use_fp16 says")
-    val_interval: int = flag(1, "epochs between validations")
-    seed: int = flag(0, "of fresh weights, order and augmentation")
-    max_skipped_steps: int = flag(100, "not finite gradients in a row that end the run; 0: never")
-    resume_checkpoint: str = flag("", "'' or auto: go on where it stopped; none: start again")
-
-    # values of a subclass's flags that must be a share between 0 and 1, or not below 0
-    SHARES: ClassVar[tuple[str, ...]] = ("warmup",)
-    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("steps", "lr", "head_lr_scale", "weight_decay")
-
-    def check(self) -> None:
-        """:raises UserError: for values out of range."""
-        for name in ("epochs", "batch_size", "val_interval"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in self.SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} {getattr(self, name)}: a share between 0 and 1")
-        for name in self.NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must not be below 0")
-        if not 0 <= self.ema_rate < 1:
-            raise UserError(f"--ema_rate {self.ema_rate}: from 0 to below 1, such as 0.99")
-
-    def length(self, images: int) -> "Length":
-        """How long a run on that many images is."""
-        epoch = math.ceil(images / self.batch_size)
-        if not self.steps:
-            return Length(self.epochs, epoch, self.epochs * epoch)
-        epoch = max(epoch, math.ceil(self.steps / _MOST_EPOCHS))
-        return Length(math.ceil(self.steps / epoch), epoch, self.steps)
-
-
-class Length(NamedTuple):
-    """Of a run: its epochs, the steps of each but perhaps the last, and all steps."""
-
-    epochs: int
-    epoch: int
-    steps: int
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig(LearningConfig):
-    """Fine-tuning."""
-
-    layer_decay: float = flag(
-        1.0, "factor on the learning rate from each block to the next, from the output on"
-    )
-    unfreeze_decoder: float = flag(1.0, "share of the decoder that trains, from the output on")
-    unfreeze_encoder: float = flag(1.0, "share of the encoder that trains, from the middle on")
-    depth: int = flag(0, "finest levels to keep of the pretrained network; 0: all")
-    timestep: float = flag(1.0, "timestep at which radiographs enter, of the diffusion's steps")
-    timestep_range: str = flag(
-        "", "LOW,HIGH: train at random timesteps between; '': at --timestep alone"
-    )
-    noise_at_timestep: bool = flag(
-        False, "train on images with the noise of their timestep; prediction is without"
-    )
-    random_init: bool = flag(
-        False, "start from random weights, to compare with; all layers then learn at --lr"
-    )
-
-    SHARES: ClassVar[tuple[str, ...]] = ("warmup", "unfreeze_decoder", "unfreeze_encoder")
-
-    def check(self) -> None:
-        super().check()
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer_decay {self.layer_decay}: above 0, to 1 for no decay")
 
 
 class Finetuner:
@@ -149,6 +42,8 @@ class Finetuner:
     :param origin: what the run is, as plain values; a resume is refused if it differs.
     :param groups: parameters with learning rates of their own, see `layers.parameter_groups`.
     :param noised_input: what becomes of training images before the network sees them.
+    :param synthetic: further training images.
+    :param unlabelled: radiographs without masks, see `consistency.load_unlabelled`.
     """
 
     def __init__(
@@ -162,6 +57,8 @@ class Finetuner:
         origin: dict[str, Any],
         groups: Sequence[dict[str, Any]] | None = None,
         noised_input: NoisedInput | None = None,
+        synthetic: LabelledImages | None = None,
+        unlabelled: LabelledImages | None = None,
     ):
         self.model = model
         self.config = config
@@ -171,10 +68,10 @@ class Finetuner:
         self.folder = folder
         self.origin = origin
         self.noised_input = noised_input
+        self.synthetic = synthetic
         self.device = next(model.parameters()).device
-        self.augmentation = augment.Augmentation(
-            settings.augmentation, settings.flip, augment.parse_swaps(settings.flip_swap)
-        )
+        swaps = augment.parse_swaps(settings.flip_swap)
+        self.augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
         weights = losses.class_weights(
             train.class_pixels(len(config.categories)), settings.class_weighting
         )
@@ -189,6 +86,18 @@ class Finetuner:
             ema_rates=[settings.ema_rate] if settings.ema_rate else [],
         )
         self.length = settings.length(len(train))
+        self.consistency = None
+        if unlabelled is not None:
+            self.consistency = Consistency(
+                unlabelled,
+                settings.unlabeled_batch_size,
+                settings.confidence,
+                settings.unlabeled_weight,
+                round(settings.unlabeled_ramp * self.length.steps),
+                settings.seed,
+                settings.flip,
+                swaps,
+            )
         self.epoch = 0
         self.best: dict[str, Any] = {"mean_iou": -1.0, "epoch": 0}
         self._best_weights: dict[str, th.Tensor] | None = None
@@ -217,6 +126,8 @@ class Finetuner:
             self.augmentation,
             self.settings.seed,
             self.stepper.steps,
+            self.synthetic,
+            self.settings.synthetic_weight,
         )
         epochs = self.length.epochs
         bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", dynamic_ncols=True)
@@ -242,6 +153,8 @@ class Finetuner:
         for _ in range(min(self.length.epoch, self.length.steps - self.stepper.steps)):
             step = self.stepper.steps
             self._learn(step, *next(batches))
+            if self.consistency is not None:
+                self._learn_unlabelled(step, self.consistency)
             lr = self._learning_rate(step)
             logger.logkv_mean("grad_norm", self.stepper.step(lr))
             logger.logkv("lr", lr)
@@ -270,6 +183,23 @@ class Finetuner:
             loss = self.loss(scores, masks[rows].to(self.device, non_blocking=True))
             self.stepper.backward(loss * (len(images[rows]) / len(images)))
             logger.logkv_mean("loss", loss.detach())
+
+    def _learn_unlabelled(self, step: int, consistency: Consistency) -> None:
+        """Add the gradients of a batch of radiographs without masks."""
+        views = consistency.views(step)
+        size = self._forward_size()
+        for first in range(0, len(views[0]), size):
+            weak, strong, masks = (view[first : first + size].to(self.device) for view in views)
+            with self._kept_network() as teacher, th.no_grad(), self.stepper.autocast():
+                labels = consistency.labels(teacher(weak), masks)
+            th.manual_seed(rng.derive_seed(self.settings.seed, "unlabelled dropout", step, first))
+            with self.stepper.autocast():
+                scores = self.stepper.model(strong)
+            loss = consistency_loss(scores, labels)
+            share = consistency.weight(step) * len(weak) / len(views[0])
+            self.stepper.backward(loss * share)
+            logger.logkv_mean("unlabeled_loss", loss.detach())
+            logger.logkv_mean("unlabeled_sure", (labels != IGNORE).float().mean())
 
     def _learning_rate(self, step: int) -> float:
         if self.settings.schedule == "constant":

@@ -22,15 +22,11 @@ from guided_diffusion.segmentation.categories import (
     categories_for,
     load_categories,
 )
+from guided_diffusion.segmentation.consistency import load_unlabelled
 from guided_diffusion.segmentation.dataset import LabelledImages, count_classes, load_labelled
-from guided_diffusion.segmentation.finetune import (
-    FinetuneConfig,
-    Finetuner,
-    LearningConfig,
-    find_unfinished,
-    start_again,
-)
+from guided_diffusion.segmentation.finetune import Finetuner, find_unfinished, start_again
 from guided_diffusion.segmentation.layers import freeze, parameter_groups
+from guided_diffusion.segmentation.learning import FinetuneConfig, LearningConfig
 from guided_diffusion.segmentation.model_file import FORMAT, SegmentationConfig
 from guided_diffusion.segmentation.noised_input import NoisedInput, network_timestep, parse_range
 from guided_diffusion.signals import EXIT_STOPPED
@@ -256,6 +252,14 @@ def begin(plan: Plan, use_fp16: bool = False) -> Finetuner | None:
         **{k: v for k, v in dataclasses.asdict(settings).items() if k not in _MAY_CHANGE},
         **config.to_plain(),
     }
+    synthetic = unlabelled = None
+    if settings.synthetic_dir:
+        dirs = [os.path.join(settings.synthetic_dir, kind) for kind in ("IMG", "MASK")]
+        synthetic = load_labelled(
+            *dirs, config.reading, len(config.categories), binary=settings.binary
+        )
+    if settings.unlabeled_dir:
+        unlabelled = load_unlabelled(settings.unlabeled_dir, config.reading)
     stem, ending = os.path.splitext(settings.weights_save)
     if os.path.isdir(settings.weights_save) or not ending:
         raise UserError(f"--weights_save {settings.weights_save}: name a file such as segm.pth")
@@ -282,10 +286,23 @@ def begin(plan: Plan, use_fp16: bool = False) -> Finetuner | None:
         logger.log(message)
     names = ", ".join(f"{c.index} {c.name}" for c in config.categories)
     logger.log(f"{len(train)} training images, {len(val) if val else 0} for validation")
+    for kind, found in (("synthetic", synthetic), ("unlabelled", unlabelled)):
+        if found is not None:
+            logger.log(f"{len(found)} {kind} images")
     logger.log(f"{len(config.categories)} classes: {names}")
     model = plan.model.to(device)
     finetuner = Finetuner(
-        model, config, settings, train, val, folder, origin, plan.groups, plan.noised_input
+        model,
+        config,
+        settings,
+        train,
+        val,
+        folder,
+        origin,
+        plan.groups,
+        plan.noised_input,
+        synthetic,
+        unlabelled,
     )
     if unfinished:
         finetuner.resume(unfinished)
