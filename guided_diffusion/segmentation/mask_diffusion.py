@@ -19,6 +19,7 @@ from guided_diffusion.sampling import sample_images
 from guided_diffusion.script_util import DiffusionConfig
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.padding import crop_to, pad_to_multiple
 from guided_diffusion.unet import ConditionalUNetModel
 
 # how masks are drawn unless told otherwise
@@ -106,24 +107,21 @@ class MaskDiffusionModel(nn.Module):
         :param images: `[N x C x H x W]` in [-1, 1], of any size.
         :param options: further arguments of the sampler.
         """
-        height, width = images.shape[2:]
-        missing = [-side % self.size_multiple for side in (height, width)]
-        if any(missing):
-            images = F.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")
+        padded = pad_to_multiple(images, self.size_multiple)
         channels = self.network.in_channels - self.network.cond_channels
         drawn = sample_images(
             self.network,
             self.diffusion,
-            (channels, *images.shape[2:]),
+            (channels, *padded.shape[2:]),
             [number] * len(images),
             sampler=self.sampler,
             steps=min(self.steps, self.diffusion.num_timesteps),
             seed=self.seed,
             device=images.device,
-            model_kwargs={"cond": images},
+            model_kwargs={"cond": padded},
             **options,
         )
-        return decode(drawn[..., :height, :width])
+        return decode(crop_to(drawn, images))
 
 
 def build(config: SegmentationConfig) -> MaskDiffusionModel:

@@ -11,6 +11,7 @@ from guided_diffusion.pictures import labelled_grid, write_gif, write_png
 from guided_diffusion.sampling import to_uint8
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.mask_diffusion import MaskDiffusionModel, decode, encode
+from guided_diffusion.segmentation.padding import crop_to
 
 # moments that the strip shows of each direction
 _SHOWN = 8
@@ -25,9 +26,9 @@ def write_process(
 ) -> None:
     """Write STEM.png, a strip of three rows, and STEM.gif, the same moments one by one.
 
-    The rows: the mask as noise is added; the mask as it is drawn from noise; what the network takes
-    it for meanwhile. Classes have their colours, noise mixes them. The first column of each row is
-    the radiograph.
+    The rows: the mask as noise is added; a mask as it is drawn from noise; what the network takes
+    that for meanwhile. Classes have their colours, noise mixes them. The first column of each row
+    is the radiograph.
 
     :param images: one radiograph, `[1 x C x H x W]` in [-1, 1].
     :param mask: its class map, uint8 `[H x W]`.
@@ -39,7 +40,7 @@ def write_process(
     shown = np.broadcast_to(shown, (*shown.shape[:2], 3))
     rows = (forward, backward, guesses)
     cells, captions = [], []
-    for name, row in zip(("noise is added", "drawn from noise", "the network's guess"), rows):
+    for name, row in zip(("to noise", "from noise", "its guess"), rows):
         cells += [shown, *(_coloured(state, categories) for _, state in row)]
         captions += [name, *(f"t {timestep}" for timestep, _ in row)]
     write_png(f"{stem}.png", labelled_grid(np.stack(cells), captions, columns=_SHOWN + 1))
@@ -78,10 +79,9 @@ def _backward(model: MaskDiffusionModel, images: th.Tensor) -> tuple[list[State]
         guesses.append((timestep, state["pred_xstart"].clone()))
 
     model.draw(images, 0, callback=note)
-    height, width = images.shape[2:]
     chosen = _moments(len(states))
     return tuple(
-        [(row[i][0], row[i][1][..., :height, :width]) for i in chosen] for row in (states, guesses)
+        [(row[i][0], crop_to(row[i][1], images)) for i in chosen] for row in (states, guesses)
     )
 
 
