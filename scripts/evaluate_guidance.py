@@ -1,0 +1,47 @@
+"""Do guided images show what their masks say? Segment them and compare.
+
+evaluate_guidance.py MODEL FOLDER    FOLDER is what image_sample.py --seg_dir wrote
+"""
+
+from dataclasses import dataclass
+
+import _path  # noqa: F401 - finds the package in a checkout that is not installed
+
+from guided_diffusion.errors import command
+from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.segmentation.evaluation import prepare_output
+from guided_diffusion.segmentation.evaluation_text import table
+from guided_diffusion.segmentation.faithfulness import GuidedImages, look
+from guided_diffusion.segmentation.predict import load_predictor
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Evaluation."""
+
+    output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
+    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if there is one")
+
+
+def main() -> None:
+    parser = make_parser(__doc__.splitlines()[0], GuidanceConfig)
+    parser.add_argument("model", help="segmentation model, such as segm.pth; or several, by commas")
+    parser.add_argument("folder", help="guided images: holds IMG and MASK")
+    given = given_flags(parser)
+    config = from_flags(GuidanceConfig, given)
+    source = GuidedImages.in_folder(given["folder"])
+    predictor = load_predictor(given["model"], config.device or None)
+    output = config.output or f"{given['folder']}/faithfulness"
+    prepare_output(output)
+    result = look(predictor, source)
+    print(table(result.evaluation))
+    if source.left_open:
+        names = ", ".join(predictor.categories[i].name for i in source.left_open)
+        print(f"left open in sampling, and not counted: {names}")
+    print("\n".join(result.lines()))
+    result.write(output, predictor)
+    print(f"tables and pictures: {output}")
+
+
+if __name__ == "__main__":
+    command(main)()
