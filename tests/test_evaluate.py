@@ -100,12 +100,13 @@ def test_figures_by_hand(run, small, tmp_path):
 def test_results_are_replaced_and_said_so(run, small, tmp_path):
     out = tmp_path / "out"
     _, screen, _ = run(*small, "--output", out)
-    assert screen.count("written: ") == 3
+    assert screen.count("written: ") == 4
     (out / "metrics.json").write_text("old")
     _, screen, _ = run(*small, "--output", out)
-    assert screen.count("replaced: ") == 3
+    assert screen.count("replaced: ") == 4
     assert json.loads((out / "metrics.json").read_text())["images"] == 2
-    assert {p.name for p in out.iterdir()} == {"metrics.json", "per_image.csv", "confusion.png"}
+    written = {"metrics.json", "per_image.csv", "confusion.png", "report.html"}
+    assert {p.name for p in out.iterdir()} == written
 
 
 def test_classes_are_counted_where_nobody_tells(run, small, tmp_path):

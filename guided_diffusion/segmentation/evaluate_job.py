@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from guided_diffusion.image_io import IMAGE_EXTENSIONS, read_image
 from guided_diffusion.segmentation import calibration_plots
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.evaluation import (
+    DISTANCES,
     Evaluation,
+    ImageResult,
     choose_categories,
     evaluate,
     prepare_output,
@@ -29,6 +32,7 @@ from guided_diffusion.segmentation.mask_pairs import MaskPair, predict_mask_pair
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.predict_job import AveragingConfig
 from guided_diffusion.segmentation.render import plot_confusion
+from guided_diffusion.segmentation.report import Card, Report, make_card
 from guided_diffusion.segmentation.statistics import Difference, compare
 
 
@@ -50,6 +54,7 @@ class EvaluateConfig:
     spacing: str = flag("", "size of a pixel in mm, HEIGHT[,WIDTH], for files that do not tell")
     bootstrap: int = flag(2000, "draws of images for the 95 % intervals; 0: no intervals")
     bootstrap_seed: int = flag(0, "of these draws, and of the permutation test's")
+    report: bool = flag(True, "with --output also report.html, to look through in a browser")
     batch_size: int = flag(8, "radiographs a forward pass")
 
 
@@ -126,7 +131,10 @@ def _evaluate(config: EvaluateConfig, source: Source, first: str) -> int:
         pairs, categories = source.from_model(config.model, first)
     else:
         pairs, categories = source.from_files(first, config.images)
-    result = evaluate(pairs, categories, config.binary, config.surface)
+    cards: list[Card] = []
+    wanted = config.output and config.report
+    on_image = (lambda *seen: cards.append(_card(*seen))) if wanted else None
+    result = evaluate(pairs, categories, config.binary, config.surface, on_image)
     result.bootstrap(config.bootstrap, config.bootstrap_seed)
     print(table(result))
     if result.intervals:
@@ -139,8 +147,80 @@ def _evaluate(config: EvaluateConfig, source: Source, first: str) -> int:
             "--categories or --num_classes say otherwise"
         )
     if config.output:
-        _tell(write_evaluation(result, config.output))
+        written = write_evaluation(result, config.output)
+        if cards:
+            path = os.path.join(config.output, "report.html")
+            written[path] = os.path.exists(path)
+            _write_report(path, config, result, cards)
+        _tell(written)
     return 0
+
+
+def _columns(units: Sequence[str]) -> list[str]:
+    return ["Dice", "IoU", *(f"{m.upper()} {unit}" for unit in units for m in DISTANCES)]
+
+
+def _card(pair: MaskPair, result: ImageResult) -> Card:
+    scores = dice_iou(result.confusion)
+    labels = {"mean Dice": scores.mean_dice(), "mean IoU": scores.mean_iou()}
+    if pair.prediction:
+        labels["uncertainty"] = float(pair.prediction.uncertainty.mean())
+    rows = {
+        index: [
+            scores.dice[index],
+            scores.iou[index],
+            *(v for found in result.distances.values() for v in found.get(index, (math.nan,) * 2)),
+        ]
+        for index in range(1, len(scores.dice))
+    }
+    doubt = 1 - scores.mean_dice()
+    return make_card(
+        pair.name,
+        pair.image,
+        pair.predicted,
+        labels,
+        rows,
+        urgency=0 if math.isnan(doubt) else doubt,
+        true=pair.true,
+        prediction=pair.prediction,
+    )
+
+
+def _write_report(
+    path: str, config: EvaluateConfig, result: Evaluation, cards: Sequence[Card]
+) -> None:
+    orders = [("mean Dice", False), ("name", False)]
+    if result.calibration:
+        orders.insert(1, ("uncertainty", True))
+    units = result.units()
+    report = Report("Evaluated radiographs", result.categories, orders, _columns(units))
+    for card in cards:
+        report.add(card)
+    scores = dice_iou(result.confusion)
+    facts = [("radiographs", len(cards)), ("mean Dice", scores.mean_dice())]
+    if result.intervals:
+        low, high = result.intervals["mean_dice"]
+        facts.append(("95 % interval", f"{low:.3f} to {high:.3f}"))
+    facts.append(("mean IoU", scores.mean_iou()))
+    pictures = {"Confusion of the classes": os.path.join(config.output, "confusion.png")}
+    if result.calibration:
+        facts.append(("calibration error", result.calibration.expected_error()))
+        for caption, name in (
+            ("Confidence and accuracy", "reliability.png"),
+            ("Uncertainty and error", "uncertainty_deciles.png"),
+        ):
+            pictures[caption] = os.path.join(config.output, name)
+    if config.model:
+        facts.append(("model", config.model))
+    rows = {
+        c.index: [
+            scores.dice[c.index],
+            scores.iou[c.index],
+            *(result.distance(u, i, c.index) for u in units for i in range(len(DISTANCES))),
+        ]
+        for c in result.categories[1:]
+    }
+    report.write(path, facts, (_columns(units), rows), pictures)
 
 
 def write_evaluation(result: Evaluation, folder: str) -> dict[str, bool]:

@@ -1,5 +1,6 @@
 """What scripts/predict.py does: radiographs to results, reading, network and writing overlapped."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from guided_diffusion.image_io import LOSSLESS_EXTENSIONS, ImageError, check_hea
 from guided_diffusion.segmentation.categories import Category, categories_for
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.predict import Prediction, Predictor, load_predictor
+from guided_diffusion.segmentation.report import Card, Report, make_card
 from guided_diffusion.segmentation.results import (
     Item,
     areas_row,
@@ -85,6 +87,7 @@ class PredictConfig:
     no_save: bool = flag(False, "write nothing", "-n")
     batch_size: int = flag(8, "radiographs a forward pass")
     skip_bad_images: bool = flag(False, "go on without files that cannot be read, listing them")
+    report: bool = flag(True, "also write report.html, to look through the results in a browser")
     interactive: bool = flag(False, "ask for paths, one a line, until an empty line")
 
 
@@ -144,13 +147,17 @@ class Job:
                 check_header(item.path)
         rows: list[dict[str, object]] = []
         skipped: list[str] = []
+        orders = (("uncertainty", True), ("name", False))
+        report = Report("Segmented radiographs", self.categories, orders, ("area %",))
         with (
             StopRequest() as stop,
             tqdm(total=len(items), unit="image", dynamic_ncols=True) as bar,
         ):
             found = self._predictions(items, skipped, bar, stop)
-            for item, image, mask, row in prefetch(self._write, found, ahead=3):
+            for item, image, mask, row, card in prefetch(self._write, found, ahead=3):
                 rows.append(row)
+                if card:
+                    report.add(card)
                 bar.update()
                 if self.config.viz:
                     show(item.name, image, mask, self.categories)
@@ -159,7 +166,7 @@ class Job:
         if not rows and not stop.requested:
             raise UserError(f"none of the {len(items)} files can be read; see the lines above")
         if rows:
-            self._close(rows)
+            self._close(rows, report)
         if stop.requested:
             print(f"stopped by {stop.requested} after {len(rows)} of {len(items)} radiographs")
             return EXIT_STOPPED
@@ -192,7 +199,7 @@ class Job:
 
     def _write(
         self, found: tuple[Item, np.ndarray, Callable[[], Prediction]]
-    ) -> tuple[Item, np.ndarray | None, np.ndarray, dict[str, object]]:
+    ) -> tuple[Item, np.ndarray | None, np.ndarray, dict[str, object], Card | None]:
         item, image, finish = found
         prediction = finish()
         mask = prediction.mask(self.config.mask_threshold)
@@ -210,9 +217,18 @@ class Job:
                 self.config.save_uncertainty,
             )
         row = areas_row(item, mask, prediction, self.categories)
-        return item, image if self.config.viz else None, mask, row
+        card = None
+        if self._reporting:
+            card = prediction_card(row, image, mask, prediction, self.categories)
+        return item, image if self.config.viz else None, mask, row, card
 
-    def _close(self, rows: Sequence[dict[str, object]]) -> None:
+    @property
+    def _reporting(self) -> bool:
+        return self.config.report and not (
+            self.config.no_save or self.files or self.config.interactive
+        )
+
+    def _close(self, rows: Sequence[dict[str, object]], report: Report) -> None:
         if len(rows) > 1:
             scores = {str(row["name"]): float(row["uncertainty"]) for row in rows}
             name = next_to_label(scores)
@@ -223,6 +239,9 @@ class Job:
             print(f"{len(rows)} masks written")
             return
         write_areas(self.output, rows)
+        if self._reporting:
+            facts = (("radiographs", len(rows)), ("model", self.config.model))
+            report.write(os.path.join(self.output, "report.html"), facts)
         print(f"{len(rows)} radiographs segmented; results in {os.path.abspath(self.output)}")
 
     def converse(self, ask: Callable[[str], str]) -> int:
@@ -238,12 +257,35 @@ class Job:
                 for item in find_items(os.path.expanduser(answer.strip("'\"")), self.output):
                     image = self.predictor.read(item.path)
                     started = self.predictor.start([image])[0]
-                    _, image, mask, row = self._write((item, image, started))
+                    _, image, mask, row, _ = self._write((item, image, started))
                     print(describe(row, self.categories))
                     if self.config.viz:
                         show(item.name, image, mask, self.categories)
             except UserError as error:
                 print(f"error: {error}")
+
+
+def prediction_card(
+    row: Mapping[str, Any],
+    image: np.ndarray,
+    mask: np.ndarray,
+    prediction: Prediction,
+    categories: Sequence[Category],
+    **options: Any,
+) -> Card:
+    """A prediction in the report, with the figures of its line in areas.csv."""
+    scores = {name: row[name] for name in ("uncertainty", "disagreement") if name in row}
+    areas = {c.index: [100 * row[f"{c.name} share"]] for c in categories[1:]}
+    return make_card(
+        row["name"],
+        image,
+        mask,
+        scores,
+        areas,
+        urgency=row["uncertainty"],
+        prediction=prediction,
+        **options,
+    )
 
 
 def describe(row: Mapping[str, object], categories: Sequence[Category]) -> str:
@@ -274,6 +316,7 @@ def predict(config: PredictConfig, averaging: AveragingConfig, places: Sequence[
             raise UserError(f"--mask_threshold {config.mask_threshold} must be from 0 to 1")
     if config.interactive:
         return Job(predictor, config, categories, outputs[0], {}).converse(input)
+    config = dataclasses.replace(config, model=model)
     items = find_items(inputs, outputs[0])
     files = _mask_files(items, outputs, named=bool(config.output))
     return Job(predictor, config, categories, outputs[0], files).run(items)
