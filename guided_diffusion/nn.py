@@ -11,8 +11,11 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 # oneDNN computes a 3x3 convolution's output, and its input's gradient, at the rate of a matrix
 # multiplication, but on CPUs without AVX-512 the weights' gradient at two thirds of it
 _SLOW_WEIGHT_GRADIENT = th.backends.cpu.get_cpu_capability() == "AVX2"
-# with fewer input channels, copying the image costs more than the products gain
-_FEWEST_CHANNELS = 16
+
+
+def _products_pay(channels: int, positions: int) -> bool:
+    """Whether matrix products are faster: not if they are too small for what copying costs."""
+    return channels >= 192 or (channels >= 64 and positions >= 256)
 
 
 class SiLU(nn.Module):
@@ -117,8 +120,8 @@ class Conv2d(nn.Conv2d):
             and x.device.type == "cpu"
             and x.dtype == weight.dtype == th.float32
             and x.ndim == 4
-            and weight.shape[1] >= _FEWEST_CHANNELS
             and weight.shape[2:] == (3, 3)
+            and _products_pay(min(weight.shape[:2]), x.shape[2] * x.shape[3])
             and (self.stride, self.padding, self.dilation) == ((1, 1), (1, 1), (1, 1))
             and self.groups == 1
             and self.padding_mode == "zeros"
