@@ -5,6 +5,7 @@ the names imported below, and every class keeps its constructor and its state_di
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -132,6 +133,7 @@ class ResBlock(TimestepBlock):
         self.use_checkpoint = use_checkpoint
         self.use_scale_shift_norm = use_scale_shift_norm
         self.updown = up or down
+        self.folded = False
 
         self.in_layers = nn.Sequential(
             normalization(channels),
@@ -167,15 +169,31 @@ class ResBlock(TimestepBlock):
     def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         norm, activation, conv = self.in_layers
         h = conv(self.resample(_norm_silu(norm, activation, x)))
-        steer = self.emb_layers(emb).to(h.dtype)
-        steer = steer[(...,) + (None,) * (h.ndim - 2)]
         norm, activation, dropout, conv = self.out_layers
-        if self.use_scale_shift_norm:
+        if not self.folded:
+            steer = self.emb_layers(emb).to(h.dtype)
+            steer = steer[(...,) + (None,) * (h.ndim - 2)]
+        if self.folded:
+            h = _norm_silu(norm, activation, h)
+        elif self.use_scale_shift_norm:
             h = _norm_silu(norm, activation, h, *steer.chunk(2, dim=1))
         else:
             h = _norm_silu(norm, activation, h + steer)
         h = conv(dropout(h))
         return self.skip_connection(self.resample(x)) + h
+
+    @th.no_grad()
+    def fold(self, emb: th.Tensor) -> None:
+        """Take a constant embedding `[1 x E]` into the weights; from then on `emb` is ignored."""
+        steer = self.emb_layers(emb)[0]
+        if self.use_scale_shift_norm:
+            scale, shift = steer.chunk(2)
+            norm = self.out_layers[0]
+            norm.bias.copy_(norm.bias * (1 + scale) + shift)
+            norm.weight.mul_(1 + scale)
+        else:
+            self.in_layers[-1].bias.add_(steer)
+        self.folded = True
 
 
 def _norm_silu(norm, activation, x, scale=None, shift=None):
@@ -779,6 +797,7 @@ class SegmentationUNetModel(UNetModel):
         super().__init__(channel_mult=levels[:depth], **kwargs)
         self.pretrained_channel_mult = levels
         self.timestep = timestep
+        self.is_folded = False
 
     @property
     def depth(self) -> int:
@@ -803,7 +822,11 @@ class SegmentationUNetModel(UNetModel):
         :param y: `[N]` class indices of a class-conditional network.
         :return: `[N x classes x H x W]`.
         """
-        if timesteps is None:
+        if self.is_folded and timesteps is not None:
+            raise ValueError(
+                "the timestep is folded into the weights: it cannot be chosen any more"
+            )
+        if timesteps is None and not self.is_folded:
             timesteps = th.full((len(x),), float(self.timestep), device=x.device)
         sides = x.shape[2:]
         missing = [-side % self.size_multiple for side in sides]
@@ -811,6 +834,30 @@ class SegmentationUNetModel(UNetModel):
             x = F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
         scores = super().forward(x, timesteps, y)
         return scores[(..., *(slice(side) for side in sides))] if any(missing) else scores
+
+    def folded(self, timestep: float | None = None) -> "SegmentationUNetModel":
+        """A copy for inference, with a timestep's embedding folded into its weights.
+
+        Its forward takes images alone. Its weights are no checkpoint.
+
+        :param timestep: in the network's own units; by default `self.timestep`.
+        :raises ValueError: if the network is class-conditional or folded already.
+        """
+        if self.num_classes is not None or self.is_folded:
+            reason = "folded already" if self.is_folded else "class-conditional"
+            raise ValueError(f"a network that is {reason} cannot be folded")
+        twin = copy.deepcopy(self).requires_grad_(False).eval()
+        weight = next(self.parameters())
+        steps = weight.new_full((1,), float(self.timestep if timestep is None else timestep))
+        emb = twin._embed(steps)
+        for module in twin.modules():
+            if isinstance(module, ResBlock):
+                module.fold(emb)
+        twin.is_folded = True
+        return twin
+
+    def _embed(self, timesteps, y=None):
+        return None if self.is_folded else super()._embed(timesteps, y)
 
     @th.no_grad()
     def load_pretrained(self, state_dict: Mapping[str, th.Tensor]) -> LoadReport:

@@ -239,3 +239,24 @@ class TestCondition:
         state = {k: v for k, v in self.pretrained().state_dict().items() if "put_blocks" in k}
         with pytest.raises(ValueError, match="nothing of the checkpoint fits the network"):
             network.load_widened({k: v for k, v in state.items() if v.ndim == 4})
+
+
+@pytest.mark.parametrize("scale_shift", [True, False])
+@pytest.mark.parametrize("timestep", [None, 150.0])
+def test_a_folded_network_computes_the_same(scale_shift, timestep):
+    model = SegmentationUNetModel(
+        **{**SMALL, "use_scale_shift_norm": scale_shift}, out_channels=3, timestep=7
+    )
+    fill_parameters(model).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = tensor("folded", 2, 1, 19, 21)
+    folded = model.folded(timestep)
+    with th.no_grad():
+        expected = model(x, None if timestep is None else th.full((2,), timestep))
+        assert relative(folded(x), expected) < 1e-5
+        assert relative(model(x, th.full((2,), 900.0)), expected) > 1e-3  # time does matter
+    assert all(th.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="folded into the weights"):
+        folded(x, th.ones(2))
+    with pytest.raises(ValueError, match="folded already"):
+        folded.folded()
