@@ -15,6 +15,7 @@ from guided_diffusion.segmentation.label_efficiency import (
     LabelEfficiency,
     LabelEfficiencyConfig,
     parse_methods,
+    parse_variants,
 )
 from guided_diffusion.signals import EXIT_STOPPED
 
@@ -26,6 +27,12 @@ def main() -> int:
         action="append",
         metavar="'NAME: FLAGS'",
         help="define a method: flags of finetune.py, or baseline_train.py and its flags",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        metavar="'NAME: FLAGS'",
+        help="evaluate every network a second time: flags of evaluate.py, such as --tta shifts",
     )
     parser.add_argument("train_img", help="folder of radiographs to draw from")
     parser.add_argument("train_mask", help="folder of their masks")
@@ -42,6 +49,7 @@ def main() -> int:
         parse_methods(settings.methods, given.get("method", ())),
         (given["train_img"], given["train_mask"]),
         test,
+        parse_variants(given.get("variant", ())),
     )
     stopped_by = comparison.run_all()
     if stopped_by:

@@ -11,7 +11,12 @@ from conftest import draw_pairs
 from guided_diffusion import checkpoint
 from guided_diffusion.errors import UserError
 from guided_diffusion.segmentation.efficiency_tables import spread
-from guided_diffusion.segmentation.label_efficiency import draw, parse_methods, split_folds
+from guided_diffusion.segmentation.label_efficiency import (
+    draw,
+    parse_methods,
+    parse_variants,
+    split_folds,
+)
 
 NAMES = [f"r{i}" for i in range(12)]
 QUICK = "--method quick: --lr 1e-3 --augmentation none"
@@ -67,6 +72,14 @@ def test_wrong_methods_are_refused(names, definitions):
         parse_methods(names, definitions)
 
 
+def test_variants_are_flags_of_evaluation():
+    found = parse_variants(["tta: --tta shifts --timesteps 1,5", "plain:"])
+    assert found == {"tta": ("--tta", "shifts", "--timesteps", "1,5"), "plain": ()}
+    for wrong in ("tta --tta shifts", "a: --lr 1", "a: --tta sideways"):
+        with pytest.raises(UserError):
+            parse_variants([wrong])
+
+
 def test_spread_is_that_of_a_sample():
     found = spread([0.2, None, 0.4, 0.9])
     assert found.count == 3
@@ -81,7 +94,8 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
     assert ended.code == 0, ended.err
     first = tmp_path / "out/runs/quick_k1_seed0/result.json"
     before = first.stat().st_mtime_ns
-    ended = compare("--k", "2", "--seeds", "0,1", "--methods", "scratch,quick")
+    variant = ["--variant", "late: --timesteps 30"]
+    ended = compare("--k", "2", "--seeds", "0,1", "--methods", "scratch,quick", *variant)
     assert ended.code == 0, ended.err
     assert first.stat().st_mtime_ns == before
     assert ended.out.count("mean Dice 0.") == 4
@@ -91,8 +105,12 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
     runs, table = rows("out/runs.csv"), rows("out/table.csv")
     assert [(r["method"], r["k"], r["seed"]) for r in runs] == [
         *(("scratch", "2", "0"), ("scratch", "2", "1")),
+        *(("scratch+late", "2", "0"), ("scratch+late", "2", "1")),
         *(("quick", "1", "0"), ("quick", "2", "0"), ("quick", "2", "1")),
+        *(("quick+late", "2", "0"), ("quick+late", "2", "1")),
     ]
+    late = [float(r["mean_dice"]) for r in runs[7:]]
+    runs = [*runs[:2], *runs[4:7]]
     assert [r["images"] for r in runs[:2]] == [r["images"] for r in runs[3:]]
     assert runs[3]["images"].split()[:1] == [runs[2]["images"]]
     scores = [float(r["mean_dice"]) for r in runs[3:]]
@@ -103,21 +121,20 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
     report = (tmp_path / "out/table.md").read_text()
     assert f"| {statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f} |" in report
     ahead = [one - other for one, other in zip(others, scores)]
-    last = report.splitlines()[-1]
+    last = report.splitlines()[-2]
     assert last == f"| quick |  | {statistics.mean(ahead):.3f} ± {statistics.stdev(ahead):.3f} |"
 
-    train, evaluate = (
-        shlex.split(line)[1:]
-        for line in (tmp_path / "out/commands.sh")
-        .read_text()
-        .split("# quick, k = 2, seed 1")[1]
-        .splitlines()[1:3]
-    )
-    assert script(train[0].removeprefix("scripts/"), *train[1:]).code == 0
-    ended = script(evaluate[0].removeprefix("scripts/"), *evaluate[1:], "-o", "again")
-    assert ended.code == 0, ended.err
-    again = checkpoint.read_json("again/metrics.json")
-    assert again["mean_dice"] == pytest.approx(scores[1], abs=1e-6)
+    lines = (tmp_path / "out/commands.sh").read_text().splitlines()
+    for title, expected in (("quick, k", scores[1]), ("quick+late, k", late[1])):
+        place = next(i for i, x in enumerate(lines) if x.startswith(f"# {title} = 2, seed 1"))
+        train, evaluate = (shlex.split(line)[1:] for line in lines[place + 1 : place + 3])
+        if "+" not in title:  # both are evaluations of one network
+            assert script(train[0].removeprefix("scripts/"), *train[1:]).code == 0
+        ended = script(evaluate[0].removeprefix("scripts/"), *evaluate[1:], "-o", "again")
+        assert ended.code == 0, ended.err
+        again = checkpoint.read_json("again/metrics.json")
+        assert again["mean_dice"] == pytest.approx(expected, abs=1e-6)
+    assert late[1] != scores[1]
 
 
 def test_folds_never_train_on_what_they_evaluate(compare, tmp_path):

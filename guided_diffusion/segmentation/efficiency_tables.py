@@ -34,9 +34,13 @@ def spread(values: Sequence[float | None]) -> Spread:
 
 
 def write_tables(
-    folder: str, results: Sequence[Result], methods: Sequence[str], classes: Sequence[str]
+    folder: str,
+    results: Sequence[Result],
+    methods: Sequence[str],
+    classes: Sequence[str],
+    picture: bool = True,
 ) -> None:
-    """Write runs.csv, table.csv, table.md, curves.png and commands.sh.
+    """Write runs.csv, table.csv, table.md, commands.sh and, if so wanted, curves.png.
 
     :param results: one a finished run, see `label_efficiency`.
     :param methods: names in the order of the tables; other methods found come after them.
@@ -56,7 +60,8 @@ def write_tables(
     }
     for name, text in texts.items():
         write_atomically(os.path.join(folder, name), lambda f, text=text: f.write(text.encode()))
-    _draw(os.path.join(folder, "curves.png"), table)
+    if picture:
+        _draw(os.path.join(folder, "curves.png"), table)
 
 
 class _Table:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from guided_diffusion import checkpoint, dist_util, logger, rng
 from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag, given_flags
+from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.image_io import pair_files, read_mask
 from guided_diffusion.segmentation.categories import (
     BINARY,
@@ -33,14 +33,14 @@ from guided_diffusion.segmentation.categories import (
 )
 from guided_diffusion.segmentation.dataset import count_classes
 from guided_diffusion.segmentation.efficiency_tables import write_tables
-from guided_diffusion.segmentation.metrics import Scores, confusion_matrix, dice_iou
-from guided_diffusion.segmentation.model_file import load_model
-from guided_diffusion.segmentation.predict import Predictor
+from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
+from guided_diffusion.segmentation.predict_job import AveragingConfig
 
 # the script that a method runs, and the function that does the same in this process
 RUNNERS = {
     "finetune.py": "guided_diffusion.segmentation.setup",
     "baseline_train.py": "guided_diffusion.segmentation.baselines",
+    "mask_diffusion_train.py": "guided_diffusion.segmentation.mask_training",
 }
 # a script and its flags; whoever gives no script means finetune.py
 METHODS = {
@@ -51,6 +51,7 @@ METHODS = {
     "scratch": "--random_init True",
     "smp": "baseline_train.py --network smp --encoder resnet34 --encoder_weights none",
     "features": "baseline_train.py --network features",
+    "mask_diffusion": "mask_diffusion_train.py --lr 1e-3 --ema_rate 0.99 --sample_interval 0",
 }
 _RESULT = "result.json"
 
@@ -116,10 +117,8 @@ def parse_methods(text: str, more: Sequence[str] = ()) -> list[Method]:
     """
     known = dict(METHODS)
     for definition in more:
-        name, colon, flags = definition.partition(":")
-        if not colon or not re.fullmatch(r"[\w.+-]+", name.strip()):
-            raise UserError(f"--method {definition!r}: expected 'NAME: FLAGS', without / or spaces")
-        known[name.strip()] = flags
+        name, flags = _definition("--method", definition)
+        known[name] = flags
     methods = []
     for name in _words(text):
         if name not in known:
@@ -132,6 +131,23 @@ def parse_methods(text: str, more: Sequence[str] = ()) -> list[Method]:
             raise UserError(f"--method {name}: {script} is none of {', '.join(RUNNERS)}")
         methods.append(Method(name, script, tuple(words)))
     return methods
+
+
+def parse_variants(definitions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Flags of evaluate.py by name, from definitions like "NAME: FLAGS"."""
+    found = {}
+    for definition in definitions:
+        name, flags = _definition("--variant", definition)
+        found[name] = tuple(shlex.split(flags))
+        from_flags(AveragingConfig, given_flags(make_parser("", AveragingConfig), found[name]))
+    return found
+
+
+def _definition(flag_name: str, text: str) -> tuple[str, str]:
+    name, colon, flags = text.partition(":")
+    if not colon or not re.fullmatch(r"[\w.+-]+", name.strip()):
+        raise UserError(f"{flag_name} {text!r}: expected 'NAME: FLAGS', without / or spaces")
+    return name.strip(), flags
 
 
 def draw(names: Sequence[str], k: int, seed: int) -> list[str]:
@@ -151,6 +167,7 @@ class LabelEfficiency:
 
     :param train: folders of radiographs and masks to draw from.
     :param test: folders to evaluate on; None with `folds`.
+    :param variants: further ways to evaluate every network, see `parse_variants`.
     """
 
     def __init__(
@@ -159,9 +176,11 @@ class LabelEfficiency:
         methods: Sequence[Method],
         train: tuple[str, str],
         test: tuple[str, str] | None,
+        variants: Mapping[str, tuple[str, ...]] | None = None,
     ):
         self.settings = settings
         self.methods = methods
+        self.variants = dict(variants or {})
         self.train = _pairs(*train)
         self.numbers, self.seeds = _integers("k", settings.k, 1), _integers("seeds", settings.seeds)
         self._check(test)
@@ -245,12 +264,13 @@ class LabelEfficiency:
         ]
 
     def commands(self, run: Run) -> list[str]:
-        """The commands that repeat a run."""
-        test = self.tests[run.fold or 0]
-        evaluate = ["scripts/evaluate.py", test.images, test.masks, "--model"]
+        """The commands that repeat a run: training, evaluation, evaluation of each variant."""
+        test, model = self.tests[run.fold or 0], self._model_path(run)
         train = [f"scripts/{run.method.script}", *self.training_words(run)]
-        evaluate += [self._model_path(run), *(["--binary", "True"] if self.settings.binary else [])]
-        return [shlex.join(["python", *words]) for words in (train, evaluate)]
+        evaluate = ["scripts/evaluate.py", test.images, test.masks, "--model", model]
+        evaluate += ["--binary", "True"] if self.settings.binary else []
+        lines = [train, evaluate, *([*evaluate, *flags] for flags in self.variants.values())]
+        return [shlex.join(["python", *words]) for words in lines]
 
     def _model_path(self, run: Run) -> str:
         return os.path.join(self.settings.output, "runs", run.name, "segm.pth")
@@ -286,8 +306,9 @@ class LabelEfficiency:
                 bar.set_description(run.name)
                 stopped_by = self._run(run)
                 if stopped_by:
+                    self.write_tables()
                     return stopped_by
-                self.write_tables()
+                self.write_tables(picture=False)
         self.write_tables()
         return None
 
@@ -304,21 +325,24 @@ class LabelEfficiency:
         if finetuner is not None and stopped_by:
             return stopped_by
         path = self._model_path(run)
-        scores = self._evaluate(path, self.tests[run.fold or 0])
-        names = [category.name for category in self.categories]
+        test = self.tests[run.fold or 0]
         result = {
             "method": run.method.name,
             "k": run.k,
             "seed": run.seed,
             "fold": run.fold,
-            "mean_dice": _plain(scores.mean_dice()),
-            "mean_iou": _plain(scores.mean_iou()),
-            "dice": dict(zip(names, map(_plain, scores.dice))),
-            "iou": dict(zip(names, map(_plain, scores.iou))),
+            **self._evaluate(path, test, ()),
+            "variants": {},
             "seconds": round(time.monotonic() - began, 1),
             "images": self.images_of(run),
             "commands": self.commands(run),
         }
+        for (name, flags), line in zip(self.variants.items(), result["commands"][2:]):
+            try:
+                scores = self._evaluate(path, test, flags)
+                result["variants"][name] = {**scores, "command": line}
+            except UserError as error:  # not every kind of network knows every flag
+                tqdm.write(f"{run.name} without {name}: {error}")
         checkpoint.save_json(os.path.join(self._folder(run), _RESULT), result)
         os.remove(finetuner.last_path if finetuner else path.replace(".pth", "_last.pth"))
         if not self.settings.keep_models:
@@ -328,10 +352,13 @@ class LabelEfficiency:
             th.cuda.empty_cache()
         return None
 
-    def _evaluate(self, path: str, test: Pairs) -> Scores:
-        """Of a model over all test images, each at its own size."""
-        model, config, _ = load_model(path)
-        predictor = Predictor(model, config, dist_util.dev())
+    def _evaluate(self, path: str, test: Pairs, flags: Sequence[str]) -> dict[str, Any]:
+        """Scores of a model over all test images, each at its own size.
+
+        :param flags: of evaluate.py.
+        """
+        averaging = given_flags(make_parser("", AveragingConfig), flags)
+        predictor = from_flags(AveragingConfig, averaging).load(path, dist_util.dev())
         classes = len(self.categories)
         confusion = np.zeros((classes, classes), np.int64)
         for _, image_path, mask_path in pair_files(test.images, test.masks):
@@ -340,14 +367,25 @@ class LabelEfficiency:
                 true = (true > 0).astype(np.uint8)
             predicted = predictor.probabilities(image_path).argmax(axis=0).astype(np.uint8)
             confusion += confusion_matrix(predicted, true, classes)
-        return dice_iou(confusion)
+        scores = dice_iou(confusion)
+        names = [category.name for category in self.categories]
+        return {
+            "mean_dice": _plain(scores.mean_dice()),
+            "mean_iou": _plain(scores.mean_iou()),
+            "dice": dict(zip(names, map(_plain, scores.dice))),
+            "iou": dict(zip(names, map(_plain, scores.iou))),
+        }
 
-    def write_tables(self) -> None:
+    def write_tables(self, picture: bool = True) -> None:
         """Put all runs found in the output folder together, those of this command first."""
         results = read_results(self.settings.output)
-        order = [method.name for method in self.methods]
+        order = [
+            method.name + suffix
+            for method in self.methods
+            for suffix in ("", *(f"+{name}" for name in self.variants))
+        ]
         names = [category.name for category in self.categories]
-        write_tables(self.settings.output, results, order, names)
+        write_tables(self.settings.output, results, order, names, picture)
 
 
 def read_result(folder: str) -> dict[str, Any] | None:
@@ -357,11 +395,17 @@ def read_result(folder: str) -> dict[str, Any] | None:
 
 
 def read_results(output: str) -> list[Mapping[str, Any]]:
-    """Of all finished runs, in the order of their names."""
+    """Of all finished runs, in the order of their names; a variant is a method of its own."""
     folder = os.path.join(output, "runs")
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    found = (read_result(os.path.join(folder, name)) for name in names)
-    return [result for result in found if result]
+    results = []
+    for result in filter(None, (read_result(os.path.join(folder, name)) for name in names)):
+        train, evaluate = result["commands"][:2]
+        results.append({**result, "commands": [train, evaluate]})
+        for name, scores in result["variants"].items():
+            method, commands = f"{result['method']}+{name}", [train, scores["command"]]
+            results.append({**result, **scores, "method": method, "commands": commands})
+    return results
 
 
 def _pairs(images: str, masks: str) -> Pairs:
