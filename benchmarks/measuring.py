@@ -13,6 +13,17 @@ from typing import Any
 import torch as th
 from torch.utils.flop_counter import FlopCounterMode
 
+from guided_diffusion.script_util import ModelConfig
+
+REFERENCE = ModelConfig(
+    image_size=64,
+    num_channels=64,
+    num_res_blocks=2,
+    num_head_channels=32,
+    attention_resolutions="32,16,8",
+    channel_mult="1,2,3,4",
+    resblock_updown=True,
+)
 PRECISIONS = {"fp32": th.float32, "bf16": th.bfloat16, "fp16": th.float16}
 
 
@@ -129,9 +140,8 @@ def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]
     """Print a line a case; the same as plain values."""
     for precision, rate in rates.items():
         print(f"matrix product {precision}: {rate / 1e9:.0f} GFLOP/s")
-    print(
-        f"{'case':32} {'precision':9} {'s (median)':>10} {'images/s':>9} {'GFLOP':>8} {'of rate':>8}"
-    )
+    head = f"{'case':32} {'precision':9} {'s (median)':>10} {'images/s':>9}"
+    print(f"{head} {'GFLOP':>8} {'of rate':>8}")
     lines = []
     for case in cases:
         share = case.work / case.median / rates[case.precision]

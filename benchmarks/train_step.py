@@ -1,19 +1,21 @@
 """How fast a training step is, as a share of the machine's rate of matrix multiplication.
 
-    python benchmarks/train_step.py [--precision fp32,bf16] [--peer diffusers|PATH|none] [model flags]
+    python benchmarks/train_step.py [--precision fp32,bf16] [--peer diffusers] [model flags]
 
-Forward and backward alone, a whole step (clipping, AdamW, averaged weights), and the training loop's
-own step (diffusion losses and logging as well), in turns with a peer of the same widths. The
+Forward and backward alone, a whole step (clipping, AdamW, averaged weights), and the step of the
+training loop (diffusion losses and logging as well), in turns with a peer of the same widths. The
 share is counted operations of forward and backward per second over the measured rate.
 """
 
 import contextlib
+import copy
 import dataclasses
 import tempfile
 
 import torch as th
 from measuring import (
     PRECISIONS,
+    REFERENCE,
     Case,
     alternate,
     choose_device,
@@ -33,16 +35,6 @@ from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.script_util import DiffusionConfig, ModelConfig
 from guided_diffusion.stepper import Stepper
 from guided_diffusion.train_util import TrainLoop
-
-REFERENCE = ModelConfig(
-    image_size=64,
-    num_channels=64,
-    num_res_blocks=2,
-    num_head_channels=32,
-    attention_resolutions="32,16,8",
-    channel_mult="1,2,3,4",
-    resblock_updown=True,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +78,6 @@ class Bench:
 
     def work(self, model) -> int:
         """Operations of forward and backward."""
-        import copy
-
         twin = copy.deepcopy(model).to("meta")
 
         def call():
@@ -153,6 +143,7 @@ def main() -> int:
     networks = {"this network": bench.model} | ({settings.peer: peer} if peer else {})
     works = {name: bench.work(model) for name, model in networks.items()}
     cases = []
+    batch = bench.images.cpu()
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["csv"]):
         for precision in usable_precisions(settings.precision, device):
             for name, model in networks.items():
@@ -167,7 +158,6 @@ def main() -> int:
                     )
                 )
             stepper, loop = bench.stepper(precision), bench.loop(precision)
-            batch = bench.images.cpu()
             for name, call in (
                 ("whole step", lambda s=stepper: bench.step(s)),
                 ("training loop's step", lambda lp=loop: lp.run_step(batch, {})),

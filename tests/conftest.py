@@ -43,8 +43,9 @@ class Outcome:
 
 
 def run_script(name: str, *argv: object) -> Outcome:
-    """Run `scripts/NAME` or `tools/NAME` in this process, as a user would."""
-    path = next(p for p in (ROOT / "scripts" / name, ROOT / "tools" / name) if p.exists())
+    """Run `scripts/NAME`, `tools/NAME` or `benchmarks/NAME` in this process, as a user would."""
+    folders = ("scripts", "tools", "benchmarks")
+    path = next(p for p in (ROOT / folder / name for folder in folders) if p.exists())
     out, err = io.StringIO(), io.StringIO()
     before, code = sys.argv, 0
     sys.argv = [str(path), *map(str, argv)]

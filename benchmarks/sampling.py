@@ -1,0 +1,108 @@
+"""How fast images are drawn: images per second by sampler and number of steps.
+
+    python benchmarks/sampling.py [--samplers ddpm:250,ddim:50,dpm++2m:20] [model flags]
+
+The network has random weights: the time does not depend on them. The share is that of the network's
+counted operations in the machine's rate of matrix multiplication; what is missing to that of
+benchmarks/inference.py is what the sampler itself costs.
+"""
+
+import contextlib
+import copy
+import dataclasses
+
+import torch as th
+from measuring import (
+    PRECISIONS,
+    REFERENCE,
+    Case,
+    alternate,
+    choose_device,
+    count_operations,
+    describe,
+    table,
+    usable_precisions,
+    write_json,
+)
+
+from guided_diffusion.errors import UserError, command
+from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.sampling import sample_images
+from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+
+
+def network_calls(sampler: str, steps: int) -> int:
+    """Heun's method looks twice at every step but the last."""
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The benchmark; model flags change the network."""
+
+    samplers: str = flag("ddim:10,dpm++2m:10,heun:5", "SAMPLER:STEPS, by commas")
+    batch_size: int = flag(4, "images at once")
+    precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
+    rounds: int = flag(3, "timings of each case; medians count")
+    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
+    threads: int = flag(0, "of the CPU; 0: torch's choice")
+    json: str = flag("", "also write the numbers here")
+
+
+def main() -> int:
+    given = given_flags(make_parser(__doc__, Settings, ModelConfig))
+    settings = from_flags(Settings, given)
+    config = from_flags(ModelConfig, given, REFERENCE).settled()
+    device = choose_device(settings.device)
+    if settings.threads:
+        th.set_num_threads(settings.threads)
+    print(describe(device))
+    model = config.build().to(device).eval()
+    diffusion = DiffusionConfig(learn_sigma=config.learn_sigma).build()
+    shape = (config.in_channels, config.image_size, config.image_size)
+    twin = copy.deepcopy(model).to("meta")
+
+    def forward():
+        with th.no_grad():
+            twin(th.empty(settings.batch_size, *shape), th.empty(settings.batch_size))
+
+    operations = count_operations(forward)
+
+    def draw(sampler: str, steps: int, precision: str) -> None:
+        context = contextlib.nullcontext()
+        if precision != "fp32":
+            context = th.autocast(device.type, PRECISIONS[precision])
+        with context:
+            sample_images(
+                model,
+                diffusion,
+                shape,
+                range(settings.batch_size),
+                sampler=sampler,
+                steps=steps,
+                device=device,
+            )
+
+    cases = []
+    for precision in usable_precisions(settings.precision, device):
+        for text in settings.samplers.split(","):
+            sampler, _, steps = text.partition(":")
+            if not steps.isdigit():
+                raise UserError(f"--samplers {text}: give SAMPLER:STEPS, as in dpm++2m:20")
+            cases.append(
+                Case(
+                    f"{sampler}, {steps} steps",
+                    lambda s=sampler, n=int(steps), p=precision: draw(s, n, p),
+                    operations * network_calls(sampler, int(steps)),
+                    precision,
+                    settings.batch_size,
+                )
+            )
+    rates = alternate(cases, device, settings.rounds)
+    lines = table(cases, rates)
+    write_json(settings.json, {"device": describe(device), "rates": rates, "lines": lines})
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)()

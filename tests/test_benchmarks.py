@@ -1,0 +1,95 @@
+"""The benchmarks run to their end and count right; what they time is not judged here."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import ROOT, draw_pairs
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import measuring
+import peers
+
+TINY = """
+    --image_size 16 --in_channels 1 --num_channels 32 --num_res_blocks 1 --num_head_channels 16
+    --channel_mult 1,2 --attention_resolutions 8 --precision fp32 --threads 1
+""".split()  # noqa: SIM905 - as on a command line
+
+
+@pytest.fixture(autouse=True)
+def small_product(monkeypatch):
+    """A matrix product that takes no time."""
+
+    def product(precision, device):
+        left = th.randn(8, 8)
+        return measuring.Case("product", lambda: left @ left, 2 * 8**3, precision)
+
+    monkeypatch.setattr(measuring, "product", product)
+
+
+def test_count_of_operations():
+    conv = th.nn.Conv2d(3, 4, 3, padding=1, device="meta")
+    forward = 2 * 4 * 3 * 9 * 8 * 8
+    assert measuring.count_operations(lambda: conv(th.empty(1, 3, 8, 8))) == forward
+
+    def attention():
+        q, k, v = (th.empty(1, 2, 16, 8).requires_grad_() for _ in range(3))
+        th.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+
+    assert measuring.count_operations(attention) == 6 * 2 * 2 * 16 * 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "cases"),
+    [
+        ("train_step.py", ["--rounds", "1", "--peer", "none", "--batch_size", "2"], 3),
+        ("inference.py", ["--rounds", "1", "--peer", "none", "--batch_sizes", "1,2"], 4),
+        ("sampling.py", ["--rounds", "1", "--samplers", "ddim:2,heun:2"], 2),
+    ],
+)
+def test_they_run(script, tmp_path, monkeypatch, name, more, cases):
+    monkeypatch.setattr(measuring, "peak_memory", lambda arguments: 1e9)
+    ended = script(name, *TINY, *more, "--json", tmp_path / "out.json")
+    assert ended.code == 0, ended.err
+    values = json.loads((tmp_path / "out.json").read_text())
+    assert len(values["lines"]) == cases
+    for line in values["lines"]:
+        rate = line["operations"] / line["seconds"]
+        assert line["share_of_matrix_rate"] == pytest.approx(rate / values["rates"]["fp32"])
+    assert all(line["case"] in ended.out for line in values["lines"])
+
+
+def test_end_to_end(script, tmp_path):
+    draw_pairs(tmp_path / "data", 4)
+    flags = [*TINY[:2], *TINY[4:]]
+    more = ["--batch_size", "2", "--steps", "2", "--num_workers", "0", "--cache", "none"]
+    ended = script("end_to_end.py", tmp_path / "data" / "IMG", *flags, *more)
+    assert ended.code == 0, ended.err
+    assert "waiting for data" in ended.out
+
+
+def test_another_checkout_as_a_peer(tmp_path):
+    package = tmp_path / "guided_diffusion"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "unet.py").write_text(
+        "import torch\n\n\nclass UNetModel(torch.nn.Linear):\n"
+        "    def __init__(self, out_channels, **kwargs):\n"
+        "        super().__init__(2, out_channels)\n"
+    )
+    before = sys.modules["guided_diffusion.unet"]
+    network = peers.build_peer(str(tmp_path), measuring.REFERENCE, 5)
+    assert network.out_features == 5
+    assert sys.modules["guided_diffusion.unet"] is before
+    assert str(tmp_path) not in sys.path
+
+
+def test_the_diffusers_peer_has_the_same_widths():
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    with th.device("meta"):
+        theirs = peers.build_peer("diffusers", measuring.REFERENCE, 3)
+        ours = measuring.REFERENCE.build()
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (theirs, ours)]
+    assert np.isclose(*sizes, rtol=0.01)
