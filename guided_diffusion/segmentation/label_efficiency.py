@@ -42,15 +42,16 @@ RUNNERS = {
     "baseline_train.py": "guided_diffusion.segmentation.baselines",
     "mask_diffusion_train.py": "guided_diffusion.segmentation.mask_training",
 }
-# a script and its flags; whoever gives no script means finetune.py
+# a script and its flags; whoever gives no script means finetune.py. The baselines learn at Adam's
+# own default rate, whatever the recipe's is
 METHODS = {
     "recipe": "",
-    "plain": "--loss ce --schedule constant --warmup 0 --lr 1e-4 --weight_decay 0 --ema_rate 0"
+    "plain": "--loss ce --schedule constant --warmup 0 --lr 1e-3 --weight_decay 0 --ema_rate 0"
     " --layer_decay 1 --head_lr_scale 1 --timestep 1 --noise_at_timestep False"
     " --augmentation light",
     "scratch": "--random_init True",
-    "smp": "baseline_train.py --network smp --encoder resnet34 --encoder_weights none",
-    "features": "baseline_train.py --network features",
+    "smp": "baseline_train.py --network smp --encoder resnet34 --encoder_weights none --lr 1e-3",
+    "features": "baseline_train.py --network features --lr 1e-3",
     "mask_diffusion": "mask_diffusion_train.py --lr 1e-3 --ema_rate 0.99 --sample_interval 0",
 }
 _RESULT = "result.json"
@@ -402,7 +403,7 @@ def read_results(output: str) -> list[Mapping[str, Any]]:
     for result in filter(None, (read_result(os.path.join(folder, name)) for name in names)):
         train, evaluate = result["commands"][:2]
         results.append({**result, "commands": [train, evaluate]})
-        for name, scores in result["variants"].items():
+        for name, scores in result.get("variants", {}).items():
             method, commands = f"{result['method']}+{name}", [train, scores["command"]]
             results.append({**result, **scores, "method": method, "commands": commands})
     return results
