@@ -183,6 +183,7 @@ def open_run(
     train_type: type[TrainConfig] = TrainConfig,
     reading: ReadingConfig | None = None,
     repeats: bool = False,
+    folder: str = "",
 ) -> Run:
     """Check flags against data and run folder, open the log, write `config.json`.
 
@@ -195,6 +196,7 @@ def open_run(
     :param reading: how images are read where the flags do not say; of a network to begin from
         only the way of resizing is not kept.
     :param repeats: a step may take an image several times.
+    :param folder: of the run; by default as `run_folder` says.
     :raises UserError: for whatever the user must mend before anything is written.
     """
     train = from_flags(train_type, given)
@@ -204,7 +206,7 @@ def open_run(
     for name in ("batch_size", "log_interval", "save_interval"):
         if getattr(train, name) < 1:
             raise UserError(f"--{name} {getattr(train, name)}: must be at least 1")
-    folder = run_folder()
+    folder = folder or run_folder()
     stored = checkpoint.read_config(folder)
     start = find_start(folder, train.resume_checkpoint)
     if stored is None and start.path:

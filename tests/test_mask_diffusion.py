@@ -22,7 +22,7 @@ from guided_diffusion.segmentation.mask_diffusion import (
     describe,
     encode,
 )
-from guided_diffusion.segmentation.mask_training import open_mask_run
+from guided_diffusion.segmentation.mask_training import prepare_given
 from guided_diffusion.segmentation.model_file import load_model, save_model
 
 FLAGS = (
@@ -139,8 +139,8 @@ class TestTraining:
         draw_pairs(tmp_path / "Split" / "TRAIN", 24, (16, 16))
         draw_pairs(tmp_path / "Split" / "VAL", 6, (16, 16), seed=1)
         monkeypatch.setenv("OPENAI_LOGDIR", "run")
-        flags = ("--max_steps", 60, "--lr", 4e-3, "--predict_xstart", "True", "--batch_size", 8)
-        flags += ("--augmentation", "none", "--sample_interval", 60)
+        flags = ("--max_steps", 45, "--lr", 4e-3, "--batch_size", 8)
+        flags += ("--augmentation", "none", "--sample_interval", 45)
         done = self.train(script, tmp_path / "Split", *flags)
         dice = float(done.out.split("mean Dice of the foreground ")[1].split()[0])
         assert dice > 0.8
@@ -176,9 +176,9 @@ class TestTraining:
         model, config, _ = load_model("m/my.pth")
         assert len(config.categories) == 2
         assert model.network.out[2].out_channels == 1
-        strip = Image.open(tmp_path / "run" / "process_000001.png")
+        strip = Image.open(tmp_path / "m" / "my_logs" / "process_000001.png")
         assert strip.size[0] > 2 * strip.size[1]
-        assert Image.open(tmp_path / "run" / "process_000001.gif").n_frames == 16
+        assert Image.open(tmp_path / "m" / "my_logs" / "process_000001.gif").n_frames == 16
 
     def test_the_threshold_decides_the_class(self, monkeypatch, tmp_path):
         monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "run"))
@@ -186,15 +186,20 @@ class TestTraining:
         values = np.tile(np.array([0, 150, 151, 255], np.uint8), (16, 4))
         Image.fromarray(values).save(tmp_path / "MASK" / "r0.png")
         given = {"image_size": 16, "mask_threshold": 150, "channel_mult": "1,2", "num_channels": 32}
-        run = open_mask_run((str(tmp_path / "IMG"), str(tmp_path / "MASK")), None, given)
+        given |= {"train_img": str(tmp_path / "IMG"), "train_mask": str(tmp_path / "MASK")}
+        run = prepare_given(given)
         assert np.array_equal(run.train.masks[0], values > 150)
+        run = prepare_given({**given, "binary": True, "mask_threshold": -1})
+        assert np.array_equal(run.train.masks[0], values > 0)
 
     def test_batches_are_a_function_of_seed_and_step(self, split, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("OPENAI_LOGDIR", "run")
         given = {"image_size": 16, "channel_mult": "1,2", "num_channels": 32, "batch_size": 4}
-        folders = tuple(str(split / "TRAIN" / kind) for kind in ("IMG", "MASK"))
-        run = open_mask_run(folders, None, given)
+        given["train_img"], given["train_mask"] = (
+            str(split / "TRAIN" / kind) for kind in ("IMG", "MASK")
+        )
+        run = prepare_given(given)
         batches = run.batches(0)
         seen = [next(batches) for _ in range(3)]
         later, cond = next(run.batches(2))
@@ -203,8 +208,9 @@ class TestTraining:
         assert not th.equal(seen[0][1]["cond"], seen[1][1]["cond"])
         assert later.shape == (4, 3, 16, 16)
         assert cond["cond"].shape == (4, 1, 16, 16)
-        reseeded = dataclasses.replace(run.run.train, seed=1)
-        other = dataclasses.replace(run, run=dataclasses.replace(run.run, train=reseeded))
+        train = dataclasses.replace(run.diffusion_run.train, seed=1)
+        reseeded = dataclasses.replace(run.diffusion_run, train=train)
+        other = dataclasses.replace(run, diffusion_run=reseeded)
         assert not th.equal(next(other.batches(2))[1]["cond"], cond["cond"])
 
     @pytest.mark.parametrize(
@@ -219,7 +225,7 @@ class TestTraining:
     def test_what_is_wrong_is_said_before_the_run(self, script, split, monkeypatch, flags, said):
         monkeypatch.setenv("OPENAI_LOGDIR", "run")
         folders = (split / "TRAIN" / "IMG", split / "TRAIN" / "MASK")
-        done = script("mask_diffusion_train.py", *folders, *FLAGS, *flags)
+        done = script("mask_diffusion_train.py", *folders, *FLAGS, *flags, "--max_steps", 1)
         assert done.code == 2
         assert said in done.err
         assert not (split.parent / "run").exists()

@@ -80,12 +80,13 @@ def load_labelled(
     num_classes: int | None = None,
     only: Sequence[str] = (),
     binary: bool = False,
+    threshold: int = 0,
 ) -> LabelledImages:
     """Read and check every pair before anything else happens.
 
     :param num_classes: masks hold 0 to `num_classes - 1`; None to allow any.
     :param only: names of the pairs to read; none for all.
-    :param binary: any value of a mask but 0 is class 1.
+    :param binary: values of a mask above `threshold` are class 1, the others class 0.
     :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
         too high.
     """
@@ -94,7 +95,7 @@ def load_labelled(
         image = read_image(image_path, reading.in_channels, reading.intensity_rule())
         mask = read_mask(mask_path, None if binary else num_classes)
         if binary:
-            mask = (mask > 0).astype(np.uint8)
+            mask = (mask > threshold).astype(np.uint8)
         if image.shape[:2] != mask.shape:
             sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
             raise UserError(
