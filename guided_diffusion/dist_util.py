@@ -29,6 +29,7 @@ import torch.distributed as dist
 from .errors import EXIT_USER_ERROR, UserError
 from .failure import ECHO_S, Watch, describe, leave
 from .launch import Launch, find_launch
+from .memory import keep_freed_memory
 from .signals import EXIT_STOPPED
 
 DEFAULT_TIMEOUT_S = 1800.0
@@ -82,6 +83,7 @@ def setup_dist(timeout_s: float | None = None) -> None:
     global _world
     if _world is not None:
         return
+    keep_freed_memory()
     timeout_s = _timeout() if timeout_s is None else timeout_s
     launch = find_launch(os.environ)
     if launch.world_size == 1:
