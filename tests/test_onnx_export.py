@@ -1,5 +1,6 @@
 """ONNX: the same numbers as the network at any size, and the metadata to use them."""
 
+import dataclasses
 import json
 import sys
 
@@ -16,18 +17,14 @@ from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
 
 
-def save(folder, kind="unet", **options):
+def save(folder):
     config = SegmentationConfig(
-        TINY if kind == "unet" else None,
+        dataclasses.replace(TINY, resblock_updown=False, attention_resolutions="16"),
         ReadingConfig((16, 24), 1, "pad"),
         generic_categories(3),
         timestep=7.0,
-        kind=kind,
-        options=options,
     )
-    network = config.build()
-    if kind == "unet":
-        fill_parameters(network)
+    network = fill_parameters(config.build())
     save_model(str(folder / "segm.pth"), config, network.state_dict())
     return str(folder / "segm.pth")
 
@@ -101,10 +98,24 @@ def test_a_missing_package_is_one_line(script, tmp_path, monkeypatch):
     assert "pip install 'guided-diffusion[onnx]'" in ended.err
 
 
-def test_the_baselines_network(tmp_path):
-    for package in ("onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch"):
+def test_the_baselines_network_has_its_own_scale(tmp_path, monkeypatch):
+    """An smp network, of one layer here, takes standardised images in multiples of 32."""
+    for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)
-    path = save(tmp_path, "smp", encoder="resnet18")
-    onnx_export.export(path, path.replace(".pth", ".onnx"))
-    metadata = check(path, [(1, 40, 33)])
+    config = SegmentationConfig(None, ReadingConfig(16, 1), generic_categories(3), kind="smp")
+    model = th.nn.Module()
+    model.network = th.nn.Conv2d(1, 3, 3, padding=1)
+    model.mean, model.deviation = th.full((1, 1, 1), 0.4), th.full((1, 1, 1), 0.2)
+
+    def forward(images):
+        sides = images.shape[2:]
+        pad = [0, -sides[1] % 32, 0, -sides[0] % 32]
+        padded = th.nn.functional.pad(images, pad, mode="replicate")
+        standard = ((padded + 1) / 2 - 0.4) / 0.2
+        return model.network(standard)[..., : sides[0], : sides[1]]
+
+    monkeypatch.setattr(model, "forward", forward, raising=False)
+    monkeypatch.setattr(onnx_export, "load_model", lambda path: (model, config, {}))
+    metadata = onnx_export.export("segm.pth", str(tmp_path / "a.onnx"))
     assert json.loads(metadata["timestep"]) is None
+    assert (tmp_path / "a.onnx").exists()

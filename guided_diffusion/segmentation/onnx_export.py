@@ -122,6 +122,7 @@ def _trace(core: _Core, in_channels: int) -> Any:
             dynamic_shapes=shapes,
             input_names=["padded"],
             output_names=["padded_scores"],
+            optimize=False,  # takes as long as the rest; runtimes do it when they load the file
             verbose=False,
         )
     return program.model_proto

@@ -1,0 +1,35 @@
+"""A page on this machine that segments radiographs: drop a file in, see and download the result.
+
+serve.py MODEL   or several models with commas: their mean
+"""
+
+import argparse
+import threading
+
+import _path  # noqa: F401 - finds the package in a checkout that is not installed
+
+from guided_diffusion import dist_util
+from guided_diffusion.errors import command
+from guided_diffusion.flags import from_flags, make_parser
+from guided_diffusion.segmentation.predict_job import AveragingConfig
+from guided_diffusion.segmentation.serve import ServeConfig, import_gradio, served
+
+
+def main() -> int:
+    parser = make_parser(__doc__, ServeConfig, AveragingConfig)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", help="file that finetune.py wrote")
+    given = vars(parser.parse_args())
+    import_gradio()
+    predictor = from_flags(AveragingConfig, given).load(given["model"], dist_util.dev())
+    with served(predictor, given["model"], from_flags(ServeConfig, given)) as address:
+        print(f"open {address} in a browser; Ctrl-C ends", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("ended")
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)()
