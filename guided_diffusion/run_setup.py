@@ -54,6 +54,11 @@ class TrainConfig:
     num_workers: int = flag(-1, "processes a rank that read images; -1: by cores, 0 on the CPU")
     cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
     skip_bad_images: bool = flag(False, "go on without images that cannot be read, listing them")
+    compile: bool = flag(False, "compile the network: minutes at the start, faster steps on GPUs")
+    dry_run: bool = flag(
+        False,
+        "report parameters, memory and seconds a step of these flags; train and write nothing",
+    )
     wandb: bool = flag(False, "also log to Weights & Biases, which must be installed (pip)")
 
 
@@ -147,6 +152,7 @@ class Run:
             "seed",
             "max_steps",
             "max_grad_norm",
+            "compile",
             "ema_warmup",
             "keep_checkpoints",
             "max_skipped_steps",

@@ -6,13 +6,14 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion import dist_util
 from guided_diffusion.conditional import GuidedConfig
+from guided_diffusion.dry_run import dry_run
 from guided_diffusion.errors import command
 from guided_diffusion.flags import given_flags, make_parser
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.run_setup import grid_path, open_run, run_training
 from guided_diffusion.sampling import sample_images, save_grid
-from guided_diffusion.script_util import DiffusionConfig
+from guided_diffusion.script_util import DiffusionConfig, ModelConfig
 from guided_diffusion.segmentation_guidance import (
     GuidedTrainConfig,
     guided_batches,
@@ -31,6 +32,9 @@ def main() -> int:
     if not guided:
         refuse_guidance(given)
     dist_util.setup_dist()
+    if given.get("dry_run"):
+        print(dry_run(given, GuidedConfig if guided else ModelConfig))
+        return 0
     with dist_util.failure_guard():
         run = open_guided_run(given) if guided else open_run(given)
         diffusion = run.diffusion.build()

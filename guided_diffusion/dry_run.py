@@ -1,0 +1,119 @@
+"""What a long run would take: parameters, memory, seconds a step; nothing is written."""
+
+import copy
+import dataclasses
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import dist_util, logger
+from .flags import from_flags
+from .image_datasets import sample_is_grey
+from .image_io import list_images
+from .resample import create_named_schedule_sampler
+from .run_setup import TrainConfig, precision_of
+from .script_util import DiffusionConfig, ModelConfig
+from .train_util import TrainLoop
+
+STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """parameters: numbers. operations: of a step's forward and backward passes, floating point.
+    seconds: a step, median. peak: bytes, of the process on a CPU, of the allocator on CUDA.
+    """
+
+    parameters: int
+    operations: int
+    seconds: float
+    peak: int
+    images: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.parameters / 1e6:.2f} million parameters",
+                f"{self.operations / 1e12:.3f} teraFLOP a step of {self.images} images"
+                f" ({self.operations / self.seconds / 1e12:.3f} teraFLOP/s)",
+                f"{self.peak / 2**30:.2f} GiB of memory at the peak",
+                f"{self.seconds:.3f} seconds a step: {3600 / self.seconds:.0f} steps an hour,"
+                f" {86400 * self.images / self.seconds:.3g} images a day",
+            ]
+        )
+
+
+def dry_run(given: Mapping[str, Any], model_type: type = ModelConfig) -> Estimate:
+    """Train some steps on random images, with the given flags, into nowhere.
+
+    :param given: the given flags; of `data_dir` only a sample is looked at, for the channels.
+    :param model_type: the configuration of the network.
+    :raises UserError: for flags that make no network.
+    """
+    given = dict(given)
+    if given.get("in_channels", "auto") == "auto":
+        grey = sample_is_grey(list_images(given["data_dir"])) if given.get("data_dir") else True
+        given["in_channels"] = 1 if grey else 3
+    model = from_flags(model_type, given).settled()
+    train = from_flags(TrainConfig, given)
+    diffusion = from_flags(DiffusionConfig, given).build()
+    device = dist_util.dev()
+    network = model.build().to(device)
+    images = (
+        th.rand(train.batch_size, model.in_channels, model.image_size, model.image_size) * 2 - 1
+    )
+    cond = {"y": th.zeros(len(images), dtype=th.int64)} if model.class_cond else {}
+    size = train.microbatch if 0 < train.microbatch < len(images) else len(images)
+    operations = _operations(network, images[:size], {k: v[:size] for k, v in cond.items()})
+    with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, []):
+        loop = TrainLoop(
+            model=network,
+            diffusion=diffusion,
+            data=iter(()),
+            batch_size=train.batch_size,
+            microbatch=train.microbatch,
+            lr=train.lr,
+            ema_rate=train.ema_rate,
+            log_interval=train.log_interval,
+            save_interval=train.save_interval,
+            resume_checkpoint="none",
+            schedule_sampler=create_named_schedule_sampler(train.schedule_sampler, diffusion),
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            precision=precision_of(train.precision, model.use_fp16),
+            compile=train.compile,
+        )
+        seconds = []
+        for _ in range(1 + STEPS):
+            began = time.perf_counter()
+            loop.run_step(images, cond)
+            if device.type == "cuda":
+                th.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+    if device.type == "cuda":
+        peak = th.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Estimate(
+        parameters=sum(p.numel() for p in network.parameters()),
+        operations=round(operations * len(images) / size),
+        seconds=statistics.median(seconds[1:]),  # the first one allocates, and compiles
+        peak=peak,
+        images=len(images),
+    )
+
+
+def _operations(network: th.nn.Module, images: th.Tensor, cond: dict[str, th.Tensor]) -> int:
+    """Of forward and backward, counted without computing anything."""
+    twin = copy.deepcopy(network).to("meta")
+    kwargs = {name: value.to("meta") for name, value in cond.items()}
+    timesteps = th.zeros(len(images), device="meta")
+    with FlopCounterMode(display=False) as counter:
+        twin(images.to("meta"), timesteps, **kwargs).mean().backward()
+    return counter.get_total_flops()
