@@ -19,7 +19,7 @@ from guided_diffusion.segmentation.model_file import SegmentationConfig, load_mo
 
 def save(folder):
     config = SegmentationConfig(
-        dataclasses.replace(TINY, resblock_updown=False, attention_resolutions="16"),
+        dataclasses.replace(TINY, channel_mult="1", attention_resolutions=""),
         ReadingConfig((16, 24), 1, "pad"),
         generic_categories(3),
         timestep=7.0,

@@ -120,6 +120,12 @@ def served(predictor: Predictor, model: str, config: ServeConfig) -> Iterator[st
             raise UserError(
                 f"port {config.port} of {config.host} cannot be had ({error}): give another --port"
             ) from error
+        except ValueError as error:  # what gradio says where its own first request fails
+            page.close(verbose=False)
+            raise UserError(
+                f"the page does not answer at {config.host}:{config.port}: the machine is busy, "
+                "or a proxy stands before local addresses (set NO_PROXY=127.0.0.1,localhost)"
+            ) from error
         try:
             yield address
         finally:
