@@ -11,6 +11,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.errors import command
 from guided_diffusion.flags import from_flags, make_parser
+from guided_diffusion.memory import keep_freed_memory
 from guided_diffusion.segmentation.predict_job import AveragingConfig, PredictConfig, predict
 
 
@@ -24,6 +25,7 @@ def main() -> int:
         help="file that finetune.py wrote; radiograph, folder or glob in quotes; folder for the "
         "results (default: results)",
     )
+    keep_freed_memory()
     given = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
     places = given.pop("places", [])
     return predict(from_flags(PredictConfig, given), from_flags(AveragingConfig, given), places)

@@ -17,6 +17,7 @@ from guided_diffusion.segmentation.model_file import SegmentationConfig, load_mo
 from guided_diffusion.segmentation.uncertainty import Members, entropy_map
 from guided_diffusion.segmentation.views import View, check_swaps, views_for
 from guided_diffusion.stepper import PRECISIONS
+from guided_diffusion.unet import SegmentationUNetModel
 
 # overlap of neighbouring sliding windows, as a share of their side
 OVERLAP = 0.5
@@ -66,7 +67,6 @@ class Predictor:
         views: Sequence[View] = (View(),),
         precision: str = "fp32",
     ):
-        self.model = model.to(device).eval()
         self.config = config
         self.device = th.device(device)
         if timesteps and config.kind != "unet":
@@ -77,6 +77,9 @@ class Predictor:
             raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
         if precision == "fp16" and self.device.type == "cpu":
             raise UserError("--precision fp16 needs a GPU: take bf16 or fp32")
+        if isinstance(model, SegmentationUNetModel) and len(timesteps) < 2:
+            model, timesteps = model.folded(*timesteps), ()
+        self.model = model.to(device).eval()
         self.timesteps = tuple(timesteps)
         self.views = tuple(views)
         self.precision = precision
