@@ -139,8 +139,8 @@ class TestTraining:
         draw_pairs(tmp_path / "Split" / "TRAIN", 24, (16, 16))
         draw_pairs(tmp_path / "Split" / "VAL", 6, (16, 16), seed=1)
         monkeypatch.setenv("OPENAI_LOGDIR", "run")
-        flags = ("--max_steps", 45, "--lr", 4e-3, "--batch_size", 8)
-        flags += ("--augmentation", "none", "--sample_interval", 45)
+        flags = ("--max_steps", 60, "--lr", 4e-3, "--batch_size", 8)
+        flags += ("--augmentation", "none", "--sample_interval", 60)
         done = self.train(script, tmp_path / "Split", *flags)
         dice = float(done.out.split("mean Dice of the foreground ")[1].split()[0])
         assert dice > 0.8
