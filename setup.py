@@ -1,11 +1,19 @@
 from setuptools import find_packages, setup
 
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6"]
+BASELINE = ["segmentation-models-pytorch>=0.4"]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]
+SERVE = ["gradio>=6"]
+# tests of pages also need a Chromium, and skip themselves without one
+BROWSER = ["playwright>=1.45"]
+
 setup(
     name="guided-diffusion",
     version="0.1.0",
     description="Diffusion pretraining for few-label radiograph segmentation",
     license="MIT",
     packages=find_packages(include=["guided_diffusion", "guided_diffusion.*"]),
+    package_data={"guided_diffusion.segmentation": ["*.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -16,15 +24,19 @@ setup(
         "pillow>=10.3",
         "tqdm>=4.66",
         "monai>=1.4",
+        "scipy>=1.11",
         "pydicom>=3.0",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6"],
+        "test": [*TEST, *BROWSER, *BASELINE, *ONNX, *SERVE],
         "mpi": ["mpich>=5.0"],
         "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pylibjpeg-libjpeg>=2.1"],
-        "baseline": ["segmentation-models-pytorch>=0.4"],
+        "baseline": BASELINE,
+        "onnx": ONNX,
+        "serve": SERVE,
         "wandb": ["wandb"],
+        "bench": ["diffusers>=0.30", *BASELINE],
     },
 )
