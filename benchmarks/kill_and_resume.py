@@ -110,9 +110,14 @@ def wait_for(happened, job: Job, pause: float = 0.002) -> bool:
     return False
 
 
-def started(job: Job, before: int):
-    """Whether the log has grown: its steps have begun."""
-    return lambda: len(rows(job.folder)) > before
+def started(job: Job, before: int, step: float = 0):
+    """Whether the log has grown, and up to this step."""
+
+    def reached() -> bool:
+        logged = rows(job.folder)
+        return len(logged) > before and int(logged[-1]["step"] or 0) >= step
+
+    return reached
 
 
 def undisturbed(folder: Path, images: Path, ranks: int, steps: int) -> float:
@@ -134,9 +139,11 @@ def disturbed(folder: Path, images: Path, ranks: int, steps: int, kills: int, se
         in_saving = len(lines) % 2 == 1
         job = Job(folder, images, ranks, steps)
         before = len(rows(folder))
-        going = wait_for(started(job, before), job)
+        # a random moment in the training's next part, so that every kill moves on
+        target = (len(lines) + moments.random()) * steps / (kills + 1)
+        going = wait_for(started(job, before, target), job)
         if going:
-            time.sleep(moments.uniform(0, seconds / kills))
+            time.sleep(moments.uniform(0, 10 * seconds / steps))
         if going and in_saving:
             # a busy loop, since a file is half-written for milliseconds only
             going = wait_for(saving(folder, moments.choice(FILES)), job, 0)

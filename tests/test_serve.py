@@ -64,11 +64,12 @@ def browser():
 
 def test_a_radiograph_is_segmented_and_nothing_is_kept(address, browser, tmp_path):
     page = browser.new_page()
+    page.set_default_timeout(120_000)  # a busy machine
     errors, asked = watch(page)
     page.goto(address)
     page.locator("input[type=file]").set_input_files(write(tmp_path / "chest.png"))
     frame = page.frame_locator("iframe[title='Segmented radiograph']")
-    frame.locator("canvas[data-drawn=mask]").wait_for(timeout=90_000)
+    frame.locator("canvas[data-drawn=mask]").wait_for()
     assert "50" in frame.locator("tr[data-class='1'] td").text_content()
     assert "uncertainty" in frame.locator(".scores").text_content()
     with page.expect_download() as started:
@@ -88,11 +89,12 @@ def test_a_radiograph_is_segmented_and_nothing_is_kept(address, browser, tmp_pat
 
 def test_what_is_no_radiograph_is_said(address, browser, tmp_path):
     page = browser.new_page()
+    page.set_default_timeout(120_000)  # a busy machine
     page.goto(address)
     (tmp_path / "a.png").write_text("no picture")
     page.locator("input[type=file]").set_input_files(tmp_path / "a.png")
     alert = page.locator("p[role=alert]")
-    alert.wait_for(timeout=90_000)
+    alert.wait_for()
     assert "the file" in alert.text_content()
     assert os.environ["GRADIO_TEMP_DIR"] not in alert.text_content()
     page.close()
