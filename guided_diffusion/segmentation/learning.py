@@ -28,7 +28,7 @@ class LearningConfig:
         "optimisation steps however many images there are, instead of --epochs; an epoch is then"
         " at least a hundredth of them; 0: as --epochs says",
     )
-    lr: float = flag(1e-4, "highest learning rate of AdamW", "-l", "--learning-rate")
+    lr: float = flag(1e-3, "highest learning rate of AdamW", "-l", "--learning-rate")
     batch_size: int = flag(2, "images a step", "-b")
     microbatch: int = flag(-1, "images a forward pass, to save memory; -1: the whole batch")
     weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
