@@ -1,7 +1,6 @@
 """What the benchmarks share: the machine's rate, counted operations, alternating runs, tables."""
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import torch as th
 from torch.utils.flop_counter import FlopCounterMode
 
+from guided_diffusion.memory import keep_freed_memory
 from guided_diffusion.script_util import ModelConfig
 
 REFERENCE = ModelConfig(
@@ -44,6 +44,8 @@ class Case:
 
 
 def choose_device(wanted: str = "") -> th.device:
+    """The device, with memory kept as the project's own commands keep it."""
+    keep_freed_memory()
     return th.device(wanted or ("cuda" if th.cuda.is_available() else "cpu"))
 
 
@@ -133,7 +135,9 @@ def peak_memory(arguments: Sequence[str]) -> float:
 
 def report_own_peak() -> None:
     """The last line of a process that `peak_memory` started."""
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    with open("/proc/self/status") as file:  # getrusage would tell the parent's peak
+        peak = next(line for line in file if line.startswith("VmHWM:"))
+    print(int(peak.split()[1]) * 1024)
 
 
 def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]]:
