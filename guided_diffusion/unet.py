@@ -62,9 +62,24 @@ class Upsample(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         _expect_channels(x, self.channels)
-        factors = (1.0, 2.0, 2.0) if self.dims == 3 else (2.0,) * self.dims
-        x = F.interpolate(x, scale_factor=factors, mode="nearest")
+        if self.dims == 2 and x.device.type == "cpu" and not _in_graph():
+            x = _doubled(x)
+        else:
+            factors = (1.0, 2.0, 2.0) if self.dims == 3 else (2.0,) * self.dims
+            x = F.interpolate(x, scale_factor=factors, mode="nearest")
         return self.conv(x) if self.use_conv else x
+
+
+def _doubled(x: th.Tensor) -> th.Tensor:
+    """`[N x C x H x W]` with every pixel four times; on a CPU faster than interpolation."""
+    n, c, h, w = x.shape
+    rows = x[..., None].expand(n, c, h, w, 2).reshape(n, c, h, 1, 2 * w)
+    return rows.expand(n, c, h, 2, 2 * w).reshape(n, c, 2 * h, 2 * w)
+
+
+def _in_graph() -> bool:
+    """Whether the network is being compiled or exported: then the sizes must stay symbols."""
+    return th.compiler.is_compiling() or th.jit.is_tracing()
 
 
 class Downsample(nn.Module):

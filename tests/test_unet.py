@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+import torch.nn.functional as F
 from golden_util import GOLDEN, fill_parameters, tensor
 
 from guided_diffusion import unet
@@ -260,3 +261,13 @@ def test_a_folded_network_computes_the_same(scale_shift, timestep):
         folded(x, th.ones(2))
     with pytest.raises(ValueError, match="folded already"):
         folded.folded()
+
+
+def test_doubling_is_nearest_neighbour_interpolation():
+    x = tensor("doubled", 2, 3, 4, 5).requires_grad_()
+    doubled = unet.Upsample(3, False)(x)
+    expected = F.interpolate(x, scale_factor=2, mode="nearest")
+    assert th.equal(doubled, expected)
+    weights = th.linspace(-1, 1, doubled.numel()).view_as(doubled)
+    ours, theirs = (th.autograd.grad((y * weights).sum(), x)[0] for y in (doubled, expected))
+    th.testing.assert_close(ours, theirs)
