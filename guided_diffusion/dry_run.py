@@ -16,10 +16,11 @@ from . import dist_util, logger
 from .flags import from_flags
 from .image_datasets import sample_is_grey
 from .image_io import list_images
+from .reading import ReadingConfig
 from .resample import create_named_schedule_sampler
-from .run_setup import TrainConfig, precision_of
+from .run_setup import Run, TrainConfig, with_global_batch
 from .script_util import DiffusionConfig, ModelConfig
-from .train_util import TrainLoop
+from .train_util import Start, TrainLoop
 
 STEPS = 3
 
@@ -61,8 +62,10 @@ def dry_run(given: Mapping[str, Any], model_type: type = ModelConfig) -> Estimat
         grey = sample_is_grey(list_images(given["data_dir"])) if given.get("data_dir") else True
         given["in_channels"] = 1 if grey else 3
     model = from_flags(model_type, given).settled()
-    train = from_flags(TrainConfig, given)
-    diffusion = from_flags(DiffusionConfig, given).build()
+    train = with_global_batch(from_flags(TrainConfig, given))
+    diffusion = from_flags(DiffusionConfig, given)
+    reading = ReadingConfig(model.image_size, model.in_channels)
+    run = Run("", Start(), model, diffusion, reading, train)
     device = dist_util.dev()
     network = model.build().to(device)
     images = (
@@ -72,22 +75,13 @@ def dry_run(given: Mapping[str, Any], model_type: type = ModelConfig) -> Estimat
     size = train.microbatch if 0 < train.microbatch < len(images) else len(images)
     operations = _operations(network, images[:size], {k: v[:size] for k, v in cond.items()})
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, []):
+        process = diffusion.build()
         loop = TrainLoop(
             model=network,
-            diffusion=diffusion,
+            diffusion=process,
             data=iter(()),
-            batch_size=train.batch_size,
-            microbatch=train.microbatch,
-            lr=train.lr,
-            ema_rate=train.ema_rate,
-            log_interval=train.log_interval,
-            save_interval=train.save_interval,
-            resume_checkpoint="none",
-            schedule_sampler=create_named_schedule_sampler(train.schedule_sampler, diffusion),
-            weight_decay=train.weight_decay,
-            max_grad_norm=train.max_grad_norm,
-            precision=precision_of(train.precision, model.use_fp16),
-            compile=train.compile,
+            schedule_sampler=create_named_schedule_sampler(train.schedule_sampler, process),
+            **run.loop_arguments(),
         )
         seconds = []
         for _ in range(1 + STEPS):

@@ -208,7 +208,7 @@ def open_run(
     train = from_flags(train_type, given)
     if not train.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
-    train = _with_global_batch(train)
+    train = with_global_batch(train)
     for name in ("batch_size", "log_interval", "save_interval"):
         if getattr(train, name) < 1:
             raise UserError(f"--{name} {getattr(train, name)}: must be at least 1")
@@ -383,7 +383,7 @@ def run_training(loop: TrainLoop, run: Run) -> int:
     return EXIT_STOPPED if loop.stopped_by else 0
 
 
-def _with_global_batch(train: TrainConfig) -> TrainConfig:
+def with_global_batch(train: TrainConfig) -> TrainConfig:
     """`batch_size` a rank, from `global_batch_size` where that is given."""
     total, ranks = train.global_batch_size, dist_util.world_size()
     if not total:

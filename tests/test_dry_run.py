@@ -27,6 +27,12 @@ def test_dry_run_tells_and_writes_nothing(script, tmp_path, more):
         assert unit in ended.out
 
 
+def test_the_global_batch_counts(script):
+    ended = script("image_train.py", *FLAGS, "--global_batch_size", "3", "--dry_run")
+    assert ended.code == 0, ended.err
+    assert "a step of 3 images" in ended.out
+
+
 def test_guided(script):
     flags = ["--segmentation_guided", "True", "--num_segmentation_classes", "3", "--dry_run"]
     ended = script("image_train.py", *FLAGS, *flags)
