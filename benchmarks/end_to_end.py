@@ -12,8 +12,8 @@ import statistics
 import tempfile
 import time
 
+import measuring
 import torch as th
-from measuring import REFERENCE, choose_device, describe, write_json
 
 from guided_diffusion import logger
 from guided_diffusion.errors import command
@@ -26,7 +26,7 @@ from guided_diffusion.train_util import TrainLoop
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(measuring.Settings):
     """The benchmark; model flags change the network."""
 
     batch_size: int = flag(8, "images a step")
@@ -35,9 +35,6 @@ class Settings:
     precision: str = flag("fp32", "fp32, fp16 or bf16")
     cache: str = flag("ram", "none, ram or disk")
     num_workers: int = flag(1, "reading processes")
-    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
-    threads: int = flag(0, "of the CPU; 0: torch's choice")
-    json: str = flag("", "also write the numbers here")
 
 
 def main() -> int:
@@ -47,12 +44,10 @@ def main() -> int:
     settings = from_flags(Settings, given)
     paths = list_images(given["folder"])
     channels = 1 if sample_is_grey(paths) else 3
-    base = dataclasses.replace(REFERENCE, in_channels=channels)
+    base = dataclasses.replace(measuring.REFERENCE, in_channels=channels)
     config = from_flags(ModelConfig, given, base).settled()
-    device = choose_device(settings.device)
-    if settings.threads:
-        th.set_num_threads(settings.threads)
-    print(f"{describe(device)}; {len(paths)} images")
+    device = measuring.begin(settings)
+    print(f"{len(paths)} images")
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["log", "csv"]):
         values = measure(settings, config, given["folder"], device)
     print(
@@ -60,7 +55,7 @@ def main() -> int:
         f" {values['bare_s']:.4f} s: ratio {values['ratio']:.3f};"
         f" waiting for data {values['waiting']:.2%} of the time"
     )
-    write_json(settings.json, {"device": describe(device), **values})
+    measuring.write_json(settings.json, {"device": measuring.describe(device), **values})
     return 0
 
 

@@ -6,21 +6,17 @@ The network as it was fine-tuned and with its timestep folded into the weights, 
 diffusers' U-Net of the same widths, and smp's U-Net (another network: compare shares, not seconds).
 """
 
-import contextlib
-import copy
 import dataclasses
 
 import torch as th
 import torch.nn as nn
 from measuring import (
-    PRECISIONS,
     REFERENCE,
     Case,
-    alternate,
-    choose_device,
-    count_operations,
-    describe,
-    table,
+    TimedSettings,
+    autocast,
+    begin,
+    report,
     usable_precisions,
     write_json,
 )
@@ -28,23 +24,20 @@ from peers import build_peer
 
 from guided_diffusion.errors import command
 from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.operations import operations_of
 from guided_diffusion.script_util import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(TimedSettings):
     """The benchmark; model flags change the network."""
 
+    rounds: int = flag(7, "timings of each case; medians count")
     batch_sizes: str = flag("1,8", "images a call, by commas")
     sizes: str = flag("64", "height and width of the images, pixels, by commas")
     classes: int = flag(5, "outputs of the networks")
-    precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
     peer: str = flag("diffusers,smp", "by commas: diffusers, smp, a checkout, or none")
-    rounds: int = flag(7, "timings of each case; medians count")
-    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
-    threads: int = flag(0, "of the CPU; 0: torch's choice")
     compile: bool = flag(False, "compile the networks")
-    json: str = flag("", "also write the numbers here")
 
 
 class AtOneTimestep(nn.Module):
@@ -82,31 +75,15 @@ def build_networks(settings: Settings, config: ModelConfig) -> dict[str, nn.Modu
 
 
 def call(network: nn.Module, images: th.Tensor, precision: str) -> None:
-    context = contextlib.nullcontext()
-    if precision != "fp32":
-        context = th.autocast(images.device.type, PRECISIONS[precision])
-    with th.inference_mode(), context:
+    with th.inference_mode(), autocast(images.device, precision):
         network(images)
-
-
-def work(network: nn.Module, shape: tuple[int, ...]) -> int:
-    twin = copy.deepcopy(network).to("meta")
-
-    def forward():
-        with th.no_grad():
-            twin(th.empty(shape))
-
-    return count_operations(forward)
 
 
 def main() -> int:
     given = given_flags(make_parser(__doc__, Settings, ModelConfig))
     settings = from_flags(Settings, given)
     config = from_flags(ModelConfig, given, REFERENCE).settled()
-    device = choose_device(settings.device)
-    if settings.threads:
-        th.set_num_threads(settings.threads)
-    print(describe(device))
+    device = begin(settings)
     networks = {k: v.to(device).eval() for k, v in build_networks(settings, config).items()}
     if settings.compile:
         for network in networks.values():
@@ -121,15 +98,13 @@ def main() -> int:
                     Case(
                         f"{name}, {batch} of {size}",
                         lambda n=network, i=images, p=precision: call(n, i, p),
-                        work(network, shape),
+                        operations_of(network, images),
                         precision,
                         batch,
                     )
                     for name, network in networks.items()
                 ]
-    rates = alternate(cases, device, settings.rounds)
-    lines = table(cases, rates)
-    write_json(settings.json, {"device": describe(device), "rates": rates, "lines": lines})
+    write_json(settings.json, report(cases, device, settings))
     return 0
 
 

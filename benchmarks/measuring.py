@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's rate, counted operations, alternating runs, tables."""
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -10,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch as th
-from torch.utils.flop_counter import FlopCounterMode
 
+from guided_diffusion.flags import flag
 from guided_diffusion.memory import keep_freed_memory
 from guided_diffusion.script_util import ModelConfig
 
@@ -43,10 +44,36 @@ class Case:
         return statistics.median(self.seconds)
 
 
-def choose_device(wanted: str = "") -> th.device:
-    """The device, with memory kept as the project's own commands keep it."""
+@dataclass(frozen=True)
+class Settings:
+    """The benchmark; model flags change the network."""
+
+    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
+    threads: int = flag(0, "of the CPU; 0: torch's choice")
+    json: str = flag("", "also write the numbers here")
+
+
+@dataclass(frozen=True)
+class TimedSettings(Settings):
+    """The benchmark; model flags change the network."""
+
+    precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
+    rounds: int = flag(5, "timings of each case; medians count")
+
+
+def begin(settings: Settings) -> th.device:
+    """The device, threads and memory set as asked and as the project's own commands have them."""
+    if settings.threads:
+        th.set_num_threads(settings.threads)
     keep_freed_memory()
-    return th.device(wanted or ("cuda" if th.cuda.is_available() else "cpu"))
+    device = th.device(settings.device or ("cuda" if th.cuda.is_available() else "cpu"))
+    print(describe(device))
+    return device
+
+
+def autocast(device: th.device, precision: str) -> contextlib.AbstractContextManager:
+    """The context in which a network computes in this precision."""
+    return th.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
 def describe(device: th.device) -> str:
@@ -55,17 +82,6 @@ def describe(device: th.device) -> str:
     else:
         name = f"{th.get_num_threads()} threads, {th.backends.cpu.get_cpu_capability()}"
     return f"{device.type} ({name}), torch {th.__version__}"
-
-
-def count_operations(call: Callable[[], Any]) -> int:
-    """Floating-point operations of convolutions and matrix products, run on the meta device.
-
-    There attention counts its two products forward and four backward, whatever a kernel computes
-    twice; so a faster algorithm does not look like less work.
-    """
-    with FlopCounterMode(display=False) as counter, th.device("meta"):
-        call()
-    return counter.get_total_flops()
 
 
 def _elapsed(call: Callable[[], Any], device: th.device) -> float:
@@ -164,6 +180,12 @@ def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]
             }
         )
     return lines
+
+
+def report(cases: Sequence[Case], device: th.device, settings: TimedSettings) -> dict[str, Any]:
+    """Time the cases and print their table; all of it as plain values."""
+    rates = alternate(cases, device, settings.rounds)
+    return {"device": describe(device), "rates": rates, "lines": table(cases, rates)}
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:

@@ -7,26 +7,23 @@ counted operations in the machine's rate of matrix multiplication; what is missi
 benchmarks/inference.py is what the sampler itself costs.
 """
 
-import contextlib
-import copy
 import dataclasses
 
 import torch as th
 from measuring import (
-    PRECISIONS,
     REFERENCE,
     Case,
-    alternate,
-    choose_device,
-    count_operations,
-    describe,
-    table,
+    TimedSettings,
+    autocast,
+    begin,
+    report,
     usable_precisions,
     write_json,
 )
 
 from guided_diffusion.errors import UserError, command
 from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.operations import operations_of
 from guided_diffusion.sampling import sample_images
 from guided_diffusion.script_util import DiffusionConfig, ModelConfig
 
@@ -37,42 +34,27 @@ def network_calls(sampler: str, steps: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(TimedSettings):
     """The benchmark; model flags change the network."""
 
+    rounds: int = flag(3, "timings of each case; medians count")
     samplers: str = flag("ddim:10,dpm++2m:10,heun:5", "SAMPLER:STEPS, by commas")
     batch_size: int = flag(4, "images at once")
-    precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
-    rounds: int = flag(3, "timings of each case; medians count")
-    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
-    threads: int = flag(0, "of the CPU; 0: torch's choice")
-    json: str = flag("", "also write the numbers here")
 
 
 def main() -> int:
     given = given_flags(make_parser(__doc__, Settings, ModelConfig))
     settings = from_flags(Settings, given)
     config = from_flags(ModelConfig, given, REFERENCE).settled()
-    device = choose_device(settings.device)
-    if settings.threads:
-        th.set_num_threads(settings.threads)
-    print(describe(device))
+    device = begin(settings)
     model = config.build().to(device).eval()
     diffusion = DiffusionConfig(learn_sigma=config.learn_sigma).build()
     shape = (config.in_channels, config.image_size, config.image_size)
-    twin = copy.deepcopy(model).to("meta")
-
-    def forward():
-        with th.no_grad():
-            twin(th.empty(settings.batch_size, *shape), th.empty(settings.batch_size))
-
-    operations = count_operations(forward)
+    batch = settings.batch_size
+    operations = operations_of(model, th.empty(batch, *shape), th.empty(batch))
 
     def draw(sampler: str, steps: int, precision: str) -> None:
-        context = contextlib.nullcontext()
-        if precision != "fp32":
-            context = th.autocast(device.type, PRECISIONS[precision])
-        with context:
+        with autocast(device, precision):
             sample_images(
                 model,
                 diffusion,
@@ -98,9 +80,7 @@ def main() -> int:
                     settings.batch_size,
                 )
             )
-    rates = alternate(cases, device, settings.rounds)
-    lines = table(cases, rates)
-    write_json(settings.json, {"device": describe(device), "rates": rates, "lines": lines})
+    write_json(settings.json, report(cases, device, settings))
     return 0
 
 

@@ -7,23 +7,19 @@ training loop (diffusion losses and logging as well), in turns with a peer of th
 share is counted operations of forward and backward per second over the measured rate.
 """
 
-import contextlib
-import copy
 import dataclasses
 import tempfile
 
 import torch as th
 from measuring import (
-    PRECISIONS,
     REFERENCE,
     Case,
-    alternate,
-    choose_device,
-    count_operations,
-    describe,
+    TimedSettings,
+    autocast,
+    begin,
     peak_memory,
+    report,
     report_own_peak,
-    table,
     usable_precisions,
     write_json,
 )
@@ -32,24 +28,20 @@ from peers import build_peer
 from guided_diffusion import logger
 from guided_diffusion.errors import command
 from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.operations import operations_of
 from guided_diffusion.script_util import DiffusionConfig, ModelConfig
 from guided_diffusion.stepper import Stepper
 from guided_diffusion.train_util import TrainLoop
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(TimedSettings):
     """The benchmark; model flags change the network."""
 
     batch_size: int = flag(8, "images a step")
     microbatch: int = flag(-1, "images a forward pass of the training loop; -1: all")
-    precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
     peer: str = flag("diffusers", "diffusers, a checkout like guided-diffusion, or none")
-    rounds: int = flag(5, "timings of each case; medians count")
-    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
-    threads: int = flag(0, "of the CPU; 0: torch's choice")
     compile: bool = flag(False, "compile the networks")
-    json: str = flag("", "also write the numbers here")
     memory_of: str = flag("", "internal: run one step of this precision and print the peak")
 
 
@@ -66,26 +58,14 @@ class Bench:
         self.outputs = outputs
 
     def forward_backward(self, model, precision: str) -> None:
-        with self.autocast(precision):
+        with autocast(self.device, precision):
             output = model(self.images, self.timesteps)
         output.float().square().mean().backward()
         model.zero_grad()
 
-    def autocast(self, precision: str):
-        if precision == "fp32":
-            return contextlib.nullcontext()
-        return th.autocast(self.device.type, PRECISIONS[precision])
-
     def work(self, model) -> int:
         """Operations of forward and backward."""
-        twin = copy.deepcopy(model).to("meta")
-
-        def call():
-            shape = self.images.shape
-            output = twin(th.empty(shape), th.empty(shape[0]))
-            output.mean().backward()
-
-        return count_operations(call)
+        return operations_of(model, self.images, self.timesteps, backward=True)
 
     def stepper(self, precision: str) -> Stepper:
         return Stepper(
@@ -126,9 +106,7 @@ def main() -> int:
     given = given_flags(make_parser(__doc__, Settings, ModelConfig))
     settings = from_flags(Settings, given)
     config = from_flags(ModelConfig, given, REFERENCE).settled()
-    device = choose_device(settings.device)
-    if settings.threads:
-        th.set_num_threads(settings.threads)
+    device = begin(settings)
     bench = Bench(config, settings, device)
     if settings.memory_of:
         stepper = bench.stepper(settings.memory_of)
@@ -136,7 +114,6 @@ def main() -> int:
             bench.step(stepper)
         report_own_peak()
         return 0
-    print(describe(device))
     peer = build_peer(settings.peer, config, bench.outputs)
     if peer is not None:
         peer = peer.to(device)
@@ -165,13 +142,12 @@ def main() -> int:
                 cases.append(
                     Case(name, call, works["this network"], precision, settings.batch_size)
                 )
-        rates = alternate(cases, device, settings.rounds)
-    lines = table(cases, rates)
+        values = report(cases, device, settings)
     memory = _memory(settings, given, device, {case.precision for case in cases})
     for precision, peak in memory.items():
         print(f"peak memory of a whole step in {precision}: {peak / 1e9:.2f} GB")
-    values = {"device": describe(device), "rates": rates, "lines": lines, "peak_memory": memory}
-    write_json(settings.json, {**values, "model": dataclasses.asdict(config)})
+    values |= {"peak_memory": memory, "model": dataclasses.asdict(config)}
+    write_json(settings.json, values)
     return 0
 
 

@@ -1,6 +1,5 @@
 """What a long run would take: parameters, memory, seconds a step; nothing is written."""
 
-import copy
 import dataclasses
 import resource
 import statistics
@@ -10,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch as th
-from torch.utils.flop_counter import FlopCounterMode
 
 from . import dist_util, logger
 from .flags import from_flags
 from .image_datasets import sample_is_grey
 from .image_io import list_images
+from .operations import operations_of
 from .reading import ReadingConfig
 from .resample import create_named_schedule_sampler
 from .run_setup import Run, TrainConfig, with_global_batch
@@ -73,7 +72,9 @@ def dry_run(given: Mapping[str, Any], model_type: type = ModelConfig) -> Estimat
     )
     cond = {"y": th.zeros(len(images), dtype=th.int64)} if model.class_cond else {}
     size = train.microbatch if 0 < train.microbatch < len(images) else len(images)
-    operations = _operations(network, images[:size], {k: v[:size] for k, v in cond.items()})
+    part = {name: value[:size] for name, value in cond.items()}
+    timesteps = th.zeros(size)
+    operations = operations_of(network, images[:size], timesteps, backward=True, **part)
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, []):
         process = diffusion.build()
         loop = TrainLoop(
@@ -101,13 +102,3 @@ def dry_run(given: Mapping[str, Any], model_type: type = ModelConfig) -> Estimat
         peak=peak,
         images=len(images),
     )
-
-
-def _operations(network: th.nn.Module, images: th.Tensor, cond: dict[str, th.Tensor]) -> int:
-    """Of forward and backward, counted without computing anything."""
-    twin = copy.deepcopy(network).to("meta")
-    kwargs = {name: value.to("meta") for name, value in cond.items()}
-    timesteps = th.zeros(len(images), device="meta")
-    with FlopCounterMode(display=False) as counter:
-        twin(images.to("meta"), timesteps, **kwargs).mean().backward()
-    return counter.get_total_flops()

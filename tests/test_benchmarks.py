@@ -8,6 +8,8 @@ import pytest
 import torch as th
 from conftest import ROOT, draw_pairs
 
+from guided_diffusion.operations import count_operations
+
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measuring
 import peers
@@ -32,13 +34,13 @@ def small_product(monkeypatch):
 def test_count_of_operations():
     conv = th.nn.Conv2d(3, 4, 3, padding=1, device="meta")
     forward = 2 * 4 * 3 * 9 * 8 * 8
-    assert measuring.count_operations(lambda: conv(th.empty(1, 3, 8, 8))) == forward
+    assert count_operations(lambda: conv(th.empty(1, 3, 8, 8))) == forward
 
     def attention():
         q, k, v = (th.empty(1, 2, 16, 8).requires_grad_() for _ in range(3))
         th.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
 
-    assert measuring.count_operations(attention) == 6 * 2 * 2 * 16 * 16 * 8
+    assert count_operations(attention) == 6 * 2 * 2 * 16 * 16 * 8
 
 
 @pytest.mark.parametrize(
