@@ -55,10 +55,6 @@ class TrainConfig:
     cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
     skip_bad_images: bool = flag(False, "go on without images that cannot be read, listing them")
     compile: bool = flag(False, "compile the network: minutes at the start, faster steps on GPUs")
-    dry_run: bool = flag(
-        False,
-        "report parameters, memory and seconds a step of these flags; train and write nothing",
-    )
     wandb: bool = flag(False, "also log to Weights & Biases, which must be installed (pip)")
 
 

@@ -50,6 +50,10 @@ class GuidedTrainConfig(ConditionalTrainConfig):
     """Training."""
 
     seg_dir: str = flag("", "folder of the class maps, named as their images, or with all/train")
+    dry_run: bool = flag(
+        False,
+        "report parameters, memory and seconds a step of these flags; train and write nothing",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

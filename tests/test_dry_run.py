@@ -33,6 +33,13 @@ def test_the_global_batch_counts(script):
     assert "a step of 3 images" in ended.out
 
 
+def test_trainers_that_cannot_refuse_it(script):
+    for name in ("super_res_train.py", "classifier_train.py"):
+        ended = script(name, "--dry_run")
+        assert ended.code == 2
+        assert "--dry_run" in ended.err
+
+
 def test_guided(script):
     flags = ["--segmentation_guided", "True", "--num_segmentation_classes", "3", "--dry_run"]
     ended = script("image_train.py", *FLAGS, *flags)
