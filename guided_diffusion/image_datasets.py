@@ -15,7 +15,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .errors import UserError
 from .geometry import Geometry
-from .image_io import ImageError, is_grey, list_images, pair_files, read_image, read_mask
+from .image_io import (
+    ImageError,
+    check_sizes,
+    is_grey,
+    list_images,
+    pair_files,
+    read_image,
+    read_mask,
+)
 from .reading import ReadingConfig, normalize, to_uint8_channels
 from .rng import derive_seed
 from .signals import leave_to_parent
@@ -198,12 +206,7 @@ class ImageDataset(Dataset):
         if self.mask_paths is None:
             return image, None
         mask = read_mask(self.mask_paths[index], self.mask_classes)
-        if mask.shape != image.shape[:2]:
-            sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
-            raise ImageError(
-                f"{self.mask_paths[index]} has {sizes[0]} pixels (height x width), its radiograph"
-                f" {path} {sizes[1]}: export the mask at the radiograph's own size"
-            )
+        check_sizes(self.mask_paths[index], mask, path, image)
         return image, mask
 
     def _joined(self, image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

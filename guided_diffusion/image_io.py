@@ -159,6 +159,20 @@ def read_mask(path: str, num_classes: int | None = None) -> np.ndarray:
         return mask.astype(np.uint8)
 
 
+def check_sizes(mask_path: str, mask: np.ndarray, path: str, image: np.ndarray) -> None:
+    """Compare a mask with its radiograph, both `[H x W ...]`.
+
+    :raises ImageError: if they differ in size.
+    """
+    if mask.shape[:2] != image.shape[:2]:
+        sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
+        raise ImageError(
+            f"{mask_path} has {sizes[0]} pixels (height x width), its radiograph {path}"
+            f" {sizes[1]}; they must not differ in size: export the mask at the radiograph's own"
+            " size"
+        )
+
+
 def write_image(path: str, image: np.ndarray) -> None:
     """Write [H x W] or [H x W x 3]: uint8, uint16 (grey, PNG or TIFF) or floats in [0, 1]."""
     if image.dtype.kind == "f":

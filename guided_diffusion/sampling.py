@@ -50,6 +50,23 @@ def sample_images(
         )
 
 
+def preview_images(
+    model: Callable[..., th.Tensor],
+    diffusion: Any,
+    shape: Sequence[int],
+    count: int,
+    device: th.device | str,
+    model_kwargs: dict[str, th.Tensor] | None = None,
+) -> th.Tensor:
+    """The first `count` images in few steps, as training shows them; see `sample_images`.
+
+    Noise at every step corrects the errors of a network that has not learnt much yet.
+    """
+    steps = min(20, diffusion.num_timesteps)
+    chosen = {"steps": steps, "eta": 1.0, "device": device, "model_kwargs": model_kwargs}
+    return sample_images(model, diffusion, shape, range(count), **chosen)
+
+
 def to_uint8(images: th.Tensor) -> np.ndarray:
     """`[N x C x H x W]` in [-1, 1] to uint8 `[N x H x W x C]`, as the original rounds."""
     scaled = ((images + 1) * 127.5).clamp(0, 255).to(th.uint8)

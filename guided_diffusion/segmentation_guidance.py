@@ -24,13 +24,13 @@ from .flags import flag
 from .geometry import IGNORE
 from .guidance import ClassifierFree
 from .image_datasets import Batch
-from .image_io import list_images, pair_files, read_image, read_mask
+from .image_io import check_sizes, list_images, pair_files, read_image, read_mask
 from .pictures import write_png
 from .progress import progress_bar
 from .run_setup import ConditionalTrainConfig, Run, open_run
 from .sample_config import Labels, SampleConfig
 from .sample_job import SampleJob, guided
-from .sampling import sample_images
+from .sampling import preview_images
 from .trained import Trained, read_trained
 
 # share of the images that keep all their classes where classes are dropped
@@ -110,12 +110,10 @@ def check_masks(pairs: Sequence[tuple[str, str, str]], classes: int) -> None:
     shown = np.linspace(0, len(pairs) - 1, min(_SIZES_CHECKED, len(pairs))).round().astype(int)
     compared = set(shown.tolist())
     with progress_bar(len(pairs), "mask", desc="checking masks") as bar:
-        for number, (_, image, mask) in enumerate(pairs):
-            size = read_mask(mask, classes).shape
-            if number in compared and read_image(image).shape[:2] != size:
-                raise UserError(
-                    f"{mask} and {image} differ in size: export the mask at the radiograph's size"
-                )
+        for number, (_, image_path, mask_path) in enumerate(pairs):
+            mask = read_mask(mask_path, classes)
+            if number in compared:
+                check_sizes(mask_path, mask, image_path, read_image(image_path))
             bar.update()
 
 
@@ -169,17 +167,7 @@ def guided_grid(run: Run, network: th.nn.Module, diffusion: Any, columns: int = 
     images, arguments = next(guided_batches(run, 0))
     images = images[:columns].to(device)
     arguments = {name: value[:columns].to(device) for name, value in arguments.items()}
-    drawn = sample_images(
-        network,
-        diffusion,
-        images.shape[1:],
-        range(len(images)),
-        # noise at every step corrects the errors of a network that has not learnt much yet
-        steps=min(20, diffusion.num_timesteps),
-        eta=1.0,
-        device=device,
-        model_kwargs=arguments,
-    )
+    drawn = preview_images(network, diffusion, images.shape[1:], len(images), device, arguments)
     condition = arguments["cond"].float()
     shades = th.linspace(0, 2, condition.shape[1] + 1, device=device)[1:]
     maps = (condition * shades[:, None, None]).sum(1, keepdim=True) - 1

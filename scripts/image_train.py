@@ -12,7 +12,7 @@ from guided_diffusion.flags import given_flags, make_parser
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.run_setup import grid_path, open_run, run_training
-from guided_diffusion.sampling import sample_images, save_grid
+from guided_diffusion.sampling import preview_images, save_grid
 from guided_diffusion.script_util import DiffusionConfig, ModelConfig
 from guided_diffusion.segmentation_guidance import (
     GuidedTrainConfig,
@@ -45,17 +45,8 @@ def main() -> int:
                 grid = guided_grid(run, network, diffusion)
                 save_grid(grid_path(run.folder, step), grid, columns=len(grid) // 3)
                 return
-            images = sample_images(
-                network,
-                diffusion,
-                shape,
-                range(16),
-                # noise at every step corrects the errors of a network that has not learnt much yet
-                steps=min(20, diffusion.num_timesteps),
-                eta=1.0,
-                device=dist_util.dev(),
-                model_kwargs=run.some_classes(16),
-            )
+            classes = run.some_classes(16)
+            images = preview_images(network, diffusion, shape, 16, dist_util.dev(), classes)
             save_grid(grid_path(run.folder, step), images)
 
         loop = TrainLoop(

@@ -10,7 +10,7 @@ from guided_diffusion.flags import given_flags, make_parser
 from guided_diffusion.reading import ReadingConfig
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.run_setup import TrainConfig, grid_path, open_run, run_training
-from guided_diffusion.sampling import sample_images, save_grid
+from guided_diffusion.sampling import preview_images, save_grid
 from guided_diffusion.script_util import DiffusionConfig, SuperResConfig
 from guided_diffusion.super_res import with_low_res
 from guided_diffusion.train_util import TrainLoop
@@ -34,16 +34,8 @@ def main() -> int:
             images, cond = next(batches(0))
             images = images[:8].to(device)
             cond = {name: value[:8].to(device) for name, value in cond.items()}
-            sharpened = sample_images(
-                network,
-                diffusion,
-                images.shape[1:],
-                range(len(images)),
-                # noise at every step corrects the errors of a network that has not learnt much yet
-                steps=min(20, diffusion.num_timesteps),
-                eta=1.0,
-                device=device,
-                model_kwargs=cond,
+            sharpened = preview_images(
+                network, diffusion, images.shape[1:], len(images), device, cond
             )
             enlarged = F.interpolate(cond["low_res"], size, mode="bilinear")
             grid = th.cat([enlarged, sharpened, images])

@@ -10,7 +10,7 @@ import torch as th
 from guided_diffusion import rng
 from guided_diffusion.errors import UserError
 from guided_diffusion.geometry import IGNORE
-from guided_diffusion.image_io import pair_files, read_image, read_mask
+from guided_diffusion.image_io import check_sizes, pair_files, read_image, read_mask
 from guided_diffusion.reading import ReadingConfig, normalize
 from guided_diffusion.segmentation.augment import Augmentation
 
@@ -96,12 +96,7 @@ def load_labelled(
         mask = read_mask(mask_path, None if binary else num_classes)
         if binary:
             mask = (mask > threshold).astype(np.uint8)
-        if image.shape[:2] != mask.shape:
-            sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
-            raise UserError(
-                f"{mask_path} has {sizes[0]} pixels (height x width), its radiograph {image_path}"
-                f" {sizes[1]}: export the mask at the radiograph's own size"
-            )
+        check_sizes(mask_path, mask, image_path, image)
         names.append(name)
         images.append(reading.prepare(image))
         masks.append(reading.geometry().apply_mask(mask))
