@@ -46,15 +46,14 @@ class GroupNorm32(nn.GroupNorm):
 
         :param x: `[N x C x ...]`; `scale`, `shift`: `[N x C x 1 ...]` of the same type, or None.
         """
+        if x.device.type == "cpu" and not th.compiler.is_compiling():
+            call = _NormSiLU.apply if th.is_grad_enabled() else _NormSiLU.forward
+            return call(x, self.weight, self.bias, scale, shift, (self.num_groups, self.eps))
+        y = self(x)
         if not th.is_grad_enabled():
-            y = self(x)
             if scale is not None:
                 th.addcmul(shift, y, scale + 1, out=y)
             return F.silu(y, inplace=True)
-        if x.device.type == "cpu" and not th.compiler.is_compiling():
-            settings = self.num_groups, self.eps
-            return _NormSiLU.apply(x, self.weight, self.bias, scale, shift, settings)
-        y = self(x)
         return F.silu(y if scale is None else th.addcmul(shift, y, scale + 1))
 
 

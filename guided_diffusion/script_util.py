@@ -16,10 +16,10 @@ from .flags import (
     flag,
     from_flags,
     pick,
-    str2bool,  # noqa: F401
+    str2bool,
 )
 from .respace import SpacedDiffusion, space_timesteps
-from .unet import EncoderUNetModel, SegmentationUNetModel, SuperResModel, UNetModel
+from .unet import NORMS, EncoderUNetModel, SegmentationUNetModel, SuperResModel, UNetModel
 
 NUM_CLASSES = 1000
 
@@ -29,6 +29,11 @@ def _channels(text: str) -> int | str:
     if text not in ("1", "3", "auto"):
         raise ValueError(text)
     return text if text == "auto" else int(text)
+
+
+def _recompute(text: str) -> bool | str:
+    """Argument of --use_checkpoint."""
+    return text if text == NORMS else str2bool(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +60,15 @@ class ModelConfig:
     cond_drop_prob: float = flag(
         0.0, "share of images trained on without their class, for guidance; 0 to 1"
     )
-    use_checkpoint: bool = flag(False, "recompute activations in the backward pass: less memory")
+    use_checkpoint: bool | str = flag(
+        False,
+        "recompute activations in the backward pass, for less memory: True for all, norms for those"
+        " of norms alone, which takes little time",
+        type=_recompute,
+        nargs="?",
+        const=True,
+        metavar="True|False|norms",
+    )
     use_scale_shift_norm: bool = flag(True, "timesteps scale and shift the norms, not only add")
     resblock_updown: bool = flag(False, "resample inside residual blocks")
     use_fp16: bool = flag(False, "half precision, on CUDA")

@@ -6,6 +6,7 @@ the names imported below, and every class keeps its constructor and its state_di
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,6 +25,9 @@ from .nn import (
     timestep_embedding,
     zero_module,
 )
+
+# a value of use_checkpoint
+NORMS = "norms"
 
 
 class TimestepBlock(nn.Module):
@@ -121,7 +125,8 @@ class ResBlock(TimestepBlock):
     :param use_scale_shift_norm: the embedding scales and shifts the second norm's output
         (adaptive group normalisation, arXiv 2105.05233 section 3.1) instead of being added.
     :param dims: spatial dimensions.
-    :param use_checkpoint: recompute activations in the backward pass.
+    :param use_checkpoint: recompute activations in the backward pass: True for all of the block,
+        "norms" for those of norms alone.
     :param up: double the size inside the block.
     :param down: halve the size inside the block.
     """
@@ -179,23 +184,34 @@ class ResBlock(TimestepBlock):
 
     def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         """`[N x C x ...]` and `[N x E]` to `[N x out_channels x ...]`."""
-        return checkpoint(self._forward, (x, emb), self.parameters(), self.use_checkpoint)
+        whole = self.use_checkpoint not in (False, NORMS)
+        return checkpoint(self._forward, (x, emb), self.parameters(), whole)
 
     def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
-        norm, activation, conv = self.in_layers
-        h = conv(self.resample(_norm_silu(norm, activation, x)))
+        h = self._convolved(self.in_layers[-1], functools.partial(self._entered, x))
         norm, activation, dropout, conv = self.out_layers
+        steer = ()
         if not self.folded:
-            steer = self.emb_layers(emb).to(h.dtype)
-            steer = steer[(...,) + (None,) * (h.ndim - 2)]
-        if self.folded:
-            h = _norm_silu(norm, activation, h)
-        elif self.use_scale_shift_norm:
-            h = _norm_silu(norm, activation, h, *steer.chunk(2, dim=1))
-        else:
-            h = _norm_silu(norm, activation, h + steer)
-        h = conv(dropout(h))
+            embedded = self.emb_layers(emb).to(h.dtype)
+            embedded = embedded[(...,) + (None,) * (h.ndim - 2)]
+            if self.use_scale_shift_norm:
+                steer = embedded.chunk(2, dim=1)
+            else:
+                h = h + embedded
+        h = self._convolved(
+            conv, functools.partial(_norm_silu, norm, activation, h, *steer), dropout
+        )
         return self.skip_connection(self.resample(x)) + h
+
+    def _entered(self, x):
+        norm, activation, _ = self.in_layers
+        return self.resample(_norm_silu(norm, activation, x))
+
+    def _convolved(self, conv, compute, dropout=None):
+        """conv(dropout(compute())), the input computed again if so wanted, unless it is random."""
+        if dropout is not None and dropout.p > 0 and dropout.training:
+            return conv(dropout(compute()))
+        return _recomputed(conv, compute) if self.use_checkpoint == NORMS else conv(compute())
 
     @th.no_grad()
     def fold(self, emb: th.Tensor) -> None:
@@ -209,6 +225,32 @@ class ResBlock(TimestepBlock):
         else:
             self.in_layers[-1].bias.add_(steer)
         self.folded = True
+
+
+def _recomputed(layer, compute):
+    """layer(compute()); the backward pass computes the layer's input again instead of keeping it.
+
+    For inputs that are large and cheap, such as a norm's output, which a convolution needs for its
+    weights' gradient. A compiler chooses by itself what to keep.
+
+    :param compute: gives the same bits every time, from tensors that are kept anyway.
+    """
+    h = compute()
+    if not th.is_grad_enabled() or th.compiler.is_compiling():
+        return layer(h)
+    recognised = h.data_ptr(), h.shape, h.dtype
+
+    def pack(saved):
+        return None if (saved.data_ptr(), saved.shape, saved.dtype) == recognised else saved
+
+    def unpack(kept):
+        if kept is not None:
+            return kept
+        with th.no_grad():
+            return compute()
+
+    with th.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return layer(h)
 
 
 def _norm_silu(norm, activation, x, scale=None, shift=None):
@@ -225,7 +267,8 @@ class AttentionBlock(nn.Module):
     :param channels: channels of input and output.
     :param num_heads: heads, where `num_head_channels` is -1.
     :param num_head_channels: channels a head; overrides `num_heads`.
-    :param use_checkpoint: recompute activations in the backward pass.
+    :param use_checkpoint: recompute activations in the backward pass: True for all of the block,
+        "norms" for those of norms alone.
     :param use_new_attention_order: split queries, keys and values before the heads.
     """
 
@@ -255,11 +298,16 @@ class AttentionBlock(nn.Module):
         self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint)
+        whole = self.use_checkpoint not in (False, NORMS)
+        return checkpoint(self._forward, (x,), self.parameters(), whole)
 
     def _forward(self, x: th.Tensor) -> th.Tensor:
-        h = self.qkv(self.norm(x).flatten(2))
+        compute = functools.partial(self._normed, x)
+        h = _recomputed(self.qkv, compute) if self.use_checkpoint == NORMS else self.qkv(compute())
         return x + self.proj_out(self.attention(h)).view_as(x)
+
+    def _normed(self, x):
+        return self.norm(x).flatten(2)
 
 
 def count_flops_attn(model, _x, y):
@@ -508,7 +556,9 @@ class UNetModel(_EncoderTrunk):
     :param conv_resample: resample by convolution where `resblock_updown` is False.
     :param dims: spatial dimensions, 1 to 3.
     :param num_classes: makes the network class-conditional.
-    :param use_checkpoint: recompute activations in the backward pass, for less memory.
+    :param use_checkpoint: recompute activations in the backward pass, for less memory: True for
+        all of a block; "norms" for the outputs of norms, activations and resampling alone, so that
+        the results of convolutions and attention are kept.
     :param use_fp16: the torso computes in float16; call `convert_to_fp16` to convert its weights.
     :param num_heads: attention heads, where `num_head_channels` is -1.
     :param num_head_channels: channels an attention head.

@@ -49,7 +49,7 @@ def test_guided(script):
 
 def test_the_network_is_one_graph():
     """Without breaks, whatever compiles it, with recomputed activations as well."""
-    for recompute in (False, True):
+    for recompute in (False, True, "norms"):
         model = TINY.build()
         for module in model.modules():
             if hasattr(module, "use_checkpoint"):

@@ -102,9 +102,10 @@ class TestGradients:
         assert furthest(weights(whole), weights(parts)) < 1e-6
         assert furthest(weights(whole), new_loop(WIDE).model.state_dict()) > 1e-4
 
-    def test_recomputed_activations_give_the_same_gradients(self, folder):
+    @pytest.mark.parametrize("what", [True, "norms"])
+    def test_recomputed_activations_give_the_same_gradients(self, folder, what):
         kept = new_loop(max_grad_norm=0)
-        recomputed = new_loop(dataclasses.replace(TINY, use_checkpoint=True), max_grad_norm=0)
+        recomputed = new_loop(dataclasses.replace(TINY, use_checkpoint=what), max_grad_norm=0)
         for images, cond in itertools.islice(batches(), 2):
             kept.forward_backward(images, cond)
             recomputed.forward_backward(images, cond)

@@ -54,7 +54,7 @@ def test_state_dict_has_the_recorded_names_and_shapes_in_order(name):
     assert own == [(key, shape) for key, shape in MODELS[name]["state_dict"].items()]
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True, "norms"])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_the_recorded_ones(name, checkpointed):
     model = build(name)
@@ -96,14 +96,17 @@ def test_bfloat16_autocast_follows_float32(name):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_checkpointing_draws_the_same_dropout_and_bears_frozen_parameters(frozen):
+@pytest.mark.parametrize("checkpointed", [True, "norms"])
+def test_checkpointing_draws_the_same_dropout_and_bears_frozen_parameters(frozen, checkpointed):
     grads = []
-    for checkpointed in (False, True):
+    for use_checkpoint in (False, checkpointed):
         model = fill_parameters(
-            UNetModel(**SMALL, out_channels=1, channel_mult=(1, 2), dropout=0.3)
-            if not checkpointed
-            else UNetModel(
-                **SMALL, out_channels=1, channel_mult=(1, 2), dropout=0.3, use_checkpoint=True
+            UNetModel(
+                **SMALL,
+                out_channels=1,
+                channel_mult=(1, 2),
+                dropout=0.3,
+                use_checkpoint=use_checkpoint,
             )
         ).train()
         model.input_blocks.requires_grad_(not frozen)
@@ -114,6 +117,33 @@ def test_checkpointing_draws_the_same_dropout_and_bears_frozen_parameters(frozen
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(grads[0]) == len(grads[1])
     assert all(th.equal(a, b) for a, b in zip(*grads))
+
+
+@pytest.mark.parametrize("precision", [th.float32, th.bfloat16])
+def test_recomputing_norms_keeps_less_and_gives_the_same_gradients(precision):
+    """Whatever a block consists of: up, down, scale and shift, attention, another width."""
+    arguments = {**SMALL, "model_channels": 32, "out_channels": 1, "channel_mult": (1, 2)}
+    grads, kept = [], []
+    for use_checkpoint in (False, "norms"):
+        model = fill_parameters(UNetModel(**arguments, use_checkpoint=use_checkpoint)).train()
+        outside: dict[int, int] = {}
+
+        def count(saved, outside=outside):
+            storage = saved.untyped_storage()
+            outside[storage.data_ptr()] = storage.nbytes()
+            return saved
+
+        x = tensor("x", 2, 1, 16, 16)
+        hooks = th.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
+        with hooks, th.autocast("cpu", dtype=th.bfloat16, enabled=precision == th.bfloat16):
+            out = model(x, th.tensor([1.0, 2.0]))
+        for parameter in model.parameters():
+            outside.pop(parameter.data_ptr(), None)
+        out.float().square().mean().backward()
+        grads.append([p.grad for p in model.parameters()])
+        kept.append(sum(outside.values()))
+    assert all(th.equal(a, b) for a, b in zip(*grads))
+    assert kept[1] < 0.8 * kept[0]
 
 
 def test_wrong_calls_say_what_is_wrong():
