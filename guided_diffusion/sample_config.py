@@ -39,6 +39,9 @@ class SampleConfig:
         " with --cond_drop_prob or --use_ablated_segmentations",
     )
     save_process: bool = flag(False, "also show how images arise: process.png and process.gif")
+    compile: bool = flag(
+        False, "compile the network, on GPUs to a CUDA graph: minutes at the start, then faster"
+    )
     out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
 
 

@@ -18,6 +18,7 @@ import torch as th
 from tqdm import tqdm
 
 from . import checkpoint, dist_util
+from .compiled import compiled
 from .errors import UserError
 from .guidance import ClassifierFree
 from .image_io import read_image
@@ -133,6 +134,8 @@ class SampleJob:
         for name in ("num_samples", "batch_size"):
             if getattr(self.settings, name) < 1:
                 raise UserError(f"--{name} {getattr(self.settings, name)}: must be at least 1")
+        if self.settings.compile:
+            self.model = compiled(self.model)
         self.diffusion = self.trained.diffusion.build()
         self.sampler, self.steps = choose_sampler(self.settings, self.diffusion)
         size = self.trained.model.image_size

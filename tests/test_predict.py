@@ -172,10 +172,13 @@ def test_the_whole_chain_segments_what_it_learnt(script, pretrained, tmp_path):
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs CUDA")
-def test_cuda_agrees_with_the_cpu(tmp_path, model_path):
-    grey(tmp_path / "a.png", 30, 40)
-    one, other = (
-        load_predictor(str(model_path), device).probabilities(str(tmp_path / "a.png"))
-        for device in ("cpu", "cuda")
-    )
-    np.testing.assert_allclose(one, other, atol=1e-3)
+@pytest.mark.parametrize("compile", [False, True])
+def test_cuda_agrees_with_the_cpu(tmp_path, model_path, compile):
+    names = [tmp_path / "a.png", tmp_path / "b.png"]
+    for seed, name in enumerate(names):
+        grey(name, 30, 40, seed)
+    plain = load_predictor(str(model_path), "cpu")
+    other = load_predictor(str(model_path), "cuda", compile=compile)
+    for name in names:
+        exact, found = plain.probabilities(str(name)), other.probabilities(str(name))
+        np.testing.assert_allclose(found, exact, atol=1e-3)

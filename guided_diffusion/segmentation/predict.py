@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 
 from guided_diffusion import dist_util
+from guided_diffusion.compiled import compiled
 from guided_diffusion.errors import UserError
 from guided_diffusion.image_io import read_image
 from guided_diffusion.reading import normalize, to_uint8_channels
@@ -56,6 +57,7 @@ class Predictor:
         default the model's own. For networks of kind "unet".
     :param views: of each radiograph, to average over.
     :param precision: "fp32", or "bf16" or "fp16" (autocast; the latter on a GPU only).
+    :param compile: compile the network, see `compiled.compiled`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Predictor:
         timesteps: Sequence[float] = (),
         views: Sequence[View] = (View(),),
         precision: str = "fp32",
+        compile: bool = False,
     ):
         self.config = config
         self.device = th.device(device)
@@ -80,6 +83,11 @@ class Predictor:
         if isinstance(model, SegmentationUNetModel) and len(timesteps) < 2:
             model, timesteps = model.folded(*timesteps), ()
         self.model = model.to(device).eval()
+        self.network = self.model
+        if compile and config.kind == "mask_diffusion":  # draws by many calls of its network
+            self.model.network.compile()
+        elif compile:
+            self.network = compiled(self.model)
         self.timesteps = tuple(timesteps)
         self.views = tuple(views)
         self.precision = precision
@@ -170,8 +178,8 @@ class Predictor:
                     draws = self.model.draws(x).float().clamp_min(1e-12).log()
                     return draws.transpose(0, 1).flatten(1, 2)
                 if timestep is None:
-                    return self.model(x)
-                return self.model(x, th.full((len(x),), float(timestep), device=x.device))
+                    return self.network(x)
+                return self.network(x, th.full((len(x),), float(timestep), device=x.device))
 
         reading = self.config.reading
         if reading.resize == "native":
@@ -237,6 +245,7 @@ def load_predictor(
     flip_swap: str | None = None,
     precision: str = "fp32",
     drawing: dict[str, Any] | None = None,
+    compile: bool = False,
 ) -> Predictor:
     """A predictor from a model file that scripts/finetune.py wrote, or from several.
 
@@ -249,6 +258,7 @@ def load_predictor(
     :param precision: see `Predictor`.
     :param drawing: attributes to set on a network that draws masks: num_samples, steps, sampler,
         seed.
+    :param compile: see `Predictor`.
     :raises UserError: if a file is no segmentation model, if files disagree about the classes or
         about how radiographs are read, or if a setting is of no use to them.
     """
@@ -260,7 +270,7 @@ def load_predictor(
         if drawing:
             _set_drawing(model, drawing, path, config.kind)
         views = _views(tta, flip_swap, config, values.get("origin") or {})
-        predictors.append(Predictor(model, config, device, timesteps, views, precision))
+        predictors.append(Predictor(model, config, device, timesteps, views, precision, compile))
         _check_agreement(paths[0], predictors[0].config, path, config)
     if not predictors:
         raise UserError(f"{model_path!r} names no model file")
