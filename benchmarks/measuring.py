@@ -160,13 +160,14 @@ def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]
     """Print a line a case; the same as plain values."""
     for precision, rate in rates.items():
         print(f"matrix product {precision}: {rate / 1e9:.0f} GFLOP/s")
-    head = f"{'case':32} {'precision':9} {'s (median)':>10} {'images/s':>9}"
+    width = max(len(case.name) for case in cases)
+    head = f"{'case':{width}} {'precision':9} {'s (median)':>10} {'images/s':>9}"
     print(f"{head} {'GFLOP':>8} {'of rate':>8}")
     lines = []
     for case in cases:
         share = case.work / case.median / rates[case.precision]
         print(
-            f"{case.name:32} {case.precision:9} {case.median:10.4f} "
+            f"{case.name:{width}} {case.precision:9} {case.median:10.4f} "
             f"{case.images / case.median:9.2f} {case.work / 1e9:8.1f} {share:8.1%}"
         )
         lines.append(

@@ -42,6 +42,7 @@ class Settings(TimedSettings):
     microbatch: int = flag(-1, "images a forward pass of the training loop; -1: all")
     peer: str = flag("diffusers", "diffusers, a checkout like guided-diffusion, or none")
     compile: bool = flag(False, "compile the networks")
+    recompute: str = flag("", "values of use_checkpoint to compare, by commas, such as norms,True")
     memory_of: str = flag("", "internal: run one step of this precision and print the peak")
 
 
@@ -118,6 +119,9 @@ def main() -> int:
     if peer is not None:
         peer = peer.to(device)
     networks = {"this network": bench.model} | ({settings.peer: peer} if peer else {})
+    variants = _variants(settings, config)
+    for name, variant in variants.items():
+        networks[name] = dataclasses.replace(config, **variant).build().to(device)
     works = {name: bench.work(model) for name, model in networks.items()}
     cases = []
     batch = bench.images.cpu()
@@ -143,18 +147,32 @@ def main() -> int:
                     Case(name, call, works["this network"], precision, settings.batch_size)
                 )
         values = report(cases, device, settings)
-    memory = _memory(settings, given, device, {case.precision for case in cases})
-    for precision, peak in memory.items():
-        print(f"peak memory of a whole step in {precision}: {peak / 1e9:.2f} GB")
+    memory = {}
+    for name, variant in {"": {}, **variants}.items():
+        found = _memory(settings, {**given, **variant}, device, {c.precision for c in cases})
+        for precision, peak in found.items():
+            what = f"{precision}, {name}" if name else precision
+            memory[what] = peak
+            print(f"peak memory of a whole step in {what}: {peak / 1e9:.2f} GB")
     values |= {"peak_memory": memory, "model": dataclasses.asdict(config)}
     write_json(settings.json, values)
     return 0
 
 
+def _variants(settings: Settings, config: ModelConfig) -> dict[str, dict[str, str | bool]]:
+    """Flags of the networks of --recompute, by name."""
+    parser, found = make_parser("", ModelConfig), {}
+    for value in filter(None, settings.recompute.split(",")):
+        flags = given_flags(parser, ["--use_checkpoint", value])
+        if flags["use_checkpoint"] != config.use_checkpoint:
+            found[f"use_checkpoint {value}"] = flags
+    return found
+
+
 def _memory(settings, given, device, precisions) -> dict[str, float]:
     """Peak bytes of the whole step: of a process of its own on a CPU, of the allocator on CUDA."""
     found = {}
-    skip = ("memory_of", "json", "peer", "precision", "rounds")
+    skip = ("memory_of", "json", "peer", "precision", "rounds", "recompute")
     flags = [f"--{k}={v}" for k, v in given.items() if k not in skip]
     for precision in sorted(precisions):
         if device.type == "cpu":

@@ -46,7 +46,7 @@ def test_count_of_operations():
 @pytest.mark.parametrize(
     ("name", "more", "cases"),
     [
-        ("train_step.py", ["--rounds", "1", "--peer", "none", "--batch_size", "2"], 3),
+        ("train_step.py", ["--rounds", "1", "--peer", "none", "--recompute", "norms,True"], 5),
         ("inference.py", ["--rounds", "1", "--peer", "none", "--batch_sizes", "1,2"], 4),
         ("sampling.py", ["--rounds", "1", "--samplers", "ddim:2,heun:2"], 2),
     ],
