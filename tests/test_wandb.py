@@ -55,6 +55,16 @@ def test_a_run_and_its_continuation_are_one(script, wandb, monkeypatch, tmp_path
     assert (tmp_path / "my_run" / "progress.csv").exists()  # besides, not instead
 
 
+def test_fine_tuning(script, wandb, pretrained, split):
+    folders = [split / "TRAIN" / kind for kind in ("IMG", "MASK")]
+    done = script("finetune.py", pretrained, *folders, "--epochs", 2, "--wandb", "True")
+    assert done.code == 0, done.err
+    (run,) = wandb.runs
+    assert [row["epoch"] for _, row in run.rows] == [1, 2]
+    assert run.finished
+    assert "has no meaning here" not in done.out
+
+
 def test_other_folders_are_other_runs(wandb, tmp_path):
     for name in ("a", "b"):
         logger.configure(str(tmp_path / name), ["wandb"])

@@ -60,6 +60,7 @@ class LearningConfig:
     val_interval: int = flag(1, "epochs between validations")
     seed: int = flag(0, "of fresh weights, order and augmentation")
     max_skipped_steps: int = flag(100, "not finite gradients in a row that end the run; 0: never")
+    wandb: bool = flag(False, "also log to Weights & Biases, which must be installed (pip)")
     resume_checkpoint: str = flag("", "'' or auto: go on where it stopped; none: start again")
 
     # values of a subclass's flags that must be a share between 0 and 1, or not below 0

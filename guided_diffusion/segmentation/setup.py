@@ -37,7 +37,7 @@ _NO_MEANING = sorted(
     - {f.name for f in dataclasses.fields(FinetuneConfig)}
 )
 # settings that may differ when the same command goes on
-_MAY_CHANGE = ("resume_checkpoint", "val_interval", "microbatch", "max_skipped_steps")
+_MAY_CHANGE = ("resume_checkpoint", "val_interval", "microbatch", "max_skipped_steps", "wandb")
 
 
 class Messages(logger.SeqWriter):
@@ -278,7 +278,8 @@ def begin(plan: Plan, use_fp16: bool = False) -> Finetuner | None:
         return None
 
     resume_step = unfinished["stepper"]["steps"] if unfinished else 0
-    logger.configure(folder, ["log", "csv", "tensorboard"], resume_step=resume_step)
+    also = ("wandb",) if settings.wandb else ()
+    logger.configure(folder, ["log", "csv", "tensorboard"], resume_step=resume_step, also=also)
     logger.get_current().output_formats.append(Messages())
     device = dist_util.dev()
     settings = dataclasses.replace(settings, precision=precision_of(settings.precision, use_fp16))
