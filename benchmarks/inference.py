@@ -7,6 +7,7 @@ diffusers' U-Net of the same widths, and smp's U-Net (another network: compare s
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch as th
 import torch.nn as nn
@@ -22,6 +23,7 @@ from measuring import (
 )
 from peers import build_peer
 
+from guided_diffusion.compiled import compiled
 from guided_diffusion.errors import command
 from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.operations import operations_of
@@ -74,7 +76,7 @@ def build_networks(settings: Settings, config: ModelConfig) -> dict[str, nn.Modu
     return networks
 
 
-def call(network: nn.Module, images: th.Tensor, precision: str) -> None:
+def call(network: Callable, images: th.Tensor, precision: str) -> None:
     with th.inference_mode(), autocast(images.device, precision):
         network(images)
 
@@ -85,9 +87,7 @@ def main() -> int:
     config = from_flags(ModelConfig, given, REFERENCE).settled()
     device = begin(settings)
     networks = {k: v.to(device).eval() for k, v in build_networks(settings, config).items()}
-    if settings.compile:
-        for network in networks.values():
-            network.compile()
+    called = {k: compiled(v) for k, v in networks.items()} if settings.compile else networks
     cases = []
     for precision in usable_precisions(settings.precision, device):
         for size in map(int, settings.sizes.split(",")):
@@ -97,7 +97,7 @@ def main() -> int:
                 cases += [
                     Case(
                         f"{name}, {batch} of {size}",
-                        lambda n=network, i=images, p=precision: call(n, i, p),
+                        lambda n=called[name], i=images, p=precision: call(n, i, p),
                         operations_of(network, images),
                         precision,
                         batch,

@@ -21,6 +21,7 @@ from measuring import (
     write_json,
 )
 
+from guided_diffusion.compiled import compiled
 from guided_diffusion.errors import UserError, command
 from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.operations import operations_of
@@ -40,6 +41,7 @@ class Settings(TimedSettings):
     rounds: int = flag(3, "timings of each case; medians count")
     samplers: str = flag("ddim:10,dpm++2m:10,heun:5", "SAMPLER:STEPS, by commas")
     batch_size: int = flag(4, "images at once")
+    compile: bool = flag(False, "compile the network")
 
 
 def main() -> int:
@@ -51,12 +53,13 @@ def main() -> int:
     diffusion = DiffusionConfig(learn_sigma=config.learn_sigma).build()
     shape = (config.in_channels, config.image_size, config.image_size)
     batch = settings.batch_size
+    network = compiled(model) if settings.compile else model
     operations = operations_of(model, th.empty(batch, *shape), th.empty(batch))
 
     def draw(sampler: str, steps: int, precision: str) -> None:
         with autocast(device, precision):
             sample_images(
-                model,
+                network,
                 diffusion,
                 shape,
                 range(settings.batch_size),
