@@ -27,7 +27,7 @@ _FIRST_ELEMENT = {
     uid.ExplicitVRBigEndian: re.compile(rb"\x00\x08..(?:" + _VRS + rb")", re.DOTALL),
     uid.ImplicitVRLittleEndian: re.compile(rb"\x08\x00...\x00\x00\x00", re.DOTALL),
 }
-_INSTALL_DECODERS = "install more decoders: pip install 'guided-diffusion[dicom]'"
+_INSTALL_DECODERS = "install more decoders: pip install '.[dicom]' in the checkout"
 
 
 @dataclass

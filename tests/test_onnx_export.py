@@ -95,7 +95,7 @@ def test_a_missing_package_is_one_line(script, tmp_path, monkeypatch):
     ended = script("export_onnx.py", save(tmp_path))
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "onnx" in ended.err
-    assert "pip install 'guided-diffusion[onnx]'" in ended.err
+    assert "pip install '.[onnx]'" in ended.err
 
 
 def test_the_baselines_network_has_its_own_scale(tmp_path, monkeypatch):

@@ -128,4 +128,4 @@ def test_a_port_in_use_and_a_missing_package_are_one_line(script, tmp_path, monk
     monkeypatch.setitem(sys.modules, "gradio", None)
     ended = script("serve.py", "segm.pth")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "pip install 'guided-diffusion[serve]'" in ended.err
+    assert "pip install '.[serve]'" in ended.err

@@ -100,7 +100,7 @@ def import_packages() -> tuple[ModuleType, ModuleType]:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"exporting needs the package {error.name}: pip install 'guided-diffusion[onnx]'"
+            f"exporting needs the package {error.name}: pip install '.[onnx]' in the checkout"
         ) from error
     return onnx, onnxruntime
 

@@ -140,6 +140,6 @@ def import_gradio() -> ModuleType:
         import gradio
     except ImportError as error:
         raise UserError(
-            f"the page needs the package {error.name}: pip install 'guided-diffusion[serve]'"
+            f"the page needs the package {error.name}: pip install '.[serve]' in the checkout"
         ) from error
     return gradio
