@@ -184,8 +184,7 @@ class ResBlock(TimestepBlock):
 
     def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         """`[N x C x ...]` and `[N x E]` to `[N x out_channels x ...]`."""
-        whole = self.use_checkpoint not in (False, NORMS)
-        return checkpoint(self._forward, (x, emb), self.parameters(), whole)
+        return checkpoint(self._forward, (x, emb), self.parameters(), _whole(self.use_checkpoint))
 
     def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         h = self._convolved(self.in_layers[-1], functools.partial(self._entered, x))
@@ -211,7 +210,7 @@ class ResBlock(TimestepBlock):
         """conv(dropout(compute())), the input computed again if so wanted, unless it is random."""
         if dropout is not None and dropout.p > 0 and dropout.training:
             return conv(dropout(compute()))
-        return _recomputed(conv, compute) if self.use_checkpoint == NORMS else conv(compute())
+        return _recomputed(conv, compute, self.use_checkpoint == NORMS)
 
     @th.no_grad()
     def fold(self, emb: th.Tensor) -> None:
@@ -227,8 +226,13 @@ class ResBlock(TimestepBlock):
         self.folded = True
 
 
-def _recomputed(layer, compute):
-    """layer(compute()); the backward pass computes the layer's input again instead of keeping it.
+def _whole(use_checkpoint):
+    """Whether a block keeps nothing but its inputs for the backward pass."""
+    return bool(use_checkpoint) and use_checkpoint != NORMS
+
+
+def _recomputed(layer, compute, flag):
+    """layer(compute()); with `flag`, the backward pass computes the layer's input again.
 
     For inputs that are large and cheap, such as a norm's output, which a convolution needs for its
     weights' gradient. A compiler chooses by itself what to keep.
@@ -236,7 +240,7 @@ def _recomputed(layer, compute):
     :param compute: gives the same bits every time, from tensors that are kept anyway.
     """
     h = compute()
-    if not th.is_grad_enabled() or th.compiler.is_compiling():
+    if not flag or not th.is_grad_enabled() or th.compiler.is_compiling():
         return layer(h)
     recognised = h.data_ptr(), h.shape, h.dtype
 
@@ -298,12 +302,11 @@ class AttentionBlock(nn.Module):
         self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        whole = self.use_checkpoint not in (False, NORMS)
-        return checkpoint(self._forward, (x,), self.parameters(), whole)
+        return checkpoint(self._forward, (x,), self.parameters(), _whole(self.use_checkpoint))
 
     def _forward(self, x: th.Tensor) -> th.Tensor:
         compute = functools.partial(self._normed, x)
-        h = _recomputed(self.qkv, compute) if self.use_checkpoint == NORMS else self.qkv(compute())
+        h = _recomputed(self.qkv, compute, self.use_checkpoint == NORMS)
         return x + self.proj_out(self.attention(h)).view_as(x)
 
     def _normed(self, x):
