@@ -6,16 +6,15 @@ from typing import Any
 import torch as th
 
 
-def compiled(network: Callable[..., th.Tensor], **options: Any) -> Callable[..., th.Tensor]:
+def compiled(network: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
     """`network` for inference, compiled by torch.compile when it is first called.
 
     Compiling takes minutes and is repeated for inputs of another size, so it pays for many images
     of one size. A CUDA graph writes every result to the same place; callers get copies.
 
     :param network: a module or a function that calls one; returns a tensor.
-    :param options: of torch.compile.
     """
-    called = th.compile(lambda *args, **kwargs: network(*args, **kwargs), **_defaults(), **options)
+    called = th.compile(lambda *args, **kwargs: network(*args, **kwargs), **_options())
 
     def call(*args: Any, **kwargs: Any) -> th.Tensor:
         th.compiler.cudagraph_mark_step_begin()
@@ -24,5 +23,5 @@ def compiled(network: Callable[..., th.Tensor], **options: Any) -> Callable[...,
     return call
 
 
-def _defaults() -> dict[str, str]:
+def _options() -> dict[str, str]:
     return {"mode": "reduce-overhead"} if th.cuda.is_available() else {}

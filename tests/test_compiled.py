@@ -31,7 +31,7 @@ def calls(monkeypatch):
         return graph.forward
 
     monkeypatch.setattr(th, "compile", functools.partial(th.compile, backend=backend))
-    monkeypatch.setattr("guided_diffusion.compiled._defaults", dict)
+    monkeypatch.setattr("guided_diffusion.compiled._options", dict)
     th.compiler.reset()
     return counted
 
