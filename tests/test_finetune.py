@@ -34,6 +34,12 @@ def same(one, other):
     return all(th.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.parametrize(("width", "lr"), [(16, 1e-3), (32, 1e-3), (64, 5e-4), (128, 2.5e-4)])
+def test_wider_networks_learn_more_slowly_unless_told(width, lr):
+    assert FinetuneConfig().for_width(width).lr == pytest.approx(lr)
+    assert FinetuneConfig(lr=0.02).for_width(width).lr == 0.02
+
+
 def test_a_run_learns_and_leaves_all_its_files(script, pretrained, split, tmp_path):
     argv = [pretrained, *folders(split), "--epochs", 12, "--lr", 1e-3, "--augmentation", "light"]
     ended = script("finetune.py", *argv, "--out_channels", 3)

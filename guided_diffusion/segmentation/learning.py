@@ -8,6 +8,9 @@ from guided_diffusion.errors import UserError
 from guided_diffusion.flags import flag
 from guided_diffusion.segmentation import augment, losses
 
+# the learning rate found best for a pretrained network of this width; Adam's best one falls in
+# proportion as the width grows (arXiv 2203.03466, table 3)
+_LR, _LR_WIDTH = 1e-3, 32
 # of a run whose length is given in steps; more log rows and validations would tell nothing new
 _MOST_EPOCHS = 100
 
@@ -109,6 +112,12 @@ class Length(NamedTuple):
 class FinetuneConfig(LearningConfig):
     """Fine-tuning."""
 
+    lr: float = flag(
+        0.0,
+        f"highest learning rate of AdamW; 0: {_LR} for networks up to {_LR_WIDTH} channels wide,"
+        " less in proportion for wider ones",
+        *("-l", "--learning-rate"),
+    )
     layer_decay: float = flag(
         1.0, "factor on the learning rate from each block to the next, from the output on"
     )
@@ -131,6 +140,11 @@ class FinetuneConfig(LearningConfig):
         "unfreeze_decoder",
         "unfreeze_encoder",
     )
+
+    def for_width(self, channels: int) -> "FinetuneConfig":
+        """With the learning rate of a network that wide, unless one is given."""
+        lr = self.lr or _LR * min(1.0, _LR_WIDTH / channels)
+        return dataclasses.replace(self, lr=lr)
 
     def check(self) -> None:
         super().check()

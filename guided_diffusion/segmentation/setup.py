@@ -179,6 +179,7 @@ def prepare(
     settings = from_flags(FinetuneConfig, given)
     settings.check()
     pretrained = load_pretrained(path, given)
+    settings = settings.for_width(pretrained.model.num_channels)
     reading = dataclasses.replace(pretrained.reading, resize="pad")
     wanted = {k: v for k, v in given.items() if k != "in_channels"}
     reading = from_flags(ReadingConfig, wanted, reading)
@@ -213,6 +214,7 @@ def prepare(
             raise UserError(f"{path}: {error}") from error
         messages = [f"{path}: {report}"]
         groups = parameter_groups(model, settings.layer_decay, report.fresh, settings.head_lr_scale)
+    messages.append(f"learning rate {settings.lr:.3g}")
     frozen = freeze(model, settings.unfreeze_encoder, settings.unfreeze_decoder)
     if frozen:
         messages.append(f"frozen: {', '.join(frozen)}")
