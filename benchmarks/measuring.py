@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch as th
 
+from guided_diffusion.errors import UserError
 from guided_diffusion.flags import flag
 from guided_diffusion.memory import keep_freed_memory
 from guided_diffusion.script_util import ModelConfig
@@ -59,6 +61,7 @@ class TimedSettings(Settings):
 
     precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
     rounds: int = flag(5, "timings of each case; medians count")
+    profile: int = flag(0, "also print this many operations (kernels on a GPU) that take longest")
 
 
 def begin(settings: Settings) -> th.device:
@@ -66,9 +69,27 @@ def begin(settings: Settings) -> th.device:
     if settings.threads:
         th.set_num_threads(settings.threads)
     keep_freed_memory()
-    device = th.device(settings.device or ("cuda" if th.cuda.is_available() else "cpu"))
+    device = choose_device(settings.device)
     print(describe(device))
     return device
+
+
+def choose_device(name: str) -> th.device:
+    """The device of that name; for "" a GPU if there is one.
+
+    :raises UserError: if there is no such device here.
+    """
+    if name not in ("", "cpu") and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise UserError(f"--device {name}: cpu, cuda, or cuda and a number such as cuda:1")
+    gpus = th.cuda.device_count() if th.cuda.is_available() else 0
+    if name.startswith("cuda") and int(name[5:] or 0) >= gpus:
+        raise UserError(
+            f"--device {name}: torch finds {gpus} GPUs here; without --device the benchmark runs on"
+            f" {'a GPU' if gpus else 'the CPU'}"
+        )
+    if not (name or gpus):
+        print("no GPU found: this is a measurement of the CPU")
+    return th.device(name or ("cuda" if gpus else "cpu"))
 
 
 def autocast(device: th.device, precision: str) -> contextlib.AbstractContextManager:
@@ -123,7 +144,7 @@ def usable_precisions(wanted: str, device: th.device) -> list[str]:
     reference = product("fp32", device)
     for name in wanted.split(","):
         if name not in PRECISIONS:
-            raise SystemExit(f"precision {name}: choose from {', '.join(PRECISIONS)}")
+            raise UserError(f"--precision {name}: choose from {', '.join(PRECISIONS)}")
         if name != "fp32":
             if device.type == "cpu" and name == "fp16":
                 print("fp16 is left out: it needs CUDA")
@@ -186,7 +207,32 @@ def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]
 def report(cases: Sequence[Case], device: th.device, settings: TimedSettings) -> dict[str, Any]:
     """Time the cases and print their table; all of it as plain values."""
     rates = alternate(cases, device, settings.rounds)
-    return {"device": describe(device), "rates": rates, "lines": table(cases, rates)}
+    values = {"device": describe(device), "rates": rates, "lines": table(cases, rates)}
+    if settings.profile:
+        values["profiles"] = {
+            f"{case.name} {case.precision}": profile(case, device, settings.profile)
+            for case in cases
+        }
+    return values
+
+
+def profile(case: Case, device: th.device, number: int) -> list[dict[str, Any]]:
+    """Print where a call spends its time, longest first; the same as plain values.
+
+    :param number: of operations on a CPU, each without what it calls, or of kernels on CUDA.
+    """
+    activity = getattr(th.profiler.ProfilerActivity, device.type.upper())
+    with th.profiler.profile(activities=[activity]) as profiler:
+        _elapsed(case.call, device)
+    attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    found = [(getattr(e, attribute), e.count, e.key) for e in profiler.key_averages()]
+    total = sum(microseconds for microseconds, *_ in found)
+    print(f"{case.name} {case.precision}: {total / 1e6:.4f} s")
+    lines = []
+    for microseconds, calls, name in sorted(found, reverse=True)[:number]:
+        print(f"  {microseconds / total:6.1%} {calls:6} calls  {name[:100]}")
+        lines.append({"name": name, "seconds": microseconds / 1e6, "calls": calls})
+    return lines
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:

@@ -173,7 +173,7 @@ def _variants(settings: Settings, config: ModelConfig) -> dict[str, dict[str, st
 def _memory(settings, given, device, precisions) -> dict[str, float]:
     """Peak bytes of the whole step: of a process of its own on a CPU, of the allocator on CUDA."""
     found = {}
-    skip = ("memory_of", "json", "peer", "precision", "rounds", "recompute")
+    skip = ("memory_of", "json", "peer", "precision", "rounds", "recompute", "profile")
     flags = [f"--{k}={v}" for k, v in given.items() if k not in skip]
     for precision in sorted(precisions):
         if device.type == "cpu":

@@ -72,6 +72,35 @@ def test_end_to_end(script, tmp_path):
     assert "waiting for data" in ended.out
 
 
+def test_a_profile_names_what_takes_longest(script, tmp_path):
+    flags = [*TINY, "--rounds", "1", "--peer", "none", "--batch_sizes", "1", "--sizes", "16"]
+    ended = script("inference.py", *flags, "--profile", "4", "--json", tmp_path / "values.json")
+    assert ended.code == 0, ended.err
+    profiles = json.loads((tmp_path / "values.json").read_text())["profiles"]
+    assert [len(lines) for lines in profiles.values()] == [4, 4]
+    for lines in profiles.values():
+        assert lines == sorted(lines, key=lambda line: -line["seconds"])
+        assert all(line["name"][:100] in ended.out for line in lines)
+        assert any("conv" in line["name"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("device", "remedy"), [("gpu", "cpu, cuda"), ("cuda", "CPU"), ("cuda:1", "CPU")]
+)
+def test_a_device_that_is_not_there(script, monkeypatch, device, remedy):
+    monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+    ended = script("train_step.py", "--device", device)
+    assert ended.code == 2
+    assert f"--device {device}: " in ended.err
+    assert remedy in ended.err
+
+
+def test_without_a_gpu_the_cpu_is_measured_and_named(monkeypatch, capsys):
+    monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+    assert measuring.choose_device("").type == "cpu"
+    assert "no GPU found" in capsys.readouterr().out
+
+
 def test_another_checkout_as_a_peer(tmp_path):
     package = tmp_path / "guided_diffusion"
     package.mkdir()
