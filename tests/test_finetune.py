@@ -40,6 +40,13 @@ def test_wider_networks_learn_more_slowly_unless_told(width, lr):
     assert FinetuneConfig(lr=0.02).for_width(width).lr == 0.02
 
 
+def test_a_class_that_no_training_mask_shows_is_named(script, pretrained, split, tmp_path):
+    argv = [pretrained, *folders(split), "--epochs", 1]
+    assert "in no training mask" not in script("finetune.py", *argv, "--out_channels", 3).out
+    argv += ["--weights_save", "more.pth", "--out_channels", 5]
+    assert "nothing to learn them from: class 3, class 4" in script("finetune.py", *argv).out
+
+
 def test_a_run_learns_and_leaves_all_its_files(script, pretrained, split, tmp_path):
     argv = [pretrained, *folders(split), "--epochs", 12, "--lr", 1e-3, "--augmentation", "light"]
     ended = script("finetune.py", *argv, "--out_channels", 3)

@@ -293,6 +293,10 @@ def begin(plan: Plan, use_fp16: bool = False) -> Finetuner | None:
         if found is not None:
             logger.log(f"{len(found)} {kind} images")
     logger.log(f"{len(config.categories)} classes: {names}")
+    pixels = train.class_pixels(len(config.categories))
+    unseen = [c.name for c in config.categories if not pixels[c.index]]
+    if unseen:
+        logger.log(f"in no training mask, so nothing to learn them from: {', '.join(unseen)}")
     model = plan.model.to(device)
     finetuner = Finetuner(
         model,
