@@ -15,6 +15,12 @@ def tensor(tag: str, *shape: int) -> th.Tensor:
     return th.from_numpy(values.astype(np.float32))
 
 
+def relative(actual: th.Tensor, expected: np.ndarray | th.Tensor) -> float:
+    """Largest difference, as a share of the largest expected magnitude."""
+    expected = th.from_numpy(np.asarray(expected))
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
 def fill_parameters(model: th.nn.Module) -> th.nn.Module:
     """Overwrite every parameter with numbers drawn from its name: 0.1 z, and 1 + 0.1 z for the
     vectors called `weight` (the gains of the normalisation layers). Returns the model."""

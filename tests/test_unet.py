@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 import torch.nn.functional as F
-from golden_util import GOLDEN, fill_parameters, tensor
+from golden_util import GOLDEN, fill_parameters, relative, tensor
 
 from guided_diffusion import unet
 from guided_diffusion.unet import ConditionalUNetModel, SegmentationUNetModel, UNetModel
@@ -41,11 +41,6 @@ def inputs(name: str) -> tuple[th.Tensor, dict]:
     if MODELS[name]["cls"] == "SuperResModel":
         extra["low_res"] = tensor(f"{name}/low_res", 2, 3, 8, 8)
     return tensor(f"{name}/x", 2, kwargs["in_channels"], size, size), extra
-
-
-def relative(actual: th.Tensor, expected: np.ndarray) -> float:
-    expected = th.from_numpy(np.asarray(expected))
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch as th
 from conftest import TINY
-from golden_util import fill_parameters, tensor
+from golden_util import fill_parameters, relative, tensor
 
 IMAGES = tensor("images", 2, TINY.in_channels, TINY.image_size, TINY.image_size)
 TIMESTEPS = th.tensor([1.0, 500.0])
@@ -24,26 +24,21 @@ def output_and_gradients(model, images=IMAGES, dtype=th.float32):
     return output.detach(), th.cat([gradient.flatten() for gradient in gradients])
 
 
-def largest_difference(one, other):
-    """As a share of the largest magnitude."""
-    return float((one - other).abs().max() / other.abs().max())
-
-
 def test_channels_last(network):
     expected = output_and_gradients(network)
     found = output_and_gradients(
         network.to(memory_format=th.channels_last),
         IMAGES.contiguous(memory_format=th.channels_last),
     )
-    assert largest_difference(found[0], expected[0]) < 1e-5
-    assert largest_difference(found[1], expected[1]) < 1e-5
+    assert relative(found[0], expected[0]) < 1e-5
+    assert relative(found[1], expected[1]) < 1e-5
 
 
 def test_bfloat16(network):
     expected = output_and_gradients(network)
     found = output_and_gradients(network, dtype=th.bfloat16)
-    assert 1e-4 < largest_difference(found[0], expected[0]) < 0.03
-    assert largest_difference(found[1], expected[1]) < 0.06
+    assert 1e-4 < relative(found[0], expected[0]) < 0.03
+    assert relative(found[1], expected[1]) < 0.06
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch's compiler needs g++")
@@ -55,4 +50,4 @@ def test_compiled_by_inductor():
     with th.no_grad():
         expected = network(images, TIMESTEPS)
         found = th.compile(network)(images, TIMESTEPS)
-    assert largest_difference(found, expected) < 1e-5
+    assert relative(found, expected) < 1e-5

@@ -31,7 +31,7 @@ class LearningConfig:
         "optimisation steps however many images there are, instead of --epochs; an epoch is then"
         " at least a hundredth of them; 0: as --epochs says",
     )
-    lr: float = flag(1e-3, "highest learning rate of AdamW", "-l", "--learning-rate")
+    lr: float = flag(_LR, "highest learning rate of AdamW", "-l", "--learning-rate")
     batch_size: int = flag(2, "images a step", "-b")
     microbatch: int = flag(-1, "images a forward pass, to save memory; -1: the whole batch")
     weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
@@ -116,7 +116,8 @@ class FinetuneConfig(LearningConfig):
         0.0,
         f"highest learning rate of AdamW; 0: {_LR} for networks up to {_LR_WIDTH} channels wide,"
         " less in proportion for wider ones",
-        *("-l", "--learning-rate"),
+        "-l",
+        "--learning-rate",
     )
     layer_decay: float = flag(
         1.0, "factor on the learning rate from each block to the next, from the output on"
