@@ -16,10 +16,10 @@ import time
 import torch as th
 from tqdm import tqdm
 
-from guided_diffusion.errors import command
 from guided_diffusion.image_datasets import load_data, sample_is_grey
-from guided_diffusion.image_io import list_images
-from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.images.files import list_images
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.runtime.errors import command
 
 
 def measure(

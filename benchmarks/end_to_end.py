@@ -16,12 +16,12 @@ import measuring
 import torch as th
 
 from guided_diffusion import logger
-from guided_diffusion.errors import command
-from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.image_datasets import load_data, sample_is_grey
-from guided_diffusion.image_io import list_images
-from guided_diffusion.reading import ReadingConfig
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.images.files import list_images
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.train_util import TrainLoop
 
 
@@ -45,7 +45,7 @@ def main() -> int:
     paths = list_images(given["folder"])
     channels = 1 if sample_is_grey(paths) else 3
     base = dataclasses.replace(measuring.REFERENCE, in_channels=channels)
-    config = from_flags(ModelConfig, given, base).settled()
+    config = from_flags(ModelConfig, given, base).with_explicit_channel_mult()
     device = measuring.begin(settings)
     print(f"{len(paths)} images")
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["log", "csv"]):

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_diffusion import checkpoint
-from guided_diffusion.errors import command
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import command
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "image_train.py"
 FLAGS = """

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch as th
 
-from guided_diffusion.errors import UserError
-from guided_diffusion.flags import flag
-from guided_diffusion.memory import keep_freed_memory
-from guided_diffusion.script_util import ModelConfig
+from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.memory import keep_freed_memory
 
 REFERENCE = ModelConfig(
     image_size=64,

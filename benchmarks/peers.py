@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 import torch.nn as nn
 
-from guided_diffusion.script_util import ModelConfig, attention_factors
+from guided_diffusion.networks.config import ModelConfig, attention_factors
 
 
 class DiffusersUNet(nn.Module):

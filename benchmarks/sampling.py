@@ -21,12 +21,12 @@ from measuring import (
     write_json,
 )
 
-from guided_diffusion.compiled import compiled
-from guided_diffusion.errors import UserError, command
-from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
-from guided_diffusion.operations import operations_of
-from guided_diffusion.sampling import sample_images
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.compiled import compiled
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.operations import operations_of
+from guided_diffusion.runtime.errors import UserError, command
+from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.sampling.images import sample_images
 
 
 def network_calls(sampler: str, steps: int) -> int:
@@ -47,7 +47,7 @@ class Settings(TimedSettings):
 def main() -> int:
     given = given_flags(make_parser(__doc__, Settings, ModelConfig))
     settings = from_flags(Settings, given)
-    config = from_flags(ModelConfig, given, REFERENCE).settled()
+    config = from_flags(ModelConfig, given, REFERENCE).with_explicit_channel_mult()
     device = begin(settings)
     model = config.build().to(device).eval()
     diffusion = DiffusionConfig(learn_sigma=config.learn_sigma).build()

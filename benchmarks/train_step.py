@@ -26,10 +26,10 @@ from measuring import (
 from peers import build_peer
 
 from guided_diffusion import logger
-from guided_diffusion.errors import command
-from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
-from guided_diffusion.operations import operations_of
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.operations import operations_of
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.stepper import Stepper
 from guided_diffusion.train_util import TrainLoop
 
@@ -106,7 +106,7 @@ class Bench:
 def main() -> int:
     given = given_flags(make_parser(__doc__, Settings, ModelConfig))
     settings = from_flags(Settings, given)
-    config = from_flags(ModelConfig, given, REFERENCE).settled()
+    config = from_flags(ModelConfig, given, REFERENCE).with_explicit_channel_mult()
     device = begin(settings)
     bench = Bench(config, settings, device)
     if settings.memory_of:
@@ -179,7 +179,7 @@ def _memory(settings, given, device, precisions) -> dict[str, float]:
         if device.type == "cpu":
             found[precision] = peak_memory([*flags, f"--memory_of={precision}"])
             continue
-        config = from_flags(ModelConfig, given, REFERENCE).settled()
+        config = from_flags(ModelConfig, given, REFERENCE).with_explicit_channel_mult()
         th.cuda.empty_cache()
         before = th.cuda.memory_allocated(device)
         bench = Bench(config, settings, device)

@@ -26,11 +26,11 @@ import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
-from .errors import EXIT_USER_ERROR, UserError
-from .failure import ECHO_S, Watch, describe, leave
-from .launch import Launch, find_launch
-from .memory import keep_freed_memory
-from .signals import EXIT_STOPPED
+from .runtime.errors import EXIT_USER_ERROR, UserError
+from .runtime.failure import ECHO_S, Watch, describe, leave
+from .runtime.launch import Launch, find_launch
+from .runtime.memory import keep_freed_memory
+from .runtime.signals import EXIT_STOPPED
 
 DEFAULT_TIMEOUT_S = 1800.0
 # Seconds in which all ranks must have come up.

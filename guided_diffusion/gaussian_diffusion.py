@@ -18,8 +18,8 @@ import numpy as np
 import torch as th
 from tqdm.auto import tqdm
 
-from .errors import UserError
 from .losses import discretized_gaussian_log_likelihood, normal_kl
+from .runtime.errors import UserError
 
 Model = Callable[..., th.Tensor]
 Terms = dict[str, th.Tensor]

@@ -13,20 +13,13 @@ import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .errors import UserError
-from .geometry import Geometry
-from .image_io import (
-    ImageError,
-    check_sizes,
-    is_grey,
-    list_images,
-    pair_files,
-    read_image,
-    read_mask,
-)
-from .reading import ReadingConfig, normalize, to_uint8_channels
-from .rng import derive_seed
-from .signals import leave_to_parent
+from .images.files import list_images, pair_files
+from .images.geometry import Geometry
+from .images.image_io import ImageError, check_sizes, is_grey, read_image, read_mask
+from .images.reading import ReadingConfig, normalize, to_uint8_channels
+from .runtime.errors import UserError
+from .runtime.rng import derive_seed
+from .runtime.signals import leave_to_parent
 
 CACHES = ("auto", "ram", "none")
 

@@ -22,7 +22,7 @@ import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
-from .log_formats import (  # noqa: F401 - names of this module as well
+from .runtime.log_formats import (  # noqa: F401 - names of this module in the original too
     CSVOutputFormat,
     HumanOutputFormat,
     JSONOutputFormat,

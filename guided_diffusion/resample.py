@@ -7,8 +7,8 @@ import numpy as np
 import torch as th
 import torch.distributed as dist
 
-from .errors import UserError
 from .gaussian_diffusion import GaussianDiffusion
+from .runtime.errors import UserError
 
 
 def create_named_schedule_sampler(name: str, diffusion: GaussianDiffusion) -> "ScheduleSampler":

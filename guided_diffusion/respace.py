@@ -6,8 +6,8 @@ from itertools import accumulate, repeat
 import numpy as np
 import torch as th
 
-from .errors import UserError
 from .gaussian_diffusion import GaussianDiffusion, Model
+from .runtime.errors import UserError
 
 
 def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> set[int]:

@@ -15,8 +15,8 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import dist_util
-from .errors import UserError
 from .nn import update_ema
+from .runtime.errors import UserError
 
 PRECISIONS = {"fp32": th.float32, "fp16": th.float16, "bf16": th.bfloat16}
 # the scale of the loss at the start of a float16 run; it finds its level within some steps

@@ -11,10 +11,11 @@ import blobfile as bf
 import torch as th
 from tqdm import tqdm
 
-from . import checkpoint, dist_util, logger, rng
-from .errors import UserError
+from . import dist_util, logger
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
-from .signals import StopRequest
+from .runtime import checkpoint, rng
+from .runtime.errors import UserError
+from .runtime.signals import StopRequest
 from .stepper import Stepper, annealed, first_not_finite
 
 Batch = tuple[th.Tensor, dict[str, th.Tensor]]

@@ -5,13 +5,13 @@ import dataclasses
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.errors import command
-from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
-from guided_diffusion.guidance import classifier_gradient, ignoring_classes
-from guided_diffusion.sample_config import SampleConfig, parse_labels
-from guided_diffusion.sample_job import SampleJob, check_classifier, guided, identity_of
-from guided_diffusion.script_util import ClassifierConfig, DiffusionConfig, ModelConfig
-from guided_diffusion.trained import read_trained
+from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.networks.trained import read_trained
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.sampling.config import SampleConfig, parse_labels
+from guided_diffusion.sampling.guidance import classifier_gradient, ignoring_classes
+from guided_diffusion.sampling.job import SampleJob, check_classifier, guided, identity_of
 
 
 @dataclasses.dataclass(frozen=True)

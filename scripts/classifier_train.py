@@ -3,14 +3,14 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.classifier_train import ClassifierLoop, ClassifierTrainConfig
-from guided_diffusion.errors import command
-from guided_diffusion.flags import given_flags, make_parser
 from guided_diffusion.image_datasets import load_data
-from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
 from guided_diffusion.resample import create_named_schedule_sampler
-from guided_diffusion.run_setup import open_run, run_training
-from guided_diffusion.script_util import ClassifierConfig, DiffusionConfig
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.training.classifier import ClassifierLoop, ClassifierTrainConfig
+from guided_diffusion.training.run import open_run, run_training
 
 
 def main() -> int:

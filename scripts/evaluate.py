@@ -10,10 +10,10 @@ import argparse
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.errors import command
-from guided_diffusion.flags import from_flags, make_parser
-from guided_diffusion.segmentation.evaluate_job import EvaluateConfig, run
-from guided_diffusion.segmentation.predict_job import AveragingConfig
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, make_parser
+from guided_diffusion.segmentation.evaluation.job import EvaluateConfig, run
+from guided_diffusion.segmentation.inference.job import AveragingConfig
 
 
 def main() -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.errors import command
-from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
-from guided_diffusion.segmentation.evaluation import prepare_output
-from guided_diffusion.segmentation.evaluation_text import table
-from guided_diffusion.segmentation.faithfulness import GuidedImages, look
-from guided_diffusion.segmentation.predict import load_predictor
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.segmentation.evaluation.faithfulness import GuidedImages, look
+from guided_diffusion.segmentation.evaluation.scoring import prepare_output
+from guided_diffusion.segmentation.evaluation.text import table
+from guided_diffusion.segmentation.inference.predictor import load_predictor
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.errors import command
-from guided_diffusion.flags import given_flags, make_parser
-from guided_diffusion.reading import ReadingConfig
-from guided_diffusion.sample_evaluation import EvaluateSamplesConfig, evaluate
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.sampling.evaluation import EvaluateSamplesConfig, evaluate
 
 
 def main() -> int:

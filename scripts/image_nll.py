@@ -3,11 +3,11 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.errors import command
-from guided_diffusion.flags import from_flags, given_flags, make_parser
-from guided_diffusion.likelihood import LikelihoodConfig, measure_likelihood
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
-from guided_diffusion.trained import read_trained
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.trained import read_trained
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.sampling.likelihood import LikelihoodConfig, measure_likelihood
 
 
 def main() -> int:

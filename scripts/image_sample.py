@@ -3,12 +3,12 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.conditional import GuidedConfig
-from guided_diffusion.errors import command
-from guided_diffusion.flags import from_flags, given_flags, make_parser
-from guided_diffusion.sample_job import SampleJob, class_labels, guided
-from guided_diffusion.script_util import DiffusionConfig
-from guided_diffusion.segmentation_guidance import (
+from guided_diffusion.networks.conditional import GuidedConfig
+from guided_diffusion.networks.config import DiffusionConfig
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.sampling.job import SampleJob, class_labels, guided
+from guided_diffusion.sampling.mask_guidance import (
     GuidedSampleConfig,
     guided_job,
     guiding_masks,

@@ -5,23 +5,23 @@ from functools import partial
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.conditional import GuidedConfig
-from guided_diffusion.dry_run import dry_run
-from guided_diffusion.errors import command
-from guided_diffusion.flags import given_flags, make_parser
-from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.conditional import GuidedConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.resample import create_named_schedule_sampler
-from guided_diffusion.run_setup import grid_path, open_run, run_training
-from guided_diffusion.sampling import preview_images, save_grid
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
-from guided_diffusion.segmentation_guidance import (
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.sampling.images import preview_images, save_grid
+from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.dry_run import dry_run
+from guided_diffusion.training.guidance import (
     GuidedTrainConfig,
     guided_batches,
     guided_grid,
     open_guided_run,
     refuse_guidance,
 )
-from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.run import grid_path, open_run, run_training
 
 
 def main() -> int:

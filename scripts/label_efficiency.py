@@ -9,15 +9,15 @@ import os
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.errors import UserError, command
-from guided_diffusion.flags import from_flags, given_flags, make_parser
-from guided_diffusion.segmentation.label_efficiency import (
+from guided_diffusion.runtime.errors import UserError, command
+from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.segmentation.evaluation.label_efficiency import (
     LabelEfficiency,
     LabelEfficiencyConfig,
     parse_methods,
     parse_variants,
 )
-from guided_diffusion.signals import EXIT_STOPPED
 
 
 def main() -> int:

@@ -3,9 +3,9 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.errors import command
-from guided_diffusion.flags import given_flags
-from guided_diffusion.segmentation.mask_training import make_flags, prepare_given
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import given_flags
+from guided_diffusion.segmentation.training.mask_training import make_flags, prepare_given
 
 
 def main() -> int:

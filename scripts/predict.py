@@ -9,10 +9,10 @@ import argparse
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.errors import command
-from guided_diffusion.flags import from_flags, make_parser
-from guided_diffusion.memory import keep_freed_memory
-from guided_diffusion.segmentation.predict_job import AveragingConfig, PredictConfig, predict
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, make_parser
+from guided_diffusion.runtime.memory import keep_freed_memory
+from guided_diffusion.segmentation.inference.job import AveragingConfig, PredictConfig, predict
 
 
 def main() -> int:

@@ -9,10 +9,10 @@ import threading
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
-from guided_diffusion.errors import command
-from guided_diffusion.flags import from_flags, make_parser
-from guided_diffusion.segmentation.predict_job import AveragingConfig
-from guided_diffusion.segmentation.serve import ServeConfig, import_gradio, served
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, make_parser
+from guided_diffusion.segmentation.inference.job import AveragingConfig
+from guided_diffusion.segmentation.inference.serve import ServeConfig, import_gradio, served
 
 
 def main() -> int:

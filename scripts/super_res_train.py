@@ -5,15 +5,15 @@ import torch as th
 import torch.nn.functional as F
 
 from guided_diffusion import dist_util
-from guided_diffusion.errors import command
-from guided_diffusion.flags import given_flags, make_parser
-from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.resample import create_named_schedule_sampler
-from guided_diffusion.run_setup import TrainConfig, grid_path, open_run, run_training
-from guided_diffusion.sampling import preview_images, save_grid
-from guided_diffusion.script_util import DiffusionConfig, SuperResConfig
-from guided_diffusion.super_res import with_low_res
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.sampling.images import preview_images, save_grid
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.run import TrainConfig, grid_path, open_run, run_training
+from guided_diffusion.training.super_res import with_low_res
 
 
 def main() -> int:

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch as th
 from golden_util import fill_parameters
+from paths import ROOT
 from PIL import Image
 
-from guided_diffusion import checkpoint, dist_util, logger
-from guided_diffusion.errors import UserError
-from guided_diffusion.reading import ReadingConfig
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion import dist_util, logger
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 TINY = ModelConfig(
     image_size=16,
     in_channels=1,

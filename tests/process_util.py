@@ -4,8 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch as th
+from paths import ROOT
 
-from guided_diffusion import failure
+from guided_diffusion.runtime import failure
 
-ROOT = Path(__file__).parents[1]
 # torch's optimizers import torch._dynamo, which takes seconds
-PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "guided_diffusion.run_setup"]
+PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "guided_diffusion.training.run"]
 LAUNCHERS = ("SLURM_", "OMPI_", "PMI", "RANK", "WORLD_SIZE", "MASTER_", "GUIDED_", "OPENAI_")
+HOST = socket.gethostname()
 LONGEST_S = 240  # far more than any command here takes on an idle machine
 
 
@@ -102,3 +105,17 @@ class Command:
     def send(self, name: str) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, getattr(signal, name))
+
+
+def mpiexec():
+    """The command line of an mpiexec that starts two ranks here, beside this Python first."""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    program = shutil.which("mpiexec", path=path)
+    if program is None:
+        pytest.skip("no mpiexec: pip install .[mpi]")
+    version = ""
+    with contextlib.suppress(subprocess.SubprocessError):
+        command = [program, "--version"]
+        version = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    flags = ["--allow-run-as-root", "--oversubscribe"] if "Open" in version else []
+    return [program, *flags, "-n", "2", sys.executable]

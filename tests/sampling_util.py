@@ -10,9 +10,9 @@ import torch as th
 from golden_util import fill_parameters
 from PIL import Image
 
-from guided_diffusion import checkpoint
-from guided_diffusion.reading import ReadingConfig
-from guided_diffusion.script_util import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.runtime import checkpoint
 
 NETWORK = ModelConfig(
     image_size=16,
@@ -34,6 +34,8 @@ CLASSIFIER = ClassifierConfig(
 )
 DIFFUSION = DiffusionConfig(learn_sigma=True, diffusion_steps=50, noise_schedule="cosine")
 CLASSES = ("ball", "bar")
+# flags of a run of seconds
+QUICK = ("--sampler", "dpm++2m", "--steps", "3", "--num_samples", "8")
 
 
 def write_trained(
@@ -79,3 +81,15 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file."""
     with np.load(path) as file:
         return dict(file)
+
+
+def pictures(folder):
+    """All PNG files of samples by name."""
+    return {path.name: np.asarray(Image.open(path)) for path in (folder / "png").iterdir()}
+
+
+def same(one, other, tolerance=1):
+    """Whether two folders hold the same images, but for a rounding of the last bit."""
+    a, b = pictures(one), pictures(other)
+    assert a.keys() == b.keys()
+    return all(abs(a[name].astype(int) - b[name]).max() <= tolerance for name in a)

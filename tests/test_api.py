@@ -52,6 +52,6 @@ def test_the_name_exists_with_its_parameters(module, name):
 
 
 def test_number_of_classes_stays():
-    from guided_diffusion.script_util import NUM_CLASSES
+    from guided_diffusion.networks.config import NUM_CLASSES
 
     assert NUM_CLASSES == 1000

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from conftest import ROOT, draw_pairs
 
-from guided_diffusion.operations import count_operations
+from guided_diffusion.networks.operations import count_operations
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measuring

@@ -7,7 +7,7 @@ import pytest
 from golden_util import GOLDEN
 from sampling_util import write_shapes
 
-from guided_diffusion import flags
+from guided_diffusion.runtime import flags
 
 ORIGINAL = json.loads((GOLDEN / "cli_flags.json").read_text())
 

@@ -1,17 +1,14 @@
-"""guided_diffusion.launch, dist_util and failure: who am I, and who of us has failed?
+"""guided_diffusion.runtime.launch, dist_util and failure: who am I, and who of us has failed?
 
 Ranks are processes forked from a server that has torch loaded, started with the environment that a
 launcher would give them; the launchers themselves are run once each.
 """
 
-import contextlib
 import dataclasses
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -23,15 +20,16 @@ import torch as th
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from process_util import free_port
+from paths import ROOT
+from process_util import HOST, free_port, mpiexec
 
-from guided_diffusion import dist_util, errors, failure, logger
+from guided_diffusion import dist_util, logger
 from guided_diffusion.dist_util import _Peer, choose_devices
-from guided_diffusion.errors import UserError
-from guided_diffusion.launch import expand_nodelist, find_launch
-from guided_diffusion.signals import EXIT_STOPPED
+from guided_diffusion.runtime import errors, failure
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.launch import expand_nodelist, find_launch
+from guided_diffusion.runtime.signals import EXIT_STOPPED
 
-ROOT = Path(__file__).parents[1]
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu01", "MASTER_PORT": "29500"}
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "1"}
 MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"}
@@ -423,9 +421,6 @@ class Fail:
         fail(self.action)
 
 
-HOST = socket.gethostname()
-
-
 @pytest.mark.parametrize(
     ("action", "codes", "lines"),
     [
@@ -517,7 +512,7 @@ def test_more_ranks_than_gpus_is_one_line(tmp_path):
 PROGRAM = """
     import sys
     from guided_diffusion import dist_util
-    from guided_diffusion.errors import UserError, command
+    from guided_diffusion.runtime.errors import UserError, command
 
     @command
     def main():
@@ -555,20 +550,6 @@ def test_torchrun(tmp_path):
     ended = start(tmp_path, [*torchrun, "--master-port", str(free_port())])
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "[0, 1]\n" * 2
-
-
-def mpiexec():
-    """The command line of an mpiexec that starts two ranks here, beside this Python first."""
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    program = shutil.which("mpiexec", path=path)
-    if program is None:
-        pytest.skip("no mpiexec: pip install .[mpi]")
-    version = ""
-    with contextlib.suppress(subprocess.SubprocessError):
-        command = [program, "--version"]
-        version = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    flags = ["--allow-run-as-root", "--oversubscribe"] if "Open" in version else []
-    return [program, *flags, "-n", "2", sys.executable]
 
 
 def test_mpiexec(tmp_path):

@@ -3,17 +3,17 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch as th
+from paths import ROOT
 
-from guided_diffusion.flags import from_flags, given_flags, make_parser
-from guided_diffusion.reading import ReadingConfig
-from guided_diffusion.run_setup import TrainConfig
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.training.run import TrainConfig
 
-FLAGS = Path(__file__).parent.parent / "flags"
+FLAGS = ROOT / "flags"
 SHELLS = [
     pytest.param(
         shell, marks=pytest.mark.skipif(not shutil.which(shell), reason=f"no {shell} here")

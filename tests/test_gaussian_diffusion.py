@@ -10,7 +10,6 @@ from golden_util import GOLDEN, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -26,6 +25,7 @@ from guided_diffusion.losses import (
     normal_kl,
 )
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
+from guided_diffusion.runtime.errors import UserError
 
 STEPS = 50
 SHAPE = (3, 3, 8, 8)

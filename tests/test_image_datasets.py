@@ -9,7 +9,6 @@ import torch as th
 from PIL import Image
 
 from guided_diffusion import image_datasets
-from guided_diffusion.errors import UserError
 from guided_diffusion.image_datasets import (
     ImageDataset,
     center_crop_arr,
@@ -18,8 +17,9 @@ from guided_diffusion.image_datasets import (
     random_crop_arr,
     sample_is_grey,
 )
-from guided_diffusion.image_io import ImageError
-from guided_diffusion.reading import ReadingConfig
+from guided_diffusion.images.image_io import ImageError
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.runtime.errors import UserError
 
 COUNT = 11
 

@@ -5,6 +5,7 @@
 """
 
 import csv
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,59 +16,16 @@ from golden_util import relative
 from PIL import Image
 
 LEGACY = Path(__file__).parent / "legacy"
-PRETRAINING = [
-    "--data_dir",
-    "Split/TRAIN/IMG",
-    "--image_size",
-    "16",
-    "--num_channels",
-    "4",
-    "--num_res_blocks",
-    "1",
-    "--channel_mult",
-    "1,2",
-    "--attention_resolutions",
-    "8",
-    "--num_heads",
-    "1",
-    "--learn_sigma",
-    "True",
-    "--noise_schedule",
-    "cosine",
-    "--diffusion_steps",
-    "50",
-    "--batch_size",
-    "2",
-    "--lr",
-    "1e-3",
-    "--ema_rate",
-    "0.9",
-    "--save_interval",
-    "2",
-    "--log_interval",
-    "1",
-    "--sample_interval",
-    "0",
-    "--max_steps",
-    "4",
-]
-FINETUNING = [
-    "run/ema_0.9_000002.pt",
-    "Split/TRAIN/IMG",
-    "Split/TRAIN/MASK",
-    "Split/VAL/IMG",
-    "Split/VAL/MASK",
-    "--epochs",
-    "6",
-    "--lr",
-    "5e-3",
-    "--ema_rate",
-    "0.5",
-    "--augmentation",
-    "light",
-    "--weights_save",
-    "stopped.pth",
-]
+PRETRAINING = shlex.split(
+    "--data_dir Split/TRAIN/IMG --image_size 16 --num_channels 4 --num_res_blocks 1"
+    " --channel_mult 1,2 --attention_resolutions 8 --num_heads 1 --learn_sigma True"
+    " --noise_schedule cosine --diffusion_steps 50 --batch_size 2 --lr 1e-3 --ema_rate 0.9"
+    " --save_interval 2 --log_interval 1 --sample_interval 0 --max_steps 4"
+)
+FINETUNING = shlex.split(
+    "run/ema_0.9_000002.pt Split/TRAIN/IMG Split/TRAIN/MASK Split/VAL/IMG Split/VAL/MASK"
+    " --epochs 6 --lr 5e-3 --ema_rate 0.5 --augmentation light --weights_save stopped.pth"
+)
 
 
 @pytest.fixture

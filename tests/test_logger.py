@@ -16,9 +16,7 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guided_diffusion import log_formats, logger
-from guided_diffusion.errors import UserError
-from guided_diffusion.log_formats import LogFile
+from guided_diffusion import logger
 from guided_diffusion.logger import (
     CSVOutputFormat,
     HumanOutputFormat,
@@ -29,6 +27,9 @@ from guided_diffusion.logger import (
     mpi_weighted_mean,
     pending_of_rank,
 )
+from guided_diffusion.runtime import log_formats
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.log_formats import LogFile
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,11 @@ import torch as th
 from test_stepper import simulate_float16
 from test_train_util import TINY, batches, furthest, logged_losses, new_loop, rows, run_in, weights
 
-from guided_diffusion import checkpoint, logger
-from guided_diffusion.errors import UserError
-from guided_diffusion.run_setup import precision_of
+from guided_diffusion import logger
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.train_util import TrainLoop, find_start
+from guided_diffusion.training.run import precision_of
 
 needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
 

@@ -8,12 +8,12 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guided_diffusion.errors import UserError
 from guided_diffusion.resample import (
     LossSecondMomentResampler,
     UniformSampler,
     create_named_schedule_sampler,
 )
+from guided_diffusion.runtime.errors import UserError
 
 
 class Process:

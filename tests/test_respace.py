@@ -9,7 +9,6 @@ from golden_util import GOLDEN, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guided_diffusion.errors import UserError
 from guided_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -18,6 +17,7 @@ from guided_diffusion.gaussian_diffusion import (
     get_named_beta_schedule,
 )
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
+from guided_diffusion.runtime.errors import UserError
 
 RECORDED = json.loads((GOLDEN / "space_timesteps.json").read_text())
 

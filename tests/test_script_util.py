@@ -9,9 +9,10 @@ import torch as th
 from golden_util import GOLDEN
 
 from guided_diffusion import script_util
-from guided_diffusion.errors import UserError
-from guided_diffusion.flags import from_flags, given_flags, make_parser
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig, check_flags
+from guided_diffusion.networks import config
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, check_flags
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
 
 PUBLISHED = json.loads((GOLDEN / "published_models.json").read_text())
 CLI = json.loads((GOLDEN / "cli_flags.json").read_text())
@@ -110,13 +111,13 @@ class TestFlags:
 class TestSizes:
     @pytest.mark.parametrize("text", ["0.5,1,2", "1", "0.5,1,1,2,2,4,4"])
     def test_channel_mult_of_any_length_with_fractions(self, text):
-        mult = script_util.parse_channel_mult(text)
+        mult = config.parse_channel_mult(text)
         assert ",".join(map(str, mult)) == text
 
     @pytest.mark.parametrize("text", ["1,x", "1,-2", "0"])
     def test_wrong_channel_mult_is_refused(self, text):
         with pytest.raises(UserError, match="channel_mult"):
-            script_util.parse_channel_mult(text)
+            config.parse_channel_mult(text)
 
     @pytest.mark.parametrize("size", [16, 24, 40, 96, 224, 320])
     def test_any_size_that_the_depth_divides(self, size):
@@ -130,7 +131,7 @@ class TestSizes:
             ModelConfig(image_size=250).build()
 
     def test_attention_sizes_stand_for_the_nearest_that_exist(self):
-        factors = script_util.attention_factors
+        factors = config.attention_factors
         assert factors("32,16,8", 256, 6) == (8, 16, 32)
         assert factors("32,16,8", 224, 6) == (8, 16, 32)
         assert factors("16,8", 64, 4) == (4, 8)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from guided_diffusion.errors import UserError
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.stepper import Stepper, annealed, first_not_finite, warmup_cosine
 
 

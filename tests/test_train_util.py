@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch as th
 
-from guided_diffusion import checkpoint, logger
-from guided_diffusion.errors import UserError
+from guided_diffusion import logger
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.resample import LossSecondMomentResampler
-from guided_diffusion.script_util import DiffusionConfig, ModelConfig
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.train_util import (
     Start,
     TrainLoop,
@@ -134,7 +135,7 @@ class TestGradients:
 
     def test_the_loss_is_what_the_diffusion_says(self, folder):
         """One row of a batch, drawn by hand."""
-        from guided_diffusion import rng
+        from guided_diffusion.runtime import rng
 
         loop = new_loop(seed=7)
         images, cond = next(batches())

@@ -8,10 +8,11 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.errors import UserError, command
-from guided_diffusion.image_io import pair_files, read_image, read_mask
+from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.image_io import read_image, read_mask
+from guided_diffusion.runtime.errors import UserError, command
 from guided_diffusion.segmentation.categories import load_categories
-from guided_diffusion.segmentation.render import comparison
+from guided_diffusion.segmentation.visuals.render import comparison
 
 KINDS = ("pretrained", "scratch")
 SHOWN, ENLARGED = 5, 4

@@ -8,9 +8,9 @@ import os
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.errors import command
-from guided_diffusion.flags import make_parser
-from guided_diffusion.segmentation.onnx_export import CHECKED_SIZES, TOLERANCE, export
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import make_parser
+from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
 
 
 def main() -> None:

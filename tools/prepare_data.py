@@ -12,21 +12,17 @@ from dataclasses import dataclass
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.checkpoint import save_json
-from guided_diffusion.errors import UserError, command
-from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.preparation import layouts, overview
 from guided_diffusion.preparation.analysis import analyze
 from guided_diffusion.preparation.faults import fault_table
 from guided_diffusion.preparation.organize import is_divided, keep_split, place, write_split
-from guided_diffusion.preparation.repair import (
-    require_new_folder,
-    write_faults,
-    write_repaired,
-)
+from guided_diffusion.preparation.phantoms import write_dataset
+from guided_diffusion.preparation.repair import require_new_folder, write_faults, write_repaired
 from guided_diffusion.preparation.validation import validate
+from guided_diffusion.runtime.checkpoint import save_json
+from guided_diffusion.runtime.errors import UserError, command
+from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
-from guided_diffusion.segmentation.phantoms import write_dataset
 
 PLACES = ("image_dir", "mask_dir", "source_dir", "output_dir")
 CLASSES = ("num_classes", "categories")

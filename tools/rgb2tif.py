@@ -7,11 +7,12 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 import numpy as np
 from tqdm import tqdm
 
-from guided_diffusion.errors import UserError, command
-from guided_diffusion.flags import flag, from_flags, given_flags, make_parser
-from guided_diffusion.image_io import IMAGE_EXTENSIONS, list_images, write_mask
+from guided_diffusion.images.files import IMAGE_EXTENSIONS, list_images
+from guided_diffusion.images.image_io import write_mask
+from guided_diffusion.runtime.errors import UserError, command
+from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
 from guided_diffusion.segmentation.categories import load_categories
-from guided_diffusion.segmentation.color_masks import (
+from guided_diffusion.segmentation.visuals.color_masks import (
     UNKNOWN,
     indices_from_colors,
     read_color_mask,

@@ -1,1 +1,1 @@
-"""From a folder as it came to one that a training run accepts: look, check, mend, divide."""
+"""Data sets before training: checking, repairing, dividing, describing, generating."""

@@ -8,7 +8,8 @@ import pydicom
 from PIL import Image
 from tqdm import tqdm
 
-from guided_diffusion.image_io import ImageError, open_file, read_image, read_mask
+from guided_diffusion.images.files import open_file
+from guided_diffusion.images.image_io import ImageError, read_image, read_mask
 from guided_diffusion.preparation.layouts import Item
 
 BINS = 64

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from guided_diffusion.errors import UserError
-from guided_diffusion.image_io import IMAGE_EXTENSIONS, open_file
+from guided_diffusion.images.files import IMAGE_EXTENSIONS, open_file
+from guided_diffusion.runtime.errors import UserError
 
 TRIES = 64
 

@@ -12,8 +12,8 @@ data/ or whatever single folder there is):
 import os
 from dataclasses import dataclass
 
-from guided_diffusion.errors import UserError
-from guided_diffusion.image_io import find_pairs, list_images
+from guided_diffusion.images.files import find_pairs, list_images
+from guided_diffusion.runtime.errors import UserError
 
 IMAGE_FOLDERS = ("img", "imgs", "image", "images")
 MASK_FOLDERS = ("mask", "masks", "label", "labels", "annotation", "annotations", "gt")

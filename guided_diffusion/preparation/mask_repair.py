@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from guided_diffusion.image_io import ImageError, open_file, read_mask
+from guided_diffusion.images.files import open_file
+from guided_diffusion.images.image_io import ImageError, read_mask
 from guided_diffusion.segmentation.categories import Category
-from guided_diffusion.segmentation.color_masks import (
+from guided_diffusion.segmentation.visuals.color_masks import (
     indices_from_colors,
     read_color_mask,
     unknown_colors,

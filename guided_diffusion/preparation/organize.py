@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from guided_diffusion.checkpoint import write_atomically
-from guided_diffusion.errors import UserError
-from guided_diffusion.image_io import ImageError, read_mask
+from guided_diffusion.images.image_io import ImageError, read_mask
 from guided_diffusion.preparation.division import divide, read_groups
 from guided_diffusion.preparation.layouts import Item
 from guided_diffusion.preparation.repair import copy_pair
+from guided_diffusion.runtime.checkpoint import write_atomically
+from guided_diffusion.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

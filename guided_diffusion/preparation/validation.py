@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from guided_diffusion.image_io import ImageError, read_image
+from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.preparation.duplicates import Fingerprint, find_duplicates, fingerprint
 from guided_diffusion.preparation.faults import Fault
 from guided_diffusion.preparation.layouts import Item, Unpaired

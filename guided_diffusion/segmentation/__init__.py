@@ -1,1 +1,1 @@
-"""From a pretrained diffusion U-Net to segmented radiographs."""
+"""Few-label segmentation: the model file, its classes and its metrics."""

@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import blobfile as bf
 
-from guided_diffusion.errors import UserError
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.runtime.errors import UserError
 
 DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "categories.json")
 MAX_CATEGORIES = 255  # masks hold 8 bits, and 255 in them means "ignore"
@@ -146,3 +148,45 @@ def categories_for(num_classes: int, path: str | None = None) -> tuple[Category,
         if len(table) == num_classes:
             return table
     return generic_categories(num_classes)
+
+
+Swaps = tuple[tuple[int, int], ...]
+
+
+def check_swaps(categories: Sequence[Category], swaps: Swaps, given: bool) -> None:
+    """Refuse to mirror radiographs whose classes have a side that nobody said how to exchange.
+
+    :param given: whether somebody chose `swaps`, if only by choosing none.
+    :raises UserError: also where a pair names a class that there is not.
+    """
+    missing = sorted({n for pair in swaps for n in pair if n >= len(categories)})
+    if missing:
+        raise UserError(
+            f"--flip_swap names class {missing[0]}; the model has the classes 0 to "
+            f"{len(categories) - 1}"
+        )
+    sided = [c for c in categories if re.search(r"\b(left|right)\b", c.name.lower())]
+    if sided and not given:
+        opposite = {"left": "right", "right": "left"}
+        names = {c.name.lower(): c.index for c in sided}
+        pairs = set()
+        for name, index in names.items():
+            other = names.get(re.sub(r"\b(left|right)\b", lambda m: opposite[m[1]], name))
+            if other is not None:
+                pairs.add((min(index, other), max(index, other)))
+        advice = ",".join(f"{one}:{other}" for one, other in sorted(pairs)) or "1:2"
+        raise UserError(
+            f"--tta mirrors radiographs, and {sided[0].name!r} has a side: say which classes "
+            f"change places, as in --flip_swap {advice}, or take --tta shifts"
+        )
+
+
+def parse_swaps(text: str) -> tuple[tuple[int, int], ...]:
+    """`"1:2,5:6"` to pairs of classes that change places when an image is mirrored."""
+    try:
+        pairs = [tuple(int(n) for n in pair.split(":")) for pair in text.split(",") if pair]
+        if any(len(pair) != 2 or not all(0 <= n < IGNORE for n in pair) for pair in pairs):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--flip_swap {text}: expected pairs of classes such as 1:2") from None
+    return tuple(pairs)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from guided_diffusion.errors import UserError
-from guided_diffusion.geometry import IGNORE
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

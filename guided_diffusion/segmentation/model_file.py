@@ -10,11 +10,11 @@ from typing import Any
 
 import torch as th
 
-from guided_diffusion import checkpoint
-from guided_diffusion.errors import UserError
-from guided_diffusion.flags import pick
-from guided_diffusion.reading import ReadingConfig
-from guided_diffusion.script_util import ModelConfig
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.segmentation.categories import Category, from_plain, to_plain
 
 FORMAT = "guided-diffusion segmentation 1"
@@ -23,9 +23,9 @@ FORMAT = "guided-diffusion segmentation 1"
 # network maps [N x in_channels x H x W] in [-1, 1], of any size, to logits [N x classes x H x W]
 KINDS = {
     "unet": "guided_diffusion.segmentation.model_file:build_unet",
-    "smp": "guided_diffusion.segmentation.smp_unet:build",
-    "features": "guided_diffusion.segmentation.feature_classifier:build",
-    "mask_diffusion": "guided_diffusion.segmentation.mask_diffusion:build",
+    "smp": "guided_diffusion.segmentation.networks.smp_unet:build",
+    "features": "guided_diffusion.segmentation.networks.feature_classifier:build",
+    "mask_diffusion": "guided_diffusion.segmentation.networks.mask_diffusion:build",
 }
 
 
@@ -82,7 +82,7 @@ class SegmentationConfig:
             )
         model = values["model"]
         return cls(
-            model=None if model is None else pick(ModelConfig, model),
+            model=None if model is None else from_mapping(ModelConfig, model),
             reading=ReadingConfig.from_dict(values["reading"]),
             categories=from_plain(values["categories"], source),
             depth=values["depth"],

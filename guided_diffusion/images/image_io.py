@@ -1,0 +1,380 @@
+"""Files to arrays and back: PNG, JPEG, BMP, GIF, WebP, TIFF, DICOM, 16 bits, index masks."""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
+
+from guided_diffusion.images import dicom_io
+from guided_diffusion.images.files import (
+    _HEAD_BYTES,
+    DICOM_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    _named_dicom,
+    open_file,
+)
+from guided_diffusion.runtime.errors import UserError
+
+LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+INTENSITY_RULES = ("full", "percentile", "window")
+MAX_PIXELS = 100_000_000
+"""Height times width; a whole spine at 0.1 mm has half of it, a decompression bomb far more."""
+
+# What Pillow may try. Its other plugins include interpreters of whole languages.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+# What Pillow logs it also raises; without a handler of somebody's the log would go to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class ImageError(UserError):
+    """A file that holds no usable image or mask. The message names the file."""
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How a file's grey levels become numbers from 0 (black) to 1 (white).
+
+    full        the whole range that the file's type (DICOM: BitsStored) can hold; nothing is cut.
+                Floats: [0, 1] if the file stays within, else its smallest to its largest value
+    percentile  from the `low`-th to the `high`-th percent of the file's own pixels, the rest is cut
+    window      `width` values around `center`, in the file's values (DICOM: after rescaling);
+                without them the file's own table or window, without that its smallest to largest
+    """
+
+    rule: str = "full"
+    low: float = 0.5
+    high: float = 99.5
+    center: float | None = None
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule not in INTENSITY_RULES:
+            raise UserError(f"intensity {self.rule!r} must be one of {', '.join(INTENSITY_RULES)}")
+        if not 0 <= self.low < self.high <= 100:
+            raise UserError(f"percentiles {self.low} and {self.high} must rise from 0 to 100")
+        if (self.center is None) != (self.width is None):
+            raise UserError("a window needs both its center and its width, or neither")
+        if self.width is not None and not self.width > 0:
+            raise UserError(f"window width {self.width} must be above 0")
+
+
+def read_image(
+    path: str, channels: int | None = None, intensity: Intensity | None = None
+) -> np.ndarray:
+    """Read one picture: [H x W] (grey) or [H x W x 3], black is 0.
+
+    channels 1 joins colours by their luminance, 3 repeats grey, None leaves the file's own number.
+    uint8 where the file has 8 bits and the rule is "full", else float32 in [0, 1].
+    Transparent pixels are shown on black; EXIF orientation is applied. Raises ImageError.
+    """
+    with _one_line_errors(path):
+        image = _apply_intensity(_decode(path), intensity or Intensity())
+        if channels == 1 and image.ndim == 3:
+            return _luminance(image)
+        if channels == 3 and image.ndim == 2:
+            return np.repeat(image[..., None], 3, axis=2)
+        return image
+
+
+def check_header(path: str) -> None:
+    """Raise ImageError if the beginning of a file shows that it is no image. Reads no pixels, so
+    that thousands of files can be looked at before a long run starts."""
+    with _one_line_errors(path), open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            raise ValueError("the file is empty")
+        if dicom_io.is_dicom(head) or _named_dicom(path):
+            return
+        file.seek(0)
+        Image.open(file, formats=_FORMATS)
+
+
+def is_grey(path: str) -> bool:
+    """Whether the picture has one channel or three equal ones."""
+    image = read_image(path)
+    return image.ndim == 2 or _equal_channels(image)
+
+
+def read_mask(path: str, num_classes: int | None = None) -> np.ndarray:
+    """Class indices uint8 [H x W] of a grey, 16-bit, palette (its indices) or DICOM file.
+
+    Raises ImageError for a colour mask and for values outside 0 to `num_classes` - 1.
+    """
+    with _one_line_errors(path):
+        mask = _decode_indices(path)
+        if mask.ndim == 3:
+            if not _equal_channels(mask):
+                raise ImageError(
+                    f"{path} is a colour mask; masks hold class indices. Convert it with "
+                    "tools/rgb2tif.py"
+                )
+            mask = mask[..., 0]
+        if mask.size == 0:
+            raise ValueError("it has no pixels")
+        if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
+            raise ValueError("it holds fractions; masks hold class indices")
+        top = 256 if num_classes is None else num_classes
+        if mask.min() < 0 or mask.max() >= top:
+            raise ImageError(_outside_classes(path, mask, top))
+        return mask.astype(np.uint8)
+
+
+def check_sizes(mask_path: str, mask: np.ndarray, path: str, image: np.ndarray) -> None:
+    """Compare a mask with its radiograph, both `[H x W ...]`.
+
+    :raises ImageError: if they differ in size.
+    """
+    if mask.shape[:2] != image.shape[:2]:
+        sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
+        raise ImageError(
+            f"{mask_path} has {sizes[0]} pixels (height x width), its radiograph {path}"
+            f" {sizes[1]}; they must not differ in size: export the mask at the radiograph's own"
+            " size"
+        )
+
+
+def write_image(path: str, image: np.ndarray) -> None:
+    """Write [H x W] or [H x W x 3]: uint8, uint16 (grey, PNG or TIFF) or floats in [0, 1]."""
+    if image.dtype.kind == "f":
+        image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    _save(path, Image.fromarray(image))
+
+
+def write_mask(path: str, mask: np.ndarray) -> None:
+    """Write class indices uint8 [H x W] losslessly as grey values."""
+    if os.path.splitext(path)[1].lower() not in LOSSLESS_EXTENSIONS:
+        raise ImageError(
+            f"{path} would not keep class indices exactly; masks are written as "
+            f"{', '.join(LOSSLESS_EXTENSIONS)}"
+        )
+    _save(path, Image.fromarray(mask.astype(np.uint8)))
+
+
+def pixel_spacing(path: str) -> tuple[float, float] | None:
+    """Millimetres between (rows, columns) where a DICOM file tells, else None."""
+    with _one_line_errors(path), open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not dicom_io.is_dicom(head) and not _named_dicom(path):
+            return None
+        return dicom_io.read_dicom_spacing(head + file.read(), MAX_PIXELS)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str) -> Iterator[None]:
+    """Whatever decoders say about a file becomes one ImageError that names it; no warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder, not a file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path} cannot be read: its content is no image of a known kind"
+        ) from error
+    except Exception as error:  # decoders raise every kind, from struct.error to RecursionError
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"{path} cannot be read: {reason}") from error
+
+
+def _decode(path: str) -> dicom_io.DicomImage:
+    """A file's values and their range."""
+    with open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            raise ValueError("the file is empty")
+        if dicom_io.is_dicom(head):
+            return dicom_io.read_dicom(head + file.read(), MAX_PIXELS)
+        file.seek(0)
+        try:
+            picture = _open_picture(file)
+        except Image.UnidentifiedImageError:
+            if not _named_dicom(path):
+                raise
+            file.seek(0)
+            return dicom_io.read_dicom(file.read(), MAX_PIXELS)
+        return _picture_values(picture)
+
+
+def _decode_indices(path: str) -> np.ndarray:
+    """A file's values as stored, [H x W] or [H x W x 3]."""
+    with open_file(path) as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            raise ValueError("the file is empty")
+        if dicom_io.is_dicom(head):
+            return dicom_io.read_dicom_stored(head + file.read(), MAX_PIXELS)
+        file.seek(0)
+        picture = _open_picture(file)
+        if picture.format == "GIF" and picture.mode == "P":
+            # GIF has no grey mode: where the colours are grey, it is they that were meant
+            colours = np.asarray(picture.convert("RGB"))
+            return colours if _equal_channels(colours) else np.asarray(picture)
+        if picture.mode in ("P", "1", "L", "I", "F") or picture.mode.startswith("I;16"):
+            return np.asarray(picture)
+        if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
+            raise ValueError("it has transparent pixels; save the mask without transparency")
+        return np.asarray(picture.convert("L" if picture.mode in ("LA", "La") else "RGB"))
+
+
+def _open_picture(file: io.IOBase) -> Image.Image:
+    """Open and decode with Pillow, upright."""
+    picture = Image.open(file, formats=_FORMATS)
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(
+            f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit"
+        )
+    if picture.format == "TIFF" and picture.tile:
+        rows = max(extents[3] for _, extents, *_ in picture.tile)
+        if rows < (claimed := picture.tag_v2[TiffImagePlugin.IMAGELENGTH]):
+            # Pillow would leave the rest black
+            raise ValueError(f"it is damaged: only {rows} of its {claimed} rows are there")
+    with _silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
+        frames = getattr(picture, "n_frames", 1)
+        picture.load()
+    if frames != 1 and picture.format != "MPO":  # a camera's MPO holds previews of its one picture
+        raise ValueError(f"it holds {frames} frames; save the wanted one as a file of its own")
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture
+
+
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """libtiff prints to the process's stderr what Pillow then raises as well."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _picture_values(picture: Image.Image) -> dicom_io.DicomImage:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _deep_values(picture)
+    mode = picture.mode
+    if mode not in ("1", "L") and picture.has_transparency_data:
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = Image.alpha_composite(black, picture.convert("RGBA"))
+    values = np.array(picture.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
+    if mode in ("P", "PA") and _equal_channels(values):
+        values = values[..., 0]
+    return dicom_io.DicomImage(values, 0.0, 255.0)
+
+
+def _deep_values(picture: Image.Image) -> dicom_io.DicomImage:
+    """One channel of more than 8 bits. Only TIFF tells its bits, signs and direction."""
+    values = np.array(picture)
+    tags = getattr(picture, "tag_v2", {})
+    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if picture.mode == "F":
+        return dicom_io.DicomImage(values, None, None, inverted)
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    if tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2:
+        return dicom_io.DicomImage(values, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, inverted)
+    if bits == 32:
+        values = values.view(np.uint32)  # Pillow knows signed ones only
+    return dicom_io.DicomImage(values, 0.0, 2.0**bits - 1, inverted)
+
+
+def _apply_intensity(image: dicom_io.DicomImage, intensity: Intensity) -> np.ndarray:
+    """uint8 where nothing changes, else float32 in [0, 1]; black is 0 afterwards."""
+    values, low, high = image.values, image.low, image.high
+    if values.size == 0:
+        raise ValueError("it has no pixels")
+    if intensity.rule == "full" and values.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return 255 - values if image.inverted else values
+    if values.dtype.kind == "f":
+        values = _finite(values)
+    if intensity.rule == "window" and intensity.center is not None:
+        scaled = dicom_io.linear_window(values, intensity.center, intensity.width)
+    elif intensity.rule == "window" and image.window is not None:
+        scaled = image.window(values)
+    else:
+        smallest, largest = float(values.min()), float(values.max())
+        if intensity.rule == "percentile":
+            low, high = np.percentile(values, (intensity.low, intensity.high))
+        elif low is None and smallest >= 0 and largest <= 1:
+            low, high = 0.0, 1.0
+        if intensity.rule == "window" or low is None or low >= high:
+            low, high = smallest, largest
+        exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
+        scaled = (values.astype(exact) - exact(low)) / exact(max(high - low, np.finfo(exact).tiny))
+        scaled = scaled.clip(0.0, 1.0).astype(np.float32)
+    return 1 - scaled if image.inverted else scaled
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Nan and infinity become the smallest number that the file holds."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return values
+    if not finite.any():
+        raise ValueError("it holds no finite number")
+    return np.where(finite, values, values[finite].min())
+
+
+def _luminance(image: np.ndarray) -> np.ndarray:
+    """ITU-R BT.601 luma; equal channels stay exactly what they are."""
+    if image.dtype == np.uint8:
+        return np.array(Image.fromarray(image).convert("L"))
+    if _equal_channels(image):
+        return image[..., 0]
+    return image @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def _equal_channels(image: np.ndarray) -> bool:
+    return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(
+        image[..., 0], image[..., 2]
+    )
+
+
+def _outside_classes(path: str, mask: np.ndarray, num_classes: int) -> str:
+    values = np.unique(mask).tolist()
+    shown = ", ".join(f"{value:g}" for value in values[:12]) + (", ..." if values[12:] else "")
+    message = f"{path} holds the values {{{shown}}}; {num_classes} classes allow 0 to "
+    message += f"{num_classes - 1}. "
+    if len(values) <= 2:
+        return message + (
+            "A black-and-white mask? Convert it with tools/prepare_data.py --action validate "
+            "--fix-issues."
+        )
+    if os.path.splitext(path)[1].lower() in (".jpg", ".jpeg"):
+        return message + "JPEG alters values; save masks as PNG or TIFF."
+    return message + "Give the number of classes that the masks hold, or mend the mask."
+
+
+def _save(path: str, picture: Image.Image) -> None:
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in IMAGE_EXTENSIONS or ending in DICOM_EXTENSIONS:
+        raise ImageError(f"{path} cannot be written; choose .png or .tif")
+    options = {
+        ".tif": {"compression": "tiff_deflate"},
+        ".tiff": {"compression": "tiff_deflate"},
+        ".webp": {"lossless": True, "exact": True},
+        ".jpg": {"quality": 95},
+        ".jpeg": {"quality": 95},
+    }
+    encoded = io.BytesIO()
+    try:
+        picture.save(encoded, Image.registered_extensions()[ending], **options.get(ending, {}))
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path} cannot be written: {error}") from error
+    with open_file(path, "wb") as file:
+        file.write(encoded.getvalue())

@@ -1,0 +1,1 @@
+"""Configuration to network to checkpoint, and back."""

@@ -1,0 +1,282 @@
+"""Files that a run leaves: written whole or not at all, found again, checked, pruned.
+
+A checkpoint at step N is the files `modelN.pt`, `ema_RATE_N.pt` and `optN.pt`, which are
+guided-diffusion's, and `stateN.pt`, which is written last and lists the others with their sizes
+and checksums: a checkpoint without it is incomplete and ignored. `config.json` beside them says
+how to rebuild the network, the diffusion and the reading of images.
+"""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import blobfile as bf
+import torch as th
+
+from guided_diffusion.runtime.errors import UserError
+
+CONFIG_NAME = "config.json"
+STEP_DIGITS = 6
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is of this machine's file systems, not of a cloud."""
+    return "://" not in path
+
+
+def write_atomically(path: str, write: Callable[[io.IOBase], None]) -> None:
+    """Let `write` fill a file that appears under `path` only when complete and on the disk.
+
+    :raises UserError: if the disk is full; what was at `path` before is still there.
+    """
+    if not is_local(path):
+        with bf.BlobFile(path, "wb") as file:  # a cloud object appears when it is closed
+            write(file)
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        if _disk_full(error):
+            raise UserError(
+                f"no space left to write {path}: free some and run the same command again;"
+                " older checkpoints are intact"
+            ) from error
+        raise
+    _sync_folder(folder)
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk, or a quota, is behind an error: torch wraps what its file raises."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _sync_folder(folder: str) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems cannot
+        pass
+    finally:
+        os.close(descriptor)
+
+
+class _Checksum(io.RawIOBase):
+    """Passes writes on, counting and checksumming them."""
+
+    def __init__(self, file: io.IOBase):
+        self.file, self.size, self.crc = file, 0, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.size += len(data)
+        self.crc = zlib.crc32(data, self.crc)
+        self.file.write(data)
+        return len(data)
+
+
+def save(path: str, value: Any) -> dict[str, int]:
+    """Save tensors and plain values atomically; returns the file's size and CRC-32."""
+    result = {}
+
+    def write(file: io.IOBase) -> None:
+        checked = _Checksum(file)
+        th.save(value, checked)
+        result.update(size=checked.size, crc=checked.crc)
+
+    write_atomically(path, write)
+    return result
+
+
+def save_json(path: str, value: Any) -> None:
+    """Save plain values as JSON, atomically."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def load(path: str, map_location: Any = "cpu") -> Any:
+    """Read a file of tensors and plain values; nothing in it is executed.
+
+    :raises UserError: if it is missing or cannot be read.
+    """
+    try:
+        if is_local(path):
+            # warned about for every file saved by an old torch, to no purpose of the user
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return th.load(path, map_location=map_location, weights_only=True)
+        with bf.BlobFile(path, "rb") as file:
+            return th.load(io.BytesIO(file.read()), map_location=map_location, weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        kind = "a folder" if bf.isdir(path) else "missing"
+        raise UserError(f"checkpoint {path} is {kind}: name a .pt or .pth file") from None
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise UserError(f"{path} is no readable checkpoint: {reason}") from error
+
+
+def file_fingerprint(path: str) -> dict[str, int]:
+    """Size and CRC-32 of a file."""
+    size = crc = 0
+    with bf.BlobFile(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            size += len(chunk)
+            crc = zlib.crc32(chunk, crc)
+    return {"size": size, "crc": crc}
+
+
+def step_name(prefix: str, step: int) -> str:
+    """The original's file names: `model010000.pt`, `ema_0.9999_010000.pt`, `opt010000.pt`."""
+    return f"{prefix}{step:0{STEP_DIGITS}d}.pt"
+
+
+def ema_prefix(rate: float | str) -> str:
+    return f"ema_{rate}_"
+
+
+def complete_steps(folder: str) -> list[int]:
+    """Steps of the complete checkpoints in a folder, oldest first."""
+    if not bf.isdir(folder):
+        return []
+    names = (re.fullmatch(r"state(\d+)\.pt", name) for name in bf.listdir(folder))
+    return sorted(int(match.group(1)) for match in names if match)
+
+
+def foreign_models(folder: str) -> list[str]:
+    """Files `modelN.pt` in a folder that is of no run of this package, oldest first."""
+    if not bf.isdir(folder) or complete_steps(folder) or bf.exists(bf.join(folder, CONFIG_NAME)):
+        return []
+    return sorted(name for name in bf.listdir(folder) if re.fullmatch(r"model\d+\.pt", name))
+
+
+def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Save one complete checkpoint.
+
+    :param folder: local or cloud folder.
+    :param parts: what to save under which prefix ("model", "ema_0.9999_", "opt").
+    :param state: plain values and tensors that a resume needs besides.
+    """
+    # the space of what an interrupted save has left may be needed
+    remove_temporaries(folder)
+    for prefix in ("state", *parts):
+        if bf.exists(path := bf.join(folder, step_name(prefix, step))):
+            bf.remove(path)
+    files = {}
+    for prefix, value in parts.items():
+        name = step_name(prefix, step)
+        files[name] = save(bf.join(folder, name), value)
+    save(bf.join(folder, step_name("state", step)), {"step": step, "files": files, **state})
+
+
+def read_state(folder: str, step: int) -> dict[str, Any] | None:
+    """What stands in `stateN.pt`; None, with a warning, if a file of the checkpoint is damaged."""
+    path = bf.join(folder, step_name("state", step))
+    try:
+        state = load(path)
+        _check_records(path)
+        if state["step"] != step:
+            raise UserError(f"{path} is of step {state['step']}")
+        for name, expected in state["files"].items():
+            part = bf.join(folder, name)
+            if not bf.exists(part):
+                raise UserError(f"{part} is missing")
+            if file_fingerprint(part) != expected:
+                raise UserError(f"{part} is damaged: size or checksum differ from when written")
+    except (UserError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        warnings.warn(f"checkpoint at step {step} is unusable: {error}", stacklevel=2)
+        return None
+    return state
+
+
+def _check_records(path: str) -> None:
+    """Compare the records of a .pt file, which is a ZIP archive, with their checksums."""
+    with bf.BlobFile(path, "rb") as file, zipfile.ZipFile(io.BytesIO(file.read())) as archive:
+        if (name := archive.testzip()) is not None:
+            raise UserError(f"{path} is damaged: {name} differs from when written")
+
+
+def newest_state(folder: str) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of the newest complete and undamaged checkpoint in a folder."""
+    for step in reversed(complete_steps(folder)):
+        if (state := read_state(folder, step)) is not None:
+            return step, state
+    return None
+
+
+def prune(folder: str, keep: int, newest: int) -> None:
+    """Remove all but `keep` complete checkpoints up to step `newest`, the one just written.
+
+    Later ones, from which a run has gone back because they are damaged, do not count as kept.
+
+    :param keep: 0 keeps all.
+    """
+    steps = [step for step in complete_steps(folder) if step <= newest]
+    for step in steps[: -keep or None] if keep > 0 else []:
+        # the state first: what is left by an interruption is an incomplete checkpoint
+        ending = f"{step:0{STEP_DIGITS}d}.pt"
+        bf.remove(bf.join(folder, f"state{ending}"))
+        for name in bf.listdir(folder):
+            if re.fullmatch(rf"(model|opt|ema_[^_]+_){re.escape(ending)}", name):
+                bf.remove(bf.join(folder, name))
+
+
+def remove_temporaries(folder: str) -> None:
+    """Remove files of a run that killed processes left half-written."""
+    if is_local(folder) and os.path.isdir(folder):
+        for name in os.listdir(folder):
+            if re.fullmatch(r"\.(config|model|ema_|opt|state).*\.\d+\.tmp", name):
+                os.remove(os.path.join(folder, name))
+
+
+def write_config(folder: str, sections: Mapping[str, Any]) -> None:
+    """Write `config.json`: dataclasses or plain values, by section."""
+    plain = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        for name, value in sections.items()
+    }
+    save_json(bf.join(folder, CONFIG_NAME), plain)
+
+
+def read_config(checkpoint: str) -> dict[str, Any] | None:
+    """The `config.json` beside a checkpoint (or in a folder); None if there is none.
+
+    :raises UserError: if it is not JSON.
+    """
+    folder = checkpoint if bf.isdir(checkpoint) else bf.dirname(checkpoint)
+    path = bf.join(folder, CONFIG_NAME) if folder else CONFIG_NAME
+    return read_json(path) if bf.exists(path) else None
+
+
+def read_json(path: str) -> Any:
+    """Read what `save_json` wrote.
+
+    :raises UserError: if it is not JSON.
+    """
+    try:
+        with bf.BlobFile(path, "r") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error

@@ -1,0 +1,391 @@
+"""What the logger writes to: the screen, log.txt, progress.csv, progress.json, TensorBoard, wandb.
+
+Files are appended to and never erased; a resumed run continues its own progress.csv.
+
+The folder may be any path that blobfile writes. Cloud objects cannot grow, so each log file is
+kept in a local temporary folder and sent whole by `flush` and `close`, and at most once a minute
+by a new row. TensorBoard files go to local folders only.
+"""
+
+import csv
+import io
+import json
+import os
+import os.path as osp
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import blobfile as bf
+
+from guided_diffusion.runtime.errors import UserError
+
+PUSH_INTERVAL_S = 60.0
+
+
+class KVWriter(ABC):
+    """Writes one row of named values."""
+
+    @abstractmethod
+    def writekvs(self, kvs: Mapping[str, Any]) -> None: ...
+
+
+class SeqWriter(ABC):
+    """Writes one message, given in pieces."""
+
+    @abstractmethod
+    def writeseq(self, seq: Sequence[str]) -> None: ...
+
+
+class LogFile:
+    """A text file that grows line by line, local or in the cloud (see the top of this module)."""
+
+    def __init__(self, path: str) -> None:
+        self.target = path
+        self.path = path
+        self._folder = None
+        self._dirty = False
+        self._pushed_at = time.monotonic()
+        if "://" in path:
+            self._folder = tempfile.mkdtemp(prefix="guided_diffusion_log_")
+            self.path = osp.join(self._folder, osp.basename(path))
+            if bf.exists(path):
+                bf.copy(path, self.path)
+
+    def read(self) -> str:
+        if not osp.exists(self.path):
+            return ""
+        with open(self.path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+
+    def append(self, text: str) -> None:
+        # Unbuffered: a line reaches the file in one piece or, if the process is killed, not at all.
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(text.encode("utf-8"))
+        self._dirty = True
+
+    def rewrite(self, text: str) -> None:
+        temporary = self.path + ".tmp"
+        with open(temporary, "wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._dirty = True
+
+    def push(self, at_most_every_s: float = 0.0) -> None:
+        """Send the file to the cloud, if that is where it belongs and something is new."""
+        if self._folder is None or not self._dirty:
+            return
+        if time.monotonic() - self._pushed_at >= at_most_every_s:
+            bf.copy(self.path, self.target, overwrite=True)
+            self._dirty = False
+            self._pushed_at = time.monotonic()
+
+    def flush(self) -> None:
+        """What was written so far survives a power failure."""
+        if self._folder is None and self._dirty:
+            with open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+            self._dirty = False
+        self.push()
+
+    def close(self) -> None:
+        self.push()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def plain(value: Any) -> Any:
+    """A number as a Python number, text as text."""
+    if hasattr(value, "item"):  # first: numpy's float64 is a float too
+        return value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value)
+
+
+def _cell(value: Any) -> str:
+    """The text that reads back as the same number, bit for bit; one line."""
+    value = plain(value)
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(value)
+    return " ".join(str(value).splitlines())
+
+
+def _superseded(path: str) -> str:
+    stem, extension = osp.splitext(path)
+    return f"{stem}_superseded{extension}"
+
+
+def _is_superseded(row: Mapping[str, Any], resume_step: int | None) -> bool:
+    """Whether a row is of a step that the resumed run takes again."""
+    if resume_step is None:
+        return False
+    try:
+        return float(row.get("step", "nan")) > resume_step
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+class HumanOutputFormat(KVWriter, SeqWriter):
+    """A table of every row and a line for every message, on a stream or at the end of a file."""
+
+    MAX_WIDTH = 40
+
+    def __init__(self, filename_or_file: str | TextIO) -> None:
+        self.file = None
+        self.stream = None
+        if isinstance(filename_or_file, str):
+            self.file = LogFile(filename_or_file)
+            text = self.file.read()
+            if text and not text.endswith("\n"):
+                self.file.append("\n")  # the last line of a run that was killed
+        elif filename_or_file is not sys.stdout:
+            self.stream = filename_or_file
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        rows = []
+        for key, value in sorted(kvs.items()):
+            value = plain(value)
+            text = f"{value:.5g}" if isinstance(value, float) else str(value)
+            rows.append((self._shorten(key), self._shorten(text)))
+        if not rows:
+            return
+        left = max(len(key) for key, _ in rows)
+        right = max(len(text) for _, text in rows)
+        rule = "-" * (left + right + 7)
+        lines = [rule, *(f"| {key:<{left}} | {text:<{right}} |" for key, text in rows), rule]
+        self._write("\n".join(lines) + "\n")
+        if self.file is not None:
+            self.file.push(PUSH_INTERVAL_S)
+
+    def writeseq(self, seq: Sequence[str]) -> None:
+        self._write(" ".join(seq) + "\n")
+
+    def flush(self) -> None:
+        if self.file is not None:
+            self.file.flush()
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def _write(self, text: str) -> None:
+        if self.file is not None:
+            self.file.append(text)
+            return
+        # Looked up anew: whoever replaces sys.stdout means this too.
+        stream = sys.stdout if self.stream is None else self.stream
+        stream.write(text)
+        stream.flush()
+
+    def _shorten(self, text: str) -> str:
+        return text if len(text) <= self.MAX_WIDTH else text[: self.MAX_WIDTH - 3] + "..."
+
+
+class JSONOutputFormat(KVWriter):
+    """One JSON object a line. `resume_step`: as for CSVOutputFormat."""
+
+    def __init__(self, filename: str, resume_step: int | None = None) -> None:
+        self.file = LogFile(filename)
+        kept, moved = [], []
+        for line in self.file.read().splitlines(keepends=True):
+            try:
+                stale = not line.endswith("\n") or _is_superseded(json.loads(line), resume_step)
+            except ValueError:
+                stale = True
+            (moved if stale else kept).append(line)
+        if moved:
+            aside = LogFile(_superseded(filename))
+            aside.append("".join(moved).rstrip("\n") + "\n")
+            aside.close()
+            self.file.rewrite("".join(kept))
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        row = {key: plain(value) for key, value in sorted(kvs.items())}
+        self.file.append(json.dumps(row) + "\n")
+        self.file.push(PUSH_INTERVAL_S)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class CSVOutputFormat(KVWriter):
+    """A table with one column a key; a key not seen before adds a column to all rows.
+
+    An existing file is continued. Its last line, where a killed run left it half-written, and the
+    rows whose "step" is beyond `resume_step` are moved to NAME_superseded.csv first: the resumed
+    run takes these steps again, and NAME.csv reads as if nothing had happened. `resume_step`
+    -1 moves all numbered rows, None only the half-written one.
+    """
+
+    def __init__(self, filename: str, resume_step: int | None = None) -> None:
+        self.file = LogFile(filename)
+        self.keys: list[str] = []
+        text = self.file.read()
+        end = text.rfind("\n") + 1
+        lines = list(csv.reader(io.StringIO(text[:end], newline="")))
+        if not lines:  # empty, or only a piece of a header
+            if text:
+                self.file.rewrite("")
+            return
+        self.keys, rows = lines[0], lines[1:]
+        stale, kept = [], []
+        for row in rows:
+            beyond = _is_superseded(dict(zip(self.keys, row)), resume_step)
+            (stale if beyond else kept).append(row)
+        if end < len(text):
+            stale += csv.reader(io.StringIO(text[end:], newline=""))
+        if stale:
+            # In this order: killed in between, a row stands in both files, never in none.
+            aside = CSVOutputFormat(_superseded(filename))
+            for row in stale:
+                aside.writekvs(dict(zip(self.keys, row)))
+            aside.close()
+            self.file.rewrite(self._lines([self.keys, *kept]))
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        new = sorted(kvs.keys() - set(self.keys))
+        had_header = bool(self.keys)
+        self.keys += new
+        row = self._lines([[_cell(kvs.get(key)) for key in self.keys]])
+        if new and had_header:
+            body = self.file.read().split("\n", 1)[1]
+            wider = [line + "," * len(new) + "\n" for line in body.splitlines()]
+            self.file.rewrite(self._lines([self.keys]) + "".join(wider) + row)
+        else:
+            self.file.append((self._lines([self.keys]) if new else "") + row)
+        self.file.push(PUSH_INTERVAL_S)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+    @staticmethod
+    def _lines(rows: Sequence[Sequence[str]]) -> str:
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+class TensorBoardOutputFormat(KVWriter):
+    """Scalars for TensorBoard under `dir`, at the row's own "step" or else counted from 1.
+
+    A resumed run writes a new event file; `resume_step` tells TensorBoard to hide what earlier
+    files hold beyond it. Without a working tensorboard package the first row warns, no more.
+    """
+
+    def __init__(self, dir: str, resume_step: int | None = None) -> None:
+        self.dir = dir
+        self.step = 0
+        self._purge_step = None if resume_step is None else max(resume_step + 1, 0)
+        self._writer = None
+        self._broken = False
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        if self._writer is None and not self._broken:
+            self._open()
+        if self._broken:
+            return
+        step = plain(kvs.get("step"))
+        self.step = int(step) if isinstance(step, int | float) else self.step + 1
+        for key, value in kvs.items():
+            value = plain(value)
+            if isinstance(value, int | float):
+                self._writer.add_scalar(key, value, self.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self) -> None:
+        # Imported at the first row: it takes seconds, and most short commands log none.
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self.dir, purge_step=self._purge_step)
+        except Exception as error:  # a broken installation raises anything
+            self._broken = True
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"no TensorBoard files: {reason}", stacklevel=2)
+
+
+class WandbOutputFormat(KVWriter):
+    """Rows for Weights & Biases, at the row's own "step".
+
+    The project and much else come from wandb's own environment variables (WANDB_PROJECT,
+    WANDB_MODE=offline, ...). A run is known by its folder: a resumed one continues it.
+
+    :raises UserError: where the package is missing or refuses to begin.
+    """
+
+    def __init__(self, dir: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "--wandb: the package wandb is not installed: pip install wandb, or leave it out"
+            ) from error
+        folder = dir if "://" in dir else osp.abspath(dir)
+        name = osp.basename(folder.rstrip("/"))
+        try:
+            self._run = wandb.init(
+                dir=None if "://" in dir else folder,
+                name=name,
+                id=f"{zlib.crc32(folder.encode()):08x}",
+                resume="allow",
+            )
+        except Exception as error:  # whatever it raises: no login, no network
+            raise UserError(
+                f"--wandb: {' '.join(str(error).split())[:200]}: log in with `wandb login`, set"
+                " WANDB_MODE=offline, or leave it out"
+            ) from error
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        row = {key: plain(value) for key, value in kvs.items()}
+        step = row.get("step")
+        self._run.log(row, step=int(step) if isinstance(step, int | float) else None)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def make_output_format(
+    format: str, ev_dir: str, log_suffix: str = "", resume_step: int | None = None
+) -> KVWriter:
+    """The writer that `format` names, under `ev_dir`.
+
+    :param format: stdout, log, json, csv, tensorboard or wandb.
+    """
+    if format == "stdout":
+        return HumanOutputFormat(sys.stdout)
+    if format == "log":
+        return HumanOutputFormat(bf.join(ev_dir, f"log{log_suffix}.txt"))
+    if format == "json":
+        return JSONOutputFormat(bf.join(ev_dir, f"progress{log_suffix}.json"), resume_step)
+    if format == "csv":
+        return CSVOutputFormat(bf.join(ev_dir, f"progress{log_suffix}.csv"), resume_step)
+    if format == "tensorboard":
+        return TensorBoardOutputFormat(bf.join(ev_dir, f"tb{log_suffix}"), resume_step)
+    if format == "wandb":
+        return WandbOutputFormat(ev_dir)
+    raise UserError(
+        f"OPENAI_LOG_FORMAT names the unknown format {format!r}; "
+        "known are stdout, log, json, csv, tensorboard and wandb, separated by commas"
+    )

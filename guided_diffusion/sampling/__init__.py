@@ -1,0 +1,1 @@
+"""From a network to images, and how good they are."""

@@ -1,0 +1,278 @@
+"""Samples against reference images: figures, and the nearest reference image of every sample."""
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import blobfile as bf
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+
+from guided_diffusion.images.files import list_images
+from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
+from guided_diffusion.networks.trained import Trained, read_trained
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag, from_flags
+from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.sampling.features import (
+    FEATURES,
+    Extractor,
+    ddpm_features,
+    torchvision_features,
+)
+from guided_diffusion.sampling.folder import SETTINGS_NAME
+from guided_diffusion.sampling.images import read_npz
+from guided_diffusion.sampling.pictures import labelled_grid, write_png
+from guided_diffusion.sampling.quality import (
+    Neighbours,
+    copying,
+    frechet_distance,
+    manifold_metrics,
+    nearest_real,
+)
+
+# images are compared pixel by pixel at no more than this side
+_PIXEL_SIDE = 32
+# samples on a page of nearest images, and how many of them in a row
+_PAGE, _TRIPLES_A_ROW = 32, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSamplesConfig:
+    """Comparison."""
+
+    features: str = flag("inception", "network that sees the images", choices=FEATURES)
+    weights: str = flag("", "file of its weights; '': torchvision downloads them")
+    model_path: str = flag("", "pretrained checkpoint, for --features ddpm; needs no download")
+    feature_timestep: float = flag(0.05, "for ddpm: timestep of the images, as a share of all")
+    nearest_k: int = flag(5, "neighbours that span the balls of precision, recall and coverage")
+    batch_size: int = flag(32, "images a forward pass")
+    out_dir: str = flag("", "folder of the results; '': evaluation_FEATURES beside the samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 `[N x H x W x C]` and a name for each."""
+
+    source: str
+    images: np.ndarray
+    names: Sequence[str]
+
+
+def evaluate(
+    samples_path: str, reference_path: str, given: Mapping[str, Any], device: th.device
+) -> None:
+    """Compare and write metrics.json, nearest.csv and pages of nearest images.
+
+    :param samples_path: .npz file or folder of a sampling script, folder or glob of images.
+    :param reference_path: the real images: folder, glob or .npz file.
+    :param given: the given flags.
+    """
+    settings = from_flags(EvaluateSamplesConfig, given)
+    trained = None
+    if settings.features == "ddpm":
+        trained = read_trained(settings.model_path, {})
+    samples = load_samples(samples_path)
+    reading = reference_reading(samples_path, samples.images.shape, given, trained)
+    reference = load_reference(reference_path, reading)
+    fewest = min(len(samples.images), len(reference.images) // 2)
+    if not 1 <= settings.nearest_k < fewest:
+        raise UserError(
+            f"--nearest_k {settings.nearest_k} with {len(samples.images)} samples and"
+            f" {len(reference.images)} reference images: it must be from 1 to {fewest - 1}"
+        )
+    if trained is not None:
+        _check_channels(samples, trained)
+        extractor = ddpm_features(trained, settings.feature_timestep, device)
+    else:
+        extractor = torchvision_features(settings.features, settings.weights, device)
+    results, neighbours = compare(samples, reference, extractor, settings, device)
+    folder = settings.out_dir or _folder_beside(samples_path, settings.features)
+    checkpoint.save_json(bf.join(folder, "metrics.json"), results)
+    write_neighbours(folder, samples, reference, neighbours)
+    print(report(results))
+    print(f"results: {folder}")
+
+
+def _folder_beside(samples_path: str, features: str) -> str:
+    inside = bf.isdir(samples_path)
+    return bf.join(
+        samples_path if inside else bf.dirname(samples_path) or ".", f"evaluation_{features}"
+    )
+
+
+def _check_channels(samples: ImageSet, trained: Trained) -> None:
+    channels = samples.images.shape[3]
+    if channels != trained.model.in_channels:
+        raise UserError(
+            f"{samples.source} holds images of {channels} channels, the network {trained.path}"
+            f" takes {trained.model.in_channels}"
+        )
+
+
+def load_samples(path: str) -> ImageSet:
+    """The samples, of one size.
+
+    :raises UserError: if they are none, or differ in size.
+    """
+    if path.endswith(".npz"):
+        images, _ = read_npz(path)
+        return ImageSet(path, images, [str(number) for number in range(len(images))])
+    if bf.exists(bf.join(path, SETTINGS_NAME)):
+        path = bf.join(path, "png")
+    paths = list_images(path)
+    arrays = [read_image(file) for file in paths]
+    for file, array in zip(paths, arrays):
+        if array.shape != arrays[0].shape:
+            raise UserError(
+                f"{file} is of shape {array.shape}, {paths[0]} of {arrays[0].shape}: samples must"
+                " be of one size"
+            )
+    channels = 1 if arrays[0].ndim == 2 else 3
+    images = np.stack([to_uint8_channels(array, channels) for array in arrays])
+    return ImageSet(path, images, [os.path.splitext(bf.basename(file))[0] for file in paths])
+
+
+def reference_reading(
+    samples_path: str, shape: Sequence[int], given: Mapping[str, Any], trained: Trained | None
+) -> ReadingConfig:
+    """How reference images are read: as the samples' network learned to see them, where known."""
+    folder = samples_path if bf.isdir(samples_path) else bf.dirname(samples_path)
+    record = bf.join(folder, SETTINGS_NAME) if folder else SETTINGS_NAME
+    if bf.exists(record):
+        base = ReadingConfig.from_dict(checkpoint.read_json(record)["reading"])
+    elif trained is not None:
+        base = trained.reading
+    else:
+        base = ReadingConfig()
+    _, height, width, channels = shape
+    size = height if height == width else (height, width)
+    reading = from_flags(ReadingConfig, given, base)
+    return dataclasses.replace(reading, image_size=size, in_channels=channels)
+
+
+def load_reference(path: str, reading: ReadingConfig) -> ImageSet:
+    """The real images at the samples' size."""
+    if path.endswith(".npz"):
+        images, _ = read_npz(path)
+        height, width = reading.geometry().height_width
+        if images.shape[1:] != (height, width, reading.in_channels):
+            raise UserError(
+                f"{path} holds images of shape {images.shape[1:]}, the samples are of"
+                f" {(height, width, reading.in_channels)}"
+            )
+        return ImageSet(path, images, [f"{path}[{number}]" for number in range(len(images))])
+    paths = list_images(path)
+    with ThreadPoolExecutor() as pool, progress_bar(len(paths), "image", desc="reading") as bar:
+        images = []
+        for image in pool.map(reading.load, paths):
+            images.append(image)
+            bar.update()
+    return ImageSet(path, np.stack(images), paths)
+
+
+def compare(
+    samples: ImageSet,
+    reference: ImageSet,
+    extractor: Extractor,
+    settings: EvaluateSamplesConfig,
+    device: th.device,
+) -> tuple[dict[str, Any], dict[str, Neighbours]]:
+    """All figures, and the nearest reference images by features and by pixels."""
+    real = extractor(reference.images, settings.batch_size, device)
+    fake = extractor(samples.images, settings.batch_size, device)
+    neighbours = {
+        "features": nearest_real(real, fake),
+        "pixels": nearest_real(_pixels(reference.images), _pixels(samples.images)),
+    }
+    # as many real images in the place of the samples, among the others: what is to be hoped for
+    order = np.random.default_rng(0).permutation(len(real))
+    count = min(len(fake), len(real) // 2)
+    held_out, others = real[order[:count]], real[order[count:]]
+    results = {
+        "features": extractor.name,
+        "dimensions": real.shape[1],
+        "samples": {"source": samples.source, "count": len(fake)},
+        "reference": {"source": reference.source, "count": len(real)},
+        "nearest_k": settings.nearest_k,
+        "of_samples": _figures(real, fake, neighbours["features"], settings.nearest_k),
+        "of_real_images": {
+            "count": count,
+            **_figures(others, held_out, nearest_real(others, held_out), settings.nearest_k),
+        },
+    }
+    return results, neighbours
+
+
+def _figures(real: np.ndarray, fake: np.ndarray, nearest: Neighbours, k: int) -> dict[str, float]:
+    return {
+        **manifold_metrics(real, fake, k),
+        "frechet_distance": frechet_distance(real, fake),
+        "nearest_distance": copying(real, nearest),
+    }
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """Pixels `[N x D]` in [0, 255] of images that are averaged down, so that distances by D are
+    comparable."""
+    planes = (normalize(images) + 1) * 127.5
+    side = [min(_PIXEL_SIDE, length) for length in planes.shape[2:]]
+    return F.interpolate(planes, side, mode="area").flatten(1).numpy()
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The figures as a table for people."""
+    samples, real = results["of_samples"], results["of_real_images"]
+    lines = [
+        f"features: {results['features']}",
+        f"{results['samples']['count']} samples against {results['reference']['count']} real"
+        f" images; beside it {real['count']} real images against the others",
+        f"{'':20}{'samples':>12}{'real images':>14}",
+    ]
+    for name in samples:
+        lines.append(f"{name.replace('_', ' '):20}{samples[name]:12.4g}{real[name]:14.4g}")
+    if results["samples"]["count"] <= results["dimensions"]:
+        lines.append(
+            f"no more samples than features ({results['dimensions']}): the frechet distance"
+            " depends on their number, compare it with that of the real images alone"
+        )
+    return "\n".join(lines)
+
+
+def write_neighbours(
+    folder: str, samples: ImageSet, reference: ImageSet, neighbours: Mapping[str, Neighbours]
+) -> None:
+    """nearest.csv, and pages that show each sample, its nearest reference image by features and
+    its nearest by pixels; the samples whose pixels are nearest come first."""
+    by_features, by_pixels = neighbours["features"], neighbours["pixels"]
+    shape = samples.images.shape
+    pixels = min(_PIXEL_SIDE, shape[1]) * min(_PIXEL_SIDE, shape[2]) * shape[3]
+    difference = by_pixels.distance / np.sqrt(pixels)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(
+        ["sample", "nearest_by_features", "distance", "nearest_by_pixels", "rms_difference"]
+    )
+    order = np.argsort(difference, kind="stable")
+    for k in order:
+        one, other = reference.names[by_features.index[k]], reference.names[by_pixels.index[k]]
+        distance = f"{by_features.distance[k]:.6g}"
+        rows.writerow([samples.names[k], one, distance, other, f"{difference[k]:.3f}"])
+    table = text.getvalue().encode()
+    checkpoint.write_atomically(bf.join(folder, "nearest.csv"), lambda file: file.write(table))
+    for page, first in enumerate(range(0, len(order), _PAGE)):
+        images, captions = [], []
+        for k in order[first : first + _PAGE]:
+            images.append(samples.images[k])
+            images.append(reference.images[by_features.index[k]])
+            images.append(reference.images[by_pixels.index[k]])
+            captions += [f"sample {samples.names[k]}", "by features", f"pixels {difference[k]:.1f}"]
+        picture = labelled_grid(np.stack(images), captions, columns=3 * _TRIPLES_A_ROW)
+        write_png(bf.join(folder, "nearest", f"page_{page:03d}.png"), picture)

@@ -1,0 +1,127 @@
+"""Networks that turn images into features for comparing sets of images."""
+
+import urllib.error
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+
+from guided_diffusion.images.reading import normalize
+from guided_diffusion.networks.trained import Trained
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.progress import progress_bar
+
+# torchvision's networks: the side of the images they were trained on, and the name of their weights
+_TORCHVISION = {
+    "inception": ("inception_v3", 299, "IMAGENET1K_V1"),
+    "resnet18": ("resnet18", 224, "IMAGENET1K_V1"),
+    "resnet50": ("resnet50", 224, "IMAGENET1K_V2"),
+}
+FEATURES = (*_TORCHVISION, "ddpm")
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Images to features.
+
+    name: what the features are, for people. size: the side of the images it takes, 0 for any.
+    extract: float `[N x C x H x W]` in [-1, 1] to `[N x D]`.
+    """
+
+    name: str
+    extract: Callable[[th.Tensor], th.Tensor]
+
+    def __call__(self, images: np.ndarray, batch_size: int, device: th.device) -> np.ndarray:
+        """Features float32 `[N x D]` of uint8 images `[N x H x W x C]`."""
+        found = []
+        with th.inference_mode(), progress_bar(len(images), "image", desc="features") as bar:
+            for first in range(0, len(images), batch_size):
+                batch = normalize(images[first : first + batch_size]).to(device)
+                found.append(self.extract(batch).float().cpu().numpy())
+                bar.update(len(batch))
+        return np.concatenate(found)
+
+
+def torchvision_features(name: str, weights: str, device: th.device | str) -> Extractor:
+    """The last layer but one of a classifier of ImageNet.
+
+    :param name: inception, resnet18 or resnet50.
+    :param weights: file of its state_dict; "" fetches torchvision's.
+    :raises UserError: if the weights cannot be had, or are of another network.
+    """
+    import torchvision.models  # takes seconds to import
+
+    builder, side, release = _TORCHVISION[name]
+    if weights:
+        state = checkpoint.load(weights)
+    else:
+        release = torchvision.models.get_model_weights(builder)[release]
+        try:
+            state = release.get_state_dict(progress=True, check_hash=True)
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"the weights of {builder} cannot be fetched from {release.url} ({error}): download"
+                " that file elsewhere and name it with --weights, or use --features ddpm"
+            ) from error
+    special = {"transform_input": True, "init_weights": False} if name == "inception" else {}
+    network = getattr(torchvision.models, builder)(weights=None, **special)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"--weights {weights} is no state_dict of {builder}") from error
+    network.fc = th.nn.Identity()
+    network.to(device).eval()
+    mean = th.tensor(_IMAGENET_MEAN, device=device)[:, None, None]
+    deviation = th.tensor(_IMAGENET_DEVIATION, device=device)[:, None, None]
+
+    def extract(images: th.Tensor) -> th.Tensor:
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        images = F.interpolate(
+            (images + 1) / 2, (side, side), mode="bilinear", antialias=True, align_corners=False
+        )
+        return network((images - mean) / deviation)
+
+    return Extractor(
+        f"torchvision's {builder}, ImageNet, last layer but one; not the network of published FIDs",
+        extract,
+    )
+
+
+def ddpm_features(trained: Trained, share: float, device: th.device | str) -> Extractor:
+    """The middle block of a diffusion network, averaged over positions.
+
+    Images enter without noise, as if they were of a small timestep.
+
+    :param share: the timestep as a share of all.
+    """
+    network = trained.network(device)
+    if trained.model.class_cond and not trained.model.cond_drop_prob:
+        raise UserError(
+            f"{trained.path} is class-conditional and knows no images without class: for features"
+            " take a network without classes, or one trained with --cond_drop_prob"
+        )
+    steps = trained.diffusion.diffusion_steps
+    timestep = round(share * (steps - 1))
+    seen: list[th.Tensor] = []
+    network.middle_block.register_forward_hook(lambda _, __, output: seen.append(output))
+    scale = 1000 / steps if trained.diffusion.rescale_timesteps else 1
+
+    def extract(images: th.Tensor) -> th.Tensor:
+        times = th.full((len(images),), timestep * scale, device=images.device)
+        classes = {}
+        if trained.model.class_cond:
+            null = trained.model.num_classes
+            classes["y"] = th.full((len(images),), null, device=images.device)
+        network(images, times, **classes)
+        return seen.pop().float().mean(dim=(2, 3))
+
+    return Extractor(
+        f"middle block of the diffusion network {trained.path} at timestep {timestep} of {steps};"
+        " comparable only among evaluations with this file",
+        extract,
+    )

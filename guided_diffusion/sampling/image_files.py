@@ -1,0 +1,1 @@
+"""Many images at once: the .npz files of the sampling scripts."""

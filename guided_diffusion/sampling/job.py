@@ -1,0 +1,328 @@
+"""From a trained network to folders of images: what every sampling script shares.
+
+An image is a function of the seed and of its number, so finished images are kept as PNG files and
+an interrupted command goes on with those that are missing, with any batch size and any number of
+ranks. The folder remembers in `sampling.json` what decided the images.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import blobfile as bf
+import numpy as np
+import torch as th
+from tqdm import tqdm
+
+from guided_diffusion import dist_util
+from guided_diffusion.images.image_io import read_image
+from guided_diffusion.networks.compiled import compiled
+from guided_diffusion.networks.trained import Trained
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
+from guided_diffusion.sampling.config import (
+    DEFAULT_STEPS,
+    Labels,
+    SampleConfig,
+    choose_sampler,
+    parse_labels,
+)
+from guided_diffusion.sampling.folder import SETTINGS_NAME, samples_folder
+from guided_diffusion.sampling.guidance import ClassifierFree
+from guided_diffusion.sampling.images import sample_images, to_uint8
+from guided_diffusion.sampling.pictures import labelled_grid, write_gif, write_png
+
+# a run through all of more timesteps than these deserves a word
+_MANY_STEPS = 100
+_GRID_IMAGES = 64
+# images in the picture of the reverse process, and steps that it shows
+_PROCESS_IMAGES = 4
+_PROCESS_STEPS = 12
+
+
+def identity_of(trained: Trained) -> dict[str, Any]:
+    """All of a checkpoint that decides what it samples, in plain values."""
+    return {
+        "name": bf.basename(trained.path),
+        **checkpoint.file_fingerprint(trained.path),
+        "half": trained.model.use_fp16 and dist_util.dev().type == "cuda",
+        "network": dataclasses.asdict(trained.model),
+        "diffusion": dataclasses.asdict(trained.diffusion),
+    }
+
+
+def class_labels(settings: SampleConfig, trained: Trained) -> Labels | None:
+    """The classes to sample with a network that may be class-conditional.
+
+    :raises UserError: if classes are asked for that it does not have.
+    """
+    if trained.model.class_cond:
+        return parse_labels(
+            settings.class_labels, trained.classes, trained.model.num_classes, settings.seed
+        )
+    if settings.class_labels:
+        raise UserError(f"--class_labels: {trained.path} is of a network without classes")
+    return None
+
+
+def guided(
+    network: Callable[..., th.Tensor], settings: SampleConfig, trained: Trained
+) -> Callable[..., th.Tensor]:
+    """The network with the guidance that the flags ask for.
+
+    :raises UserError: if it was not trained for guidance.
+    """
+    if settings.guidance_scale == 1:
+        return network
+    if not trained.model.cond_drop_prob:
+        raise UserError(
+            f"--guidance_scale {settings.guidance_scale}: {trained.path} was trained without"
+            " --cond_drop_prob, it knows no images without class"
+        )
+    return ClassifierFree(network, settings.guidance_scale, trained.model.num_classes)
+
+
+def check_classifier(classifier: Trained, trained: Trained) -> None:
+    """Refuse a classifier that cannot guide a diffusion network.
+
+    :raises UserError: naming in what the two differ.
+    """
+    sides = (classifier, trained)
+    pairs = [
+        (name, *(getattr(side.model, name) for side in sides))
+        for name in ("image_size", "in_channels")
+    ]
+    pairs += [
+        (name, *(getattr(side.diffusion, name) for side in sides))
+        for name in ("diffusion_steps", "noise_schedule", "rescale_timesteps")
+    ]
+    if trained.model.class_cond and trained.classes and classifier.classes:
+        pairs.append(("classes", classifier.classes, trained.classes))
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(
+                f"{classifier.path} cannot guide {trained.path}: {name} is {theirs} there and"
+                f" {ours} here"
+            )
+
+
+class _Stopped(Exception):
+    """A signal came in the middle of a batch."""
+
+
+@dataclasses.dataclass
+class SampleJob:
+    """Images to be sampled into a folder.
+
+    settings: the flags. trained: the checkpoint. model: the network, or a callable around it, as
+    samplers want it. labels: the classes of the images, None where they have none. conditions: the
+    model's further arguments for images of given numbers. cond_fn: see `solvers.Sampler`. also:
+    further values that decide the images, to tell the folders of different commands apart. names:
+    of the images, which then lie in `IMG`; without names they are numbered, in `png`. prepare:
+    called with the folder before sampling, in one process.
+    """
+
+    settings: SampleConfig
+    trained: Trained
+    model: Callable[..., th.Tensor]
+    labels: Labels | None = None
+    conditions: Callable[[Sequence[int]], dict[str, th.Tensor]] | None = None
+    cond_fn: Callable[..., th.Tensor] | None = None
+    also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    names: Sequence[str] = ()
+    prepare: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "batch_size"):
+            if getattr(self.settings, name) < 1:
+                raise UserError(f"--{name} {getattr(self.settings, name)}: must be at least 1")
+        if self.settings.compile:
+            self.model = compiled(self.model)
+        self.diffusion = self.trained.diffusion.build()
+        self.sampler, self.steps = choose_sampler(self.settings, self.diffusion)
+        size = self.trained.model.image_size
+        self.shape = (self.trained.model.in_channels, size, size)
+
+    def run(self) -> int:
+        """Sample what is missing and write everything; returns the command's exit code."""
+        folder = self._open_folder()
+        pending = dist_util.broadcast_object(self._pending(folder) if _is_main() else None)
+        _say(self._announcement(folder, len(pending)))
+        stopped = self._sample(folder, pending)
+        if stopped:
+            _say(f"stopped by {stopped}: the same command goes on from here")
+            return EXIT_STOPPED
+        dist_util.barrier()
+        if _is_main():
+            self._write_results(folder)
+        _say(f"results: {folder}")
+        return 0
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images; their number and the batches do not."""
+        settings = self.settings
+        return {
+            "checkpoint": identity_of(self.trained),
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "eta": settings.eta,
+            "clip_denoised": settings.clip_denoised,
+            "seed": settings.seed,
+            "class_labels": list(self.labels.chosen) if self.labels else [],
+            "guidance_scale": settings.guidance_scale,
+            **self.also,
+        }
+
+    def _open_folder(self) -> str:
+        """The folder of the results, marked with what decides the images."""
+        folder = None
+        if _is_main():
+            identity = self.identity()
+            folder = samples_folder(
+                self.settings.out_dir, self.trained.path, self._name(), identity
+            )
+            bf.makedirs(bf.join(folder, "IMG" if self.names else "png"))
+            record = {"reading": self.trained.reading.to_dict(), "images": identity}
+            checkpoint.save_json(bf.join(folder, SETTINGS_NAME), record)
+            if self.prepare is not None:
+                self.prepare(folder)
+        return dist_util.broadcast_object(folder)
+
+    def _name(self) -> str:
+        stem = os.path.splitext(bf.basename(self.trained.path))[0]
+        return f"{stem}_{self.sampler}_{self.steps}_seed{self.settings.seed}"
+
+    def _pending(self, folder: str) -> list[int]:
+        """Numbers of the images that are still to be sampled."""
+        paths = [self._path(folder, index) for index in range(self.settings.num_samples)]
+        folders = {bf.dirname(path) for path in paths}
+        finished = {bf.join(f, name) for f in folders if bf.isdir(f) for name in bf.listdir(f)}
+        return [index for index, path in enumerate(paths) if path not in finished]
+
+    def _path(self, folder: str, index: int) -> str:
+        """The file of an image."""
+        if self.names:
+            return bf.join(folder, "IMG", f"{self.names[index]}.png")
+        return bf.join(folder, "png", f"{index:06d}.png")
+
+    def _announcement(self, folder: str, pending: int) -> str:
+        channels, height, width = self.shape
+        total = self.diffusion.num_timesteps
+        original = self.diffusion.original_num_steps
+        timesteps = str(total) if total == original else f"{total} of {original}"
+        line = (
+            f"{self.settings.num_samples} images of {height}x{width}x{channels} by {self.sampler},"
+            f" {self.steps} steps over {timesteps} timesteps, into {folder}"
+        )
+        if pending < self.settings.num_samples:
+            line += f"; {self.settings.num_samples - pending} are there already"
+        if self.steps == original > _MANY_STEPS:
+            line += (
+                f"\nthis visits every one of the {original} timesteps; quicker:"
+                f" --sampler dpm++2m --steps {DEFAULT_STEPS} --eta 1, or --timestep_respacing 250"
+            )
+        return line
+
+    def _draw(self, indices: Sequence[int], callback: Callable[[dict], None]) -> th.Tensor:
+        """Images `[N x C x H x W]` in [-1, 1] of these numbers."""
+        device = dist_util.dev()
+        arguments = self.conditions(indices) if self.conditions else {}
+        if self.labels:
+            arguments["y"] = th.tensor(self.labels.of(indices), device=device)
+        return sample_images(
+            self.model,
+            self.diffusion,
+            self.shape,
+            indices,
+            sampler=self.sampler,
+            steps=self.steps,
+            seed=self.settings.seed,
+            device=device,
+            eta=self.settings.eta,
+            clip_denoised=self.settings.clip_denoised,
+            model_kwargs=arguments,
+            cond_fn=self.cond_fn,
+            callback=callback,
+        )
+
+    def _sample(self, folder: str, pending: Sequence[int]) -> str | None:
+        """Sample the pending images; the name of the signal that ended it, if one did.
+
+        A signal ends the batch at its next step, since whole batches may take minutes.
+        """
+        size = self.settings.batch_size
+        rounds = math.ceil(len(pending) / (size * dist_util.world_size()))
+        with StopRequest() as stop, progress_bar(rounds * self.steps) as bar:
+
+            def after_step(_: dict[str, Any]) -> None:
+                bar.update()
+                if stop.requested:
+                    raise _Stopped
+
+            for number in range(rounds):
+                first = (number * dist_util.world_size() + dist_util.rank()) * size
+                mine = pending[first : first + size]
+                last = first + len(mine)
+                bar.set_description(f"image {first + 1} to {last} of {len(pending)}", refresh=False)
+                with contextlib.suppress(_Stopped):
+                    images = to_uint8(self._draw(mine, after_step)) if mine else ()
+                    for index, image in zip(mine, images):
+                        write_png(self._path(folder, index), image)
+                if dist_util.agree_max(int(stop.requested is not None)):
+                    return stop.requested or "a signal on another rank"
+        return None
+
+    def _write_results(self, folder: str) -> None:
+        count = self.settings.num_samples
+        channels, height, width = self.shape
+        images = np.empty((count, height, width, channels), np.uint8)
+        for index in range(count):
+            picture = read_image(self._path(folder, index), channels)
+            images[index] = picture.reshape(height, width, channels)
+        labels = self.labels.of(range(count)) if self.labels else None
+        arrays = [images] if labels is None else [images, np.array(labels, np.int64)]
+        shape = "x".join(map(str, images.shape))
+        path = bf.join(folder, f"samples_{shape}.npz")
+        checkpoint.write_atomically(path, lambda file: np.savez(file, *arrays))
+        shown = range(min(count, _GRID_IMAGES))
+        captions = [self.names[index] if self.names else str(index) for index in shown]
+        if labels is not None:
+            captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
+        write_png(bf.join(folder, "grid.png"), labelled_grid(images[: len(shown)], captions))
+        if self.settings.save_process:
+            self._write_process(folder)
+
+    def _write_process(self, folder: str) -> None:
+        """The predicted images on the way from noise: process.png and process.gif."""
+        shown = set(np.linspace(0, self.steps - 1, _PROCESS_STEPS).round().astype(int).tolist())
+        seen: list[tuple[int, np.ndarray]] = []
+        indices = range(min(self.settings.num_samples, _PROCESS_IMAGES))
+        with progress_bar(self.steps, desc="process") as bar:
+
+            def note(state: dict[str, Any]) -> None:
+                bar.update()
+                if state["step"] in shown:
+                    timestep = self.diffusion.timestep_map[state["timestep"]]
+                    seen.append((timestep, to_uint8(state["pred_xstart"])))
+
+            self._draw(indices, note)
+        cells = [images[i] for i in indices for _, images in seen]
+        captions = [f"t {timestep}" for timestep, _ in seen] * len(indices)
+        strip = labelled_grid(np.stack(cells), captions, columns=len(seen))
+        write_png(bf.join(folder, "process.png"), strip)
+        frames = [labelled_grid(images, [f"t {t}"] * len(images)) for t, images in seen]
+        write_gif(bf.join(folder, "process.gif"), frames)
+
+
+def _is_main() -> bool:
+    return dist_util.is_main()
+
+
+def _say(line: str) -> None:
+    if _is_main():
+        tqdm.write(line)

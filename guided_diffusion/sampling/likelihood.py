@@ -1,0 +1,134 @@
+"""How likely images are under a diffusion network: the variational bound, in bits per dimension."""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import blobfile as bf
+import numpy as np
+import torch as th
+
+from guided_diffusion import dist_util
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Model
+from guided_diffusion.image_datasets import class_labels
+from guided_diffusion.images.files import list_images
+from guided_diffusion.images.reading import normalize
+from guided_diffusion.networks.trained import Trained
+from guided_diffusion.runtime import checkpoint, rng
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.sampling.folder import results_folder
+
+# numbers of the images of a batch, the images [N x C x H x W] in [-1, 1], the model's arguments
+NumberedBatch = tuple[Sequence[int], th.Tensor, dict[str, th.Tensor]]
+
+# the terms that the original package saves, averaged over the images, one number a timestep
+_SAVED_TERMS = ("vb", "mse", "xstart_mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodConfig:
+    """Likelihood."""
+
+    data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
+    model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
+    num_samples: int = flag(1000, "images to measure, at most: the first by name")
+    batch_size: int = flag(1, "images that a rank measures at once")
+    clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
+    seed: int = flag(0, "of the noise")
+    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
+
+
+def likelihood_terms(
+    model: Model,
+    diffusion: GaussianDiffusion,
+    batches: Iterable[NumberedBatch],
+    *,
+    seed: int | None = 0,
+    clip_denoised: bool = True,
+    on_step: Callable[[], object] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """The terms of `GaussianDiffusion.calc_bpd_loop` for all images of the batches.
+
+    :param seed: the noise is a function of it and of the image's number; None draws it from
+        torch's global generator.
+    :param on_step: called once a batch and timestep.
+    :return: float64 `[N]` and, for the terms of each timestep from T - 1 to 0, `[N x T]`.
+    """
+    gathered: dict[str, list[np.ndarray]] = {}
+    for numbers, images, arguments in batches:
+
+        def noise(x: th.Tensor, timestep: int, numbers: Sequence[int] = numbers) -> th.Tensor:
+            on_step()
+            if seed is None:
+                return th.randn_like(x)
+            return rng.normal(seed, f"likelihood {timestep}", numbers, x.shape[1:]).to(x.device)
+
+        terms = diffusion.calc_bpd_loop(
+            model, images, clip_denoised, model_kwargs=arguments, noise_fn=noise
+        )
+        for name, values in terms.items():
+            gathered.setdefault(name, []).append(values.double().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in gathered.items()}
+
+
+def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
+    """Measure the images of a folder and write likelihood.csv and the terms of each timestep."""
+    if not settings.data_dir:
+        raise UserError("--data_dir is missing: name the folder of the images")
+    for name in ("num_samples", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name} {getattr(settings, name)}: must be at least 1")
+    paths = list_images(settings.data_dir)[: settings.num_samples]
+    diffusion = trained.diffusion.build()
+    mine = range(dist_util.rank(), len(paths), dist_util.world_size())
+    batches = math.ceil(len(mine) / settings.batch_size)
+    with progress_bar(batches * diffusion.num_timesteps) as bar:
+        terms = likelihood_terms(
+            trained.network(dist_util.dev()),
+            diffusion,
+            _numbered_batches(paths, mine, settings.batch_size, trained),
+            seed=settings.seed,
+            clip_denoised=settings.clip_denoised,
+            on_step=bar.update,
+        )
+    parts = [part for part in dist_util.all_gather_object((list(mine), terms)) if part[0]]
+    if dist_util.is_main():
+        order = np.argsort(np.concatenate([numbers for numbers, _ in parts]))
+        terms = {k: np.concatenate([part[k] for _, part in parts])[order] for k in parts[0][1]}
+        stem = os.path.splitext(bf.basename(trained.path))[0]
+        folder = results_folder(settings.out_dir, trained.path, "likelihood", stem)
+        _write(folder, paths, terms)
+        mean, deviation = terms["total_bpd"].mean(), terms["total_bpd"].std()
+        print(f"{len(paths)} images: {mean:.4f} bits per dimension (deviation {deviation:.4f})")
+        print(f"results: {folder}")
+
+
+def _numbered_batches(
+    paths: Sequence[str], numbers: Sequence[int], size: int, trained: Trained
+) -> Iterator[NumberedBatch]:
+    labels = class_labels(paths, trained.classes) if trained.model.class_cond else None
+    for first in range(0, len(numbers), size):
+        batch = list(numbers[first : first + size])
+        images = normalize(np.stack([trained.reading.load(paths[k]) for k in batch]))
+        device, arguments = dist_util.dev(), {}
+        if labels is not None:
+            arguments["y"] = th.tensor([labels[k] for k in batch], device=device)
+        yield batch, images.to(device), arguments
+
+
+def _write(folder: str, paths: Sequence[str], terms: dict[str, np.ndarray]) -> None:
+    for name in _SAVED_TERMS:
+        path, mean = bf.join(folder, f"{name}_terms.npz"), terms[name].mean(axis=0)
+        checkpoint.write_atomically(path, lambda file, mean=mean: np.savez(file, mean))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["image", "total_bpd", "prior_bpd"])
+    for path, total, prior in zip(paths, terms["total_bpd"], terms["prior_bpd"]):
+        rows.writerow([path, f"{total:.6f}", f"{prior:.6f}"])
+    table = text.getvalue().encode()
+    checkpoint.write_atomically(bf.join(folder, "likelihood.csv"), lambda file: file.write(table))

@@ -1,0 +1,176 @@
+"""Sampling images that show what a mask says (arXiv 2402.05210)."""
+
+import dataclasses
+import os
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import blobfile as bf
+import numpy as np
+import torch as th
+
+from guided_diffusion import dist_util
+from guided_diffusion.images.files import list_images, split_folder
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.image_io import read_mask
+from guided_diffusion.networks.conditional import GuidedConfig, one_hot
+from guided_diffusion.networks.trained import Trained, read_trained
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag
+from guided_diffusion.sampling.config import Labels, SampleConfig
+from guided_diffusion.sampling.guidance import ClassifierFree
+from guided_diffusion.sampling.job import SampleJob, guided
+from guided_diffusion.sampling.pictures import write_png
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedSampleConfig(SampleConfig):
+    """Sampling."""
+
+    seg_dir: str = flag("", "class maps: an image is sampled for each, under its name")
+    seg_split: str = flag("test", "which of SEG_DIR/all/{train,val,test}, where that is the layout")
+    samples_per_mask: int = flag(1, "images for each class map")
+    ablate_classes: str = flag("", "numbers of classes to leave open, by commas, e.g. 1,3")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidingMasks:
+    """Masks for which images are sampled; image k belongs to mask k // per_mask.
+
+    names: of the masks. paths: their files. per_mask: images for each. dropped: classes that are
+    left open. trained: the network.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    per_mask: int
+    dropped: tuple[int, ...]
+    trained: Trained
+
+    def image_names(self) -> list[str]:
+        """The names of the images: the masks' own, numbered where a mask has several."""
+        if self.per_mask == 1:
+            return list(self.names)
+        return [f"{name}_{number}" for name in self.names for number in range(self.per_mask)]
+
+    def mask(self, index: int) -> np.ndarray:
+        """What guides image `index`: class indices uint8 `[H x W]` at the network's size.
+
+        Classes that are left open and padding are background.
+        """
+        classes = self.trained.model.num_segmentation_classes
+        mask = read_mask(self.paths[index // self.per_mask], classes)
+        mask = self.trained.reading.geometry().apply_mask(mask)
+        return np.where(np.isin(mask, (*self.dropped, IGNORE)), 0, mask).astype(np.uint8)
+
+    def conditions(self, indices: Sequence[int]) -> dict[str, th.Tensor]:
+        """The network's argument for images of these numbers."""
+        masks = th.from_numpy(np.stack([self.mask(index) for index in indices]))
+        classes = self.trained.model.num_segmentation_classes
+        return {"cond": one_hot(masks, classes).to(dist_util.dev())}
+
+    def write(self, count: int, folder: str) -> None:
+        """Write `MASK/NAME.png` for the first images, so that IMG and MASK are a dataset."""
+        for index, name in enumerate(self.image_names()[:count]):
+            path = bf.join(folder, "MASK", f"{name}.png")
+            if not bf.exists(path):
+                write_png(path, self.mask(index))
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the images from those of other masks, as plain values."""
+        crc = 0
+        for name, path in zip(self.names, self.paths):
+            with bf.BlobFile(path, "rb") as file:
+                crc = zlib.crc32(file.read(), zlib.crc32(name.encode(), crc))
+        return {
+            "masks": crc,
+            "samples_per_mask": self.per_mask,
+            "ablate_classes": list(self.dropped),
+        }
+
+
+def read_trained_image_network(path: str, given: Mapping[str, Any]) -> Trained:
+    """`read_trained` for a network that class maps may guide, or not, as its config.json says.
+
+    :raises UserError: if the flags ask for guidance that it does not know.
+    """
+    stored = checkpoint.read_config(path) if path else None
+    guided = stored is not None and stored.get("kind") == "segmentation_guided"
+    if given.get("segmentation_guided") and not guided:
+        raise UserError(f"{path} was trained without --segmentation_guided True")
+    return read_trained(path, given, "segmentation_guided" if guided else "diffusion")
+
+
+def guiding_masks(settings: GuidedSampleConfig, trained: Trained) -> GuidingMasks | None:
+    """The masks that the flags ask for; None for images without any.
+
+    :raises UserError: if the network cannot do that.
+    """
+    if not isinstance(trained.model, GuidedConfig):
+        for name in ("seg_dir", "ablate_classes"):
+            if getattr(settings, name):
+                raise UserError(
+                    f"--{name}: {trained.path} was trained without --segmentation_guided True"
+                )
+        return None
+    dropped = _parse_classes(settings.ablate_classes, trained.model.num_segmentation_classes)
+    if not trained.model.use_ablated_segmentations and (dropped or not settings.seg_dir):
+        asked = "--ablate_classes" if dropped else "without --seg_dir"
+        raise UserError(
+            f"{asked}: {trained.path} was trained without --use_ablated_segmentations True, it"
+            " knows no images whose classes are open"
+        )
+    if not settings.seg_dir:
+        if dropped:
+            raise UserError("--ablate_classes: there are no masks, --seg_dir is missing")
+        return None
+    if settings.samples_per_mask < 1:
+        raise UserError(f"--samples_per_mask {settings.samples_per_mask}: must be at least 1")
+    folder = split_folder(settings.seg_dir, settings.seg_split)
+    paths = list_images(folder)
+    base = folder if bf.isdir(folder) else ""
+    relative = (path[len(base) :].strip("/") if base else bf.basename(path) for path in paths)
+    names = [os.path.splitext(name)[0] for name in relative]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{folder} holds several masks with the name {twice[0]}")
+    for path in paths:
+        read_mask(path, trained.model.num_segmentation_classes)
+    return GuidingMasks(tuple(names), tuple(paths), settings.samples_per_mask, dropped, trained)
+
+
+def _parse_classes(text: str, classes: int) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and 0 < int(part) < classes for part in parts):
+        raise UserError(f"--ablate_classes {text}: expected numbers from 1 to {classes - 1}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def guided_job(
+    settings: GuidedSampleConfig, trained: Trained, labels: Labels | None, masks: GuidingMasks
+) -> SampleJob:
+    """The images of all masks, or of the first --num_samples where that are fewer.
+
+    :raises UserError: if the network cannot be guided as the flags ask.
+    """
+    names = masks.image_names()
+    count = min(settings.num_samples, len(names))
+    network = trained.network(dist_util.dev())
+    if settings.guidance_scale != 1 and trained.model.use_ablated_segmentations:
+        model = ClassifierFree(network, settings.guidance_scale, 0, "cond")
+    else:
+        model = guided(network, settings, trained)
+    return SampleJob(
+        dataclasses.replace(settings, num_samples=count),
+        trained,
+        model,
+        labels,
+        masks.conditions,
+        also=masks.identity(),
+        names=names,
+        prepare=partial(masks.write, count),
+    )

@@ -1,0 +1,1 @@
+"""From masks to figures: Dice, IoU, calibration, label efficiency."""

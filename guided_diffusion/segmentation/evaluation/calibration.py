@@ -1,0 +1,122 @@
+"""Whether a model knows what it knows: confidence against accuracy, uncertainty against error."""
+
+from typing import Any
+
+import numpy as np
+
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.segmentation.inference.uncertainty import entropy_map
+from guided_diffusion.segmentation.metrics import nan_mean
+from guided_diffusion.segmentation.prediction import Prediction
+
+BINS = 15
+DECILES = 10
+# uncertainties from 0 to 1 as the bits of float16, which have the numbers' order
+_LEVELS = int(np.float16(1).view(np.uint16)) + 1
+
+
+class Calibration:
+    """Counts over the pixels of a set, image after image."""
+
+    def __init__(self) -> None:
+        self._reliability = np.zeros((BINS, 3))  # pixels, right ones, sum of confidences
+        self._uncertainty = np.zeros((_LEVELS, 2), np.int64)  # pixels, wrong ones
+        self._images: list[tuple[float, float]] = []
+
+    def add(self, prediction: Prediction, true: np.ndarray, dice: float) -> None:
+        """Count one radiograph.
+
+        :param true: class indices `[H x W]`; pixels that are IGNORE count nowhere.
+        :param dice: its mean foreground Dice, or nan.
+        """
+        known = true != IGNORE
+        right = (prediction.probabilities.argmax(0) == true)[known]
+        confidence = prediction.probabilities.max(0)[known].astype(np.float64)
+        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        for column, weights in enumerate((None, right, confidence)):
+            self._reliability[:, column] += np.bincount(bins, weights, minlength=BINS)
+        level = prediction.uncertainty.clip(0, 1).astype(np.float16).view(np.uint16)[known]
+        self._uncertainty[:, 0] += np.bincount(level, minlength=_LEVELS)
+        self._uncertainty[:, 1] += np.bincount(level[~right], minlength=_LEVELS)
+        self._images.append((float(prediction.uncertainty.mean()), dice))
+
+    @property
+    def images(self) -> int:
+        """How many were counted."""
+        return len(self._images)
+
+    def expected_error(self) -> float:
+        """Expected calibration error: mean distance of confidence from accuracy, over the pixels.
+
+        Confidence is the greatest class probability, in 15 bins of equal width (arXiv 1706.04599,
+        eq. 3).
+        """
+        pixels, right, confidence = self._reliability.T
+        return float(np.abs(right - confidence).sum() / pixels.sum())
+
+    def bins(self) -> list[dict[str, Any]]:
+        """Share of the pixels, mean confidence and accuracy of the bins that hold any."""
+        total = self._reliability[:, 0].sum()
+        return [
+            {
+                "share": float(pixels / total),
+                "confidence": float(confidence / pixels),
+                "accuracy": float(right / pixels),
+            }
+            for pixels, right, confidence in self._reliability
+            if pixels
+        ]
+
+    def deciles(self) -> list[dict[str, float]]:
+        """Pixels by rising uncertainty in ten equal parts: mean uncertainty and error rate of each.
+
+        Pixels of one uncertainty that fall on an edge are divided between its sides.
+        """
+        pixels, wrong = self._uncertainty.astype(np.float64).T
+        levels = np.arange(_LEVELS, dtype=np.uint16).view(np.float16).astype(np.float64)
+        edges = np.linspace(0, pixels.sum(), DECILES + 1)
+        behind = np.concatenate([[0], np.cumsum(pixels)])
+        sums = [
+            np.diff(np.interp(edges, behind, np.concatenate([[0], np.cumsum(values)])))
+            for values in (pixels, wrong, pixels * levels)
+        ]
+        return [
+            {"uncertainty": float(u / count), "error_rate": float(w / count)}
+            for count, w, u in zip(*sums)
+        ]
+
+    def rank_correlation(self) -> float:
+        """Spearman's, of the images' mean uncertainty with their Dice; nan for fewer than 3."""
+        pairs = np.array([pair for pair in self._images if not np.isnan(pair[1])]).reshape(-1, 2)
+        if len(pairs) < 3 or np.ptp(pairs, axis=0).min() == 0:
+            return float("nan")
+        from scipy.stats import spearmanr
+
+        return float(spearmanr(*pairs.T).statistic)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "expected_calibration_error": self.expected_error(),
+            "mean_uncertainty": nan_mean([uncertainty for uncertainty, _ in self._images]),
+            "rank_correlation_of_uncertainty_and_dice": self.rank_correlation(),
+            "reliability": self.bins(),
+            "uncertainty_deciles": self.deciles(),
+        }
+
+    def text(self) -> str:
+        """Two lines for the screen."""
+        rates = " ".join(f"{100 * decile['error_rate']:.1f}" for decile in self.deciles())
+        correlation = self.rank_correlation()
+        ranks = "" if np.isnan(correlation) else f"; with Dice by image: {correlation:.2f} (rank)"
+        return (
+            f"expected calibration error {self.expected_error():.4f}\n"
+            f"% of wrong pixels by decile of uncertainty: {rates}{ranks}"
+        )
+
+
+def binary_prediction(prediction: Prediction) -> Prediction:
+    """All foreground classes as one."""
+    background = prediction.probabilities[0]
+    joined = np.stack([background, 1 - background])
+    return Prediction(joined, entropy_map(joined))

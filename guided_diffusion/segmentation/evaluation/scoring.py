@@ -1,0 +1,225 @@
+"""Predicted masks against true ones, over a set of radiographs."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
+from guided_diffusion.segmentation.evaluation.calibration import Calibration, binary_prediction
+from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair
+from guided_diffusion.segmentation.evaluation.statistics import bootstrap
+from guided_diffusion.segmentation.metrics import (
+    Scores,
+    boundary_distances,
+    confusion_matrix,
+    dice_iou,
+    nan_mean,
+)
+
+BINARY = (Category(0, "background", (0, 0, 0)), Category(1, "foreground", (255, 0, 0)))
+DISTANCES = ("hd95", "asd")
+
+
+@dataclass
+class ImageResult:
+    """`distances` by unit ("px", "mm") and class: (95 % Hausdorff, average surface distance)."""
+
+    name: str
+    confusion: np.ndarray
+    distances: dict[str, dict[int, tuple[float, float]]] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """What is known of a set of predictions; all figures derive from these.
+
+    calibration: where a model predicted. intervals: see `statistics.bootstrap`.
+    """
+
+    categories: tuple[Category, ...]
+    results: list[ImageResult]
+    calibration: Calibration | None = None
+    intervals: dict[str, Any] = field(default_factory=dict)
+
+    def widen(self, count: int) -> None:
+        """Give generic names to `count` classes, of which the masks did not hold the last."""
+        for result in self.results:
+            result.confusion = np.pad(result.confusion, (0, count - len(result.confusion)))
+        self.categories = categories_for(count)
+
+    def bootstrap(self, draws: int, seed: int) -> None:
+        """Find the intervals, where there are images to draw from."""
+        if draws and len(self.results) > 1:
+            confusions = [result.confusion for result in self.results]
+            names = [category.name for category in self.categories]
+            self.intervals = bootstrap(confusions, names, draws, seed)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Pixels of the whole set, int64 [C x C], by true (row) and predicted (column) class."""
+        return np.sum([result.confusion for result in self.results], axis=0)
+
+    def per_image(self) -> list[Scores]:
+        return [dice_iou(result.confusion) for result in self.results]
+
+    def units(self) -> list[str]:
+        """Units in which any image has distances."""
+        return [u for u in ("px", "mm") if any(u in result.distances for result in self.results)]
+
+    def distance(self, unit: str, measure: int, index: int) -> float:
+        """Mean over the images that have this class in both masks."""
+        found = (result.distances.get(unit, {}).get(index) for result in self.results)
+        return nan_mean([pair[measure] for pair in found if pair])
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain values, with None for what has no score."""
+        confusion = self.confusion
+        scores, images = dice_iou(confusion), self.per_image()
+        plain = {
+            "images": len(self.results),
+            "pixels": int(confusion.sum()),
+            **means(scores),
+            "per_class": {
+                c.name: {
+                    "dice": scores.dice[c.index],
+                    "iou": scores.iou[c.index],
+                    "true_pixels": int(confusion[c.index].sum()),
+                    "predicted_pixels": int(confusion[:, c.index].sum()),
+                    "images": sum(bool(r.confusion[c.index].any()) for r in self.results),
+                }
+                for c in self.categories
+            },
+            "mean_over_images": {
+                **{key: nan_mean([means(s)[key] for s in images]) for key in means(scores)},
+                "per_class": {
+                    c.name: {
+                        "dice": nan_mean([s.dice[c.index] for s in images]),
+                        "iou": nan_mean([s.iou[c.index] for s in images]),
+                    }
+                    for c in self.categories
+                },
+            },
+            "classes": [c.name for c in self.categories],
+            "confusion": confusion.tolist(),
+        }
+        for unit in self.units():
+            per_class = {
+                c.name: {m: self.distance(unit, i, c.index) for i, m in enumerate(DISTANCES)}
+                for c in self.categories[1:]
+            }
+            averages = {
+                f"mean_{m}": nan_mean([values[m] for values in per_class.values()])
+                for m in DISTANCES
+            }
+            plain[f"distances_{unit}"] = {**averages, "per_class": per_class}
+        if self.calibration:
+            plain["calibration"] = self.calibration.summary()
+        if self.intervals:
+            plain["intervals"] = self.intervals
+        return without_nan(plain)
+
+
+def evaluate(
+    pairs: Iterable[MaskPair],
+    categories: tuple[Category, ...] | None,
+    binary: bool = False,
+    surface: bool = False,
+    on_image: Callable[[MaskPair, ImageResult], None] | None = None,
+) -> Evaluation:
+    """Compare mask after mask.
+
+    :param categories: the class table; None: as many classes as the masks turn out to hold.
+    :param binary: every value but 0 is foreground, in both masks.
+    :param surface: measure distances between boundaries too.
+    :param on_image: called after each image, with the masks as they were compared.
+    """
+    results = []
+    calibration = Calibration()
+    for pair in pairs:
+        if binary:
+            pair = _joined(pair)
+        predicted, true = pair.predicted, pair.true
+        if binary:
+            count = 2
+        else:
+            count = len(categories) if categories else int(max(predicted.max(), true.max())) + 1
+        try:
+            result = ImageResult(pair.name, confusion_matrix(predicted, true, count))
+        except UserError as error:
+            raise UserError(f"{pair.name}: {error}") from error
+        if surface:
+            result.distances = _distances(predicted, true, pair.spacing)
+        if pair.prediction:
+            calibration.add(pair.prediction, true, dice_iou(result.confusion).mean_dice())
+        results.append(result)
+        if on_image:
+            on_image(pair, result)
+    evaluation = Evaluation(BINARY if binary else categories or (), results)
+    if not evaluation.categories:
+        evaluation.widen(max(2, *(len(result.confusion) for result in results)))
+    if calibration.images:
+        evaluation.calibration = calibration
+    return evaluation
+
+
+def _joined(pair: MaskPair) -> MaskPair:
+    """All foreground classes as one; any value but 0 is foreground."""
+    return dataclasses.replace(
+        pair,
+        predicted=(pair.predicted > 0).astype(np.uint8),
+        true=(pair.true > 0).astype(np.uint8),
+        prediction=pair.prediction and binary_prediction(pair.prediction),
+    )
+
+
+def _distances(
+    predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, float] | None
+) -> dict[str, dict[int, tuple[float, float]]]:
+    common = [int(i) for i in np.intersect1d(predicted, true) if i > 0]
+    units = {"px": (1.0, 1.0)} | ({"mm": spacing} if spacing else {})
+    return {
+        unit: {i: boundary_distances(predicted == i, true == i, size) for i in common}
+        for unit, size in units.items()
+    }
+
+
+def choose_categories(path: str | None, num_classes: int | None) -> tuple[Category, ...] | None:
+    """The class table as far as the flags tell; None: the masks must."""
+    if num_classes is not None:
+        return categories_for(num_classes, path)
+    return load_categories(path) if path else None
+
+
+def prepare_output(folder: str) -> None:
+    """Make the folder for the results; said before long work where it cannot be."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be a folder: {error.strerror}") from error
+
+
+def means(scores: Scores) -> dict[str, float]:
+    """The means of one image or set, by their names in metrics.json."""
+    return {
+        "mean_dice": scores.mean_dice(),
+        "mean_iou": scores.mean_iou(),
+        "mean_dice_with_background": scores.mean_dice(with_background=True),
+        "mean_iou_with_background": scores.mean_iou(with_background=True),
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """Plain values for JSON, which has no nan: None."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(value)
+    return value

@@ -1,0 +1,137 @@
+"""An evaluation as text: the table on the screen, and per_image.csv."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+from guided_diffusion.segmentation.evaluation.scoring import DISTANCES, Evaluation, means
+from guided_diffusion.segmentation.evaluation.statistics import Difference
+from guided_diffusion.segmentation.metrics import dice_iou, nan_mean
+
+
+def table(evaluation: Evaluation) -> str:
+    """For the screen: a line a class, then the means."""
+    confusion = evaluation.confusion
+    scores, images = dice_iou(confusion), evaluation.per_image()
+    units = evaluation.units()
+    header = ["class", "Dice", "IoU", "Dice/image", "IoU/image", "images", "true %"]
+    header += [f"{m.upper()} {unit}" for unit in units for m in DISTANCES]
+    rows = []
+    for c in evaluation.categories:
+        row = [c.name, show(scores.dice[c.index]), show(scores.iou[c.index])]
+        row += [show(nan_mean([s.dice[c.index] for s in images]))]
+        row += [show(nan_mean([s.iou[c.index] for s in images]))]
+        row += [str(sum(bool(r.confusion[c.index].any()) for r in evaluation.results))]
+        row += [f"{100 * confusion[c.index].sum() / max(confusion.sum(), 1):.2f}"]
+        row += [
+            show(evaluation.distance(unit, i, c.index) if c.index else math.nan, digits=2)
+            for unit in units
+            for i in range(len(DISTANCES))
+        ]
+        rows.append(row)
+    for label, background in (("mean of the foreground", False), ("with background", True)):
+        row = [label, show(scores.mean_dice(background)), show(scores.mean_iou(background))]
+        row += [show(nan_mean([s.mean_dice(background) for s in images]))]
+        row += [show(nan_mean([s.mean_iou(background) for s in images]))]
+        row += [str(len(evaluation.results)), ""]
+        if not background:
+            indices = [c.index for c in evaluation.categories[1:]]
+            row += [
+                show(nan_mean([evaluation.distance(unit, i, k) for k in indices]), digits=2)
+                for unit in units
+                for i in range(len(DISTANCES))
+            ]
+        rows.append(row + [""] * (len(header) - len(row)))
+    return align(
+        [header, *rows[: len(evaluation.categories)], None, *rows[len(evaluation.categories) :]]
+    )
+
+
+def intervals_table(evaluation: Evaluation) -> str:
+    """For the screen: the 95 % intervals of the figures of `table`."""
+    found = evaluation.intervals
+    rows = [["95 % interval", "Dice", "IoU", "Dice/image", "IoU/image"]]
+    parts = [(found, found["mean_over_images"])] if found else []
+    for over_set, over_images in parts:
+        for c in evaluation.categories:
+            pair = (over_set["per_class"][c.name], over_images["per_class"][c.name])
+            rows.append([c.name, *(_span(part[m]) for part in pair for m in ("dice", "iou"))])
+        row = [
+            _span(part[f"mean_{m}"]) for part in (over_set, over_images) for m in ("dice", "iou")
+        ]
+        rows += [None, ["mean of the foreground", *row]]
+    return align(rows)
+
+
+def comparison_table(differences: Mapping[str, Difference | None]) -> str:
+    """For the screen: a line a class, then the mean."""
+    header = ["Dice/image", "A", "B", "B - A", "95 % interval", "p permut.", "p Wilcoxon", "images"]
+    rows: list[list[str] | None] = [header]
+    for name in [*(n for n in differences if n != "mean"), "mean"]:
+        found = differences[name]
+        label = "mean of the foreground" if name == "mean" else name
+        if name == "mean":
+            rows.append(None)
+        if found is None:
+            rows.append([label, *["n/a"] * 6, "0"])
+            continue
+        rows.append(
+            [
+                label,
+                show(found.first),
+                show(found.second),
+                f"{found.difference:+.4f}",
+                " to ".join(f"{value:+.4f}" for value in found.interval),
+                show(found.p_permutation),
+                show(found.p_wilcoxon),
+                str(found.images),
+            ]
+        )
+    return align(rows)
+
+
+def _span(interval: Sequence[float]) -> str:
+    return "n/a" if math.isnan(interval[0]) else "-".join(f"{value:.3f}" for value in interval)
+
+
+def per_image_csv(evaluation: Evaluation) -> str:
+    """A line an image: means, then each measure of each class."""
+    classes = [c.name for c in evaluation.categories]
+    header = ["name", *means(dice_iou(evaluation.confusion))]
+    header += [f"{kind}_{name}" for kind in ("dice", "iou") for name in classes]
+    header += [
+        f"{m}_{u}_{name}" for u in evaluation.units() for m in DISTANCES for name in classes[1:]
+    ]
+    rows = []
+    for result, scores in zip(evaluation.results, evaluation.per_image()):
+        values = [*means(scores).values(), *scores.dice, *scores.iou]
+        values += [
+            result.distances.get(unit, {}).get(c.index, (math.nan, math.nan))[i]
+            for unit in evaluation.units()
+            for i in range(len(DISTANCES))
+            for c in evaluation.categories[1:]
+        ]
+        rows.append([result.name, *(show(v, digits=6) for v in values)])
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def show(value: float, digits: int = 4) -> str:
+    """A number for people; "n/a" for nan."""
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def align(rows: Sequence[Sequence[str] | None]) -> str:
+    """Columns of equal width, numbers to the right; None becomes a rule."""
+    columns = zip(*(row for row in rows if row))
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in rows:
+        if row is None:
+            lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
+            continue
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

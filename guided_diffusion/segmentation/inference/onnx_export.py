@@ -1,0 +1,195 @@
+"""A segmentation model as an ONNX file that runs without this package.
+
+The graph takes radiographs of any number, height and width and pads inside; the fixed timestep is a
+constant of it. The file's metadata say how radiographs must be read, and what the classes are.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from guided_diffusion.runtime.checkpoint import write_atomically
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.categories import to_plain
+from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
+from guided_diffusion.unet import UNetModel
+
+INPUT, OUTPUT = "radiographs", "scores"
+TOLERANCE = 1e-4
+# number, height and width of the images on which the file is compared with the network
+CHECKED_SIZES = ((1, 64, 64), (3, 37, 90), (2, 16, 5))
+_LARGEST = 2**14
+
+
+class _Core(th.nn.Module):
+    """A network for images whose sides `multiple` divides: nothing in it depends on their size."""
+
+    def __init__(self, model: th.nn.Module, config: SegmentationConfig):
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.kind, self.timestep = config.kind, float(config.timestep)
+        self.multiple = model.size_multiple if self.kind == "unet" else 32
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        if self.kind == "unet":  # one timestep for all images is a constant, one each is not
+            return UNetModel.forward(self.model, images, th.full((1,), self.timestep))
+        return self.model.network(((images + 1) / 2 - self.model.mean) / self.model.deviation)
+
+
+def export(model_path: str, onnx_path: str) -> dict[str, Any]:
+    """Write a model file as ONNX, once onnxruntime has given the same results.
+
+    :return: the metadata.
+    :raises UserError: for a kind of network that cannot be exported, where a package is missing,
+        or if results differ by more than TOLERANCE.
+    """
+    onnx, onnxruntime = import_packages()
+    model, config, _ = load_model(model_path)
+    if config.kind not in ("unet", "smp"):
+        raise UserError(
+            f"{model_path} is of kind {config.kind}; only kinds unet and smp can be exported"
+        )
+    if getattr(model, "num_classes", None) is not None:
+        raise UserError(f"{model_path} is class-conditional and cannot be exported")
+    core = _Core(model, config)
+    proto = _with_padding(onnx, _trace(core, config.in_channels), core.multiple)
+    metadata = describe(config)
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto)
+    content = proto.SerializeToString()
+    _check(onnxruntime, content, model, config.in_channels)
+    write_atomically(onnx_path, lambda file: file.write(content))
+    return metadata
+
+
+def describe(config: SegmentationConfig) -> dict[str, str]:
+    """What somebody who has the file alone must know; all but the sentences is JSON."""
+    reading = config.reading
+    height, width = reading.geometry().height_width
+    try:
+        version = importlib.metadata.version("guided-diffusion")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return {
+        "input": f"{INPUT}: float32 [N x {config.in_channels} x H x W], black -1, white 1",
+        "output": f"{OUTPUT}: float32 [N x {len(config.categories)} x H x W], logits; softmax over "
+        "axis 1 gives probabilities",
+        "reading": json.dumps(reading.to_dict()),
+        "geometry": json.dumps({"kind": reading.resize, "height": height, "width": width}),
+        "categories": json.dumps(to_plain(config.categories)),
+        "timestep": json.dumps(config.timestep if config.kind == "unet" else None),
+        "kind": json.dumps(config.kind),
+        "version": json.dumps(version),
+    }
+
+
+def import_packages() -> tuple[ModuleType, ModuleType]:
+    """onnx and onnxruntime; with onnxscript, which torch's exporter needs."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"exporting needs the package {error.name}: pip install '.[onnx]' in the checkout"
+        ) from error
+    return onnx, onnxruntime
+
+
+@th.no_grad()
+def _trace(core: _Core, in_channels: int) -> Any:
+    dim, multiple = th.export.Dim, core.multiple
+    sides = {
+        axis: multiple * dim(name, min=1, max=_LARGEST // multiple)
+        for axis, name in ((2, "rows"), (3, "columns"))
+    }
+    example = th.zeros(2, in_channels, 2 * multiple, 3 * multiple)
+    shapes = ({0: dim("batch", min=1, max=_LARGEST), **sides},)
+    with _quiet():
+        program = th.onnx.export(
+            core,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=["padded"],
+            output_names=["padded_scores"],
+            optimize=False,  # takes as long as the rest; runtimes do it when they load the file
+            verbose=False,
+        )
+    return program.model_proto
+
+
+def _with_padding(onnx: ModuleType, proto: Any, multiple: int) -> Any:
+    """Repeat the last row and column up to what the network takes, and cut the scores back."""
+    graph, helper = proto.graph, onnx.helper
+    constants = {
+        "pad_multiple": [multiple, multiple],
+        "pad_before": [0] * 6,
+        "crop_start": [0, 0],
+        "crop_axes": [2, 3],
+    }
+    graph.initializer.extend(
+        helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values)
+        for name, values in constants.items()
+    )
+    before = [
+        helper.make_node("Shape", [INPUT], ["sides"], start=2),
+        helper.make_node("Neg", ["sides"], ["minus_sides"]),
+        helper.make_node("Mod", ["minus_sides", "pad_multiple"], ["missing"]),
+        helper.make_node("Concat", ["pad_before", "missing"], ["pads"], axis=0),
+        helper.make_node("Pad", [INPUT, "pads"], ["padded"], mode="edge"),
+    ]
+    names = ["padded_scores", "crop_start", "sides", "crop_axes"]
+    after = [helper.make_node("Slice", names, [OUTPUT])]
+    nodes = [*before, *graph.node, *after]
+    channels, classes = (
+        place[0].type.tensor_type.shape.dim[1].dim_value for place in (graph.input, graph.output)
+    )
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    kind = onnx.TensorProto.FLOAT
+    for places, name, depth in ((graph.input, INPUT, channels), (graph.output, OUTPUT, classes)):
+        shape = ["batch", depth, "height", "width"]
+        places.append(helper.make_tensor_value_info(name, kind, shape))
+    return proto
+
+
+@th.no_grad()
+def _check(
+    onnxruntime: ModuleType, content: bytes, model: Callable[[th.Tensor], th.Tensor], channels: int
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    generator = th.Generator().manual_seed(0)
+    for count, height, width in CHECKED_SIZES:
+        images = 2 * th.rand(count, channels, height, width, generator=generator) - 1
+        found = session.run([OUTPUT], {INPUT: images.numpy()})[0]
+        expected = model(images).numpy()
+        if found.shape != expected.shape or not np.abs(found - expected).max() <= TOLERANCE:
+            raise UserError(
+                f"onnxruntime and torch differ by more than {TOLERANCE} for images of "
+                f"{height}x{width} pixels; nothing was written"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress and its warnings about itself."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

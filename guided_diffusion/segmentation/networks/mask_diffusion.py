@@ -1,0 +1,151 @@
+"""Segmentation by drawing: a diffusion of class maps, conditioned on the radiograph.
+
+Each draw is a whole mask that the network deems likely for the radiograph; the mean of several is a
+segmentation, and where they differ it is uncertain (as in arXiv 2112.03145, "Diffusion Models for
+Implicit Image Segmentation Ensembles").
+"""
+
+import dataclasses
+from typing import Any
+
+import torch as th
+import torch.nn as nn
+import torch.nn.functional as F
+
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.conditional import MaskDiffusionConfig
+from guided_diffusion.networks.config import DiffusionConfig
+from guided_diffusion.runtime.flags import from_flags, from_mapping
+from guided_diffusion.sampling.images import sample_images
+from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
+from guided_diffusion.unet import ConditionalUNetModel
+
+# how masks are drawn unless told otherwise
+NUM_SAMPLES = 4
+STEPS = 20
+SAMPLER = "dpm++2m"
+# how far a drawn value may be from 1 or -1: its standard deviation, in the same units
+_ERROR = 0.4
+
+
+def encode(masks: th.Tensor, classes: int) -> th.Tensor:
+    """Class maps as what is diffused.
+
+    :param masks: integers `[N x H x W]`; what is no class (IGNORE) becomes background.
+    :return: float32 `[N x C x H x W]` of 1 and -1, a channel a class; of two classes the second's.
+    """
+    masks = masks.long()
+    masks = masks.where(masks < classes, 0)
+    if classes == 2:
+        return masks[:, None].float() * 2 - 1
+    return F.one_hot(masks, classes).movedim(-1, 1).float() * 2 - 1
+
+
+def decode(drawn: th.Tensor) -> th.Tensor:
+    """What was drawn, `[N x C x H x W]` about 1 and -1, as class probabilities.
+
+    By Bayes' rule, all classes being as likely and the error of a drawn value normal: the squared
+    distances from the classes' own maps differ by four times what their channels differ by. So
+    the highest channel wins also where none comes near 1.
+
+    :return: `[N x classes x H x W]`, above 0 and summing to 1.
+    """
+    if drawn.shape[1] == 1:
+        drawn = th.cat([-drawn, drawn], dim=1) / 2
+    return (drawn * (2 / _ERROR**2)).softmax(1)
+
+
+class MaskDiffusionModel(nn.Module):
+    """Radiographs to class scores by drawing masks.
+
+    The same radiograph and seed give the same masks, whatever else is in the batch.
+
+    :param network: predicts the noise in a class map, given the radiograph.
+    :param diffusion: the process of the class maps.
+    :param num_samples: masks to draw of each radiograph.
+    :param steps: of the sampler for each mask.
+    :param sampler: a name of `solvers.SAMPLERS`.
+    :param seed: of the noise; mask s is a function of it and of s.
+    """
+
+    def __init__(
+        self,
+        network: ConditionalUNetModel,
+        diffusion: Any,
+        num_samples: int = NUM_SAMPLES,
+        steps: int = STEPS,
+        sampler: str = SAMPLER,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.network = network
+        self.diffusion = diffusion
+        self.num_samples = num_samples
+        self.steps = steps
+        self.sampler = sampler
+        self.seed = seed
+
+    @property
+    def size_multiple(self) -> int:
+        """What sides are padded to a multiple of, in pixels."""
+        return 2 ** (len(self.network.channel_mult) - 1)
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """Logarithm of the mean class probabilities: `[N x C x H x W]` in [-1, 1] to logits."""
+        total = self.draw(images, 0)
+        for number in range(1, self.num_samples):
+            total += self.draw(images, number)
+        return (total / self.num_samples).log()
+
+    def draws(self, images: th.Tensor) -> th.Tensor:
+        """Class probabilities of each drawn mask: `[S x N x classes x H x W]`."""
+        return th.stack([self.draw(images, number) for number in range(self.num_samples)])
+
+    def draw(self, images: th.Tensor, number: int, **options: Any) -> th.Tensor:
+        """Class probabilities of the mask of this number, from 0: `[N x classes x H x W]`.
+
+        :param images: `[N x C x H x W]` in [-1, 1], of any size.
+        :param options: further arguments of the sampler.
+        """
+        padded = pad_to_multiple(images, self.size_multiple)
+        channels = self.network.in_channels - self.network.cond_channels
+        drawn = sample_images(
+            self.network,
+            self.diffusion,
+            (channels, *padded.shape[2:]),
+            [number] * len(images),
+            sampler=self.sampler,
+            steps=min(self.steps, self.diffusion.num_timesteps),
+            seed=self.seed,
+            device=images.device,
+            model_kwargs={"cond": padded},
+            **options,
+        )
+        return decode(crop_to(drawn, images))
+
+
+def build(config: SegmentationConfig) -> MaskDiffusionModel:
+    """The network that a model file of kind "mask_diffusion" describes, with random weights."""
+    model = from_flags(
+        MaskDiffusionConfig, {"num_segmentation_classes": len(config.categories)}, config.model
+    )
+    diffusion = from_mapping(DiffusionConfig, config.options["diffusion"])
+    return MaskDiffusionModel(model.build(), diffusion.build())
+
+
+def describe(
+    model: MaskDiffusionConfig,
+    diffusion: DiffusionConfig,
+    reading: ReadingConfig,
+    categories: tuple[Category, ...],
+) -> SegmentationConfig:
+    """What the model file of such a network says."""
+    return SegmentationConfig(
+        model=dataclasses.replace(model, use_fp16=False),
+        reading=reading,
+        categories=categories,
+        kind="mask_diffusion",
+        options={"diffusion": dataclasses.asdict(diffusion)},
+    )

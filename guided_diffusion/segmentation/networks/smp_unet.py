@@ -1,0 +1,105 @@
+"""A U-Net of segmentation_models_pytorch as a segmentation network: the baseline of many papers."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
+
+# of ImageNet's training images, red, green, blue: what pretrained encoders expect to be taken off
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# the encoder halves the size five times
+_MULTIPLE = 32
+
+
+class SmpUnet(th.nn.Module):
+    """segmentation_models_pytorch's Unet for images in [-1, 1] of any size.
+
+    :param encoder: one of the package's encoders, such as resnet34.
+    :param encoder_weights: None for random ones, or a name that the package fetches ("imagenet").
+    """
+
+    def __init__(
+        self, encoder: str, in_channels: int, classes: int, encoder_weights: str | None = None
+    ):
+        super().__init__()
+        smp = _package()
+        try:
+            self.network = smp.Unet(
+                encoder, encoder_weights=encoder_weights, in_channels=in_channels, classes=classes
+            )
+        except (KeyError, ValueError, RuntimeError, OSError) as error:
+            raise UserError(_why_not(encoder, encoder_weights, error)) from error
+        mean, deviation = th.tensor(_MEAN), th.tensor(_DEVIATION)
+        if in_channels == 1:
+            mean, deviation = mean.mean(0, keepdim=True), deviation.mean(0, keepdim=True)
+        self.register_buffer("mean", mean[:, None, None], persistent=False)
+        self.register_buffer("deviation", deviation[:, None, None], persistent=False)
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """`[N x in_channels x H x W]` to logits `[N x classes x H x W]`."""
+        standard = ((images + 1) / 2 - self.mean) / self.deviation
+        return crop_to(self.network(pad_to_multiple(standard, _MULTIPLE)), images)
+
+    def load_encoder(self, path: str) -> None:
+        """Take the encoder from a file: its state_dict, or that of a network which contains it.
+
+        The first layer of colour images is summed for grey ones.
+
+        :raises UserError: if the file's tensors are not this encoder's.
+        """
+        state = checkpoint.load(path)
+        state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
+        own = self.network.encoder.state_dict()
+        fitting = {}
+        for name, tensor in state.items():
+            name = name.removeprefix("network.").removeprefix("encoder.")
+            wanted = own.get(name)
+            if wanted is None or not th.is_tensor(tensor):
+                continue
+            if tensor.ndim == 4 and tensor.shape[1] == 3 and wanted.shape[1] == 1:
+                tensor = tensor.sum(1, keepdim=True)
+            if tensor.shape == wanted.shape:
+                fitting[name] = tensor
+        missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
+        if missing:
+            raise UserError(
+                f"--encoder_weights {path} lacks {len(missing)} of the {len(own)} tensors of this"
+                f" encoder, or has them in another shape, such as {missing[0]}: name weights of the"
+                " same --encoder"
+            )
+        self.network.encoder.load_state_dict(fitting, strict=False)
+
+
+def build(config: SegmentationConfig) -> SmpUnet:
+    """The network of a model file of kind "smp"; see `model_file.KINDS`."""
+    options: dict[str, Any] = config.options
+    return SmpUnet(options["encoder"], config.in_channels, len(config.categories))
+
+
+def _package():
+    try:
+        import segmentation_models_pytorch  # takes seconds to import
+    except ImportError as error:
+        raise UserError(
+            "this network needs segmentation_models_pytorch: pip install"
+            " segmentation-models-pytorch (or this package with its extra [baseline])"
+        ) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are no news
+    return segmentation_models_pytorch
+
+
+def _why_not(encoder: str, weights: str | None, error: Exception) -> str:
+    if weights is None or isinstance(error, KeyError):
+        reason = str(error).strip("\"'").split("\n")[0][:300]
+        return f"--encoder {encoder} --encoder_weights {weights or 'none'}: {reason}"
+    return (
+        f"--encoder_weights {weights}: the weights of {encoder} cannot be fetched"
+        f" ({type(error).__name__}); without a network give a file of the encoder's state_dict, or"
+        " none"
+    )

@@ -1,0 +1,1 @@
+"""From a few labelled images to a model file."""

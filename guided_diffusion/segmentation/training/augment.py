@@ -1,0 +1,249 @@
+"""Joint augmentation of a radiograph and its mask, by torchvision's transforms.
+
+Masks are always resampled by nearest neighbour, and what comes from outside the image is IGNORE,
+so no class appears that was not there.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.runtime.errors import UserError
+
+LEVELS = ("none", "light", "medium", "heavy", "strong")
+FLIPS = ("none", "horizontal", "vertical", "both")
+_OUTSIDE = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
+_BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+class RandomGamma(v2.Transform):
+    """Raise grey values to a random power; log-uniform between 1/`most` and `most`."""
+
+    def __init__(self, most: float):
+        super().__init__()
+        self.most = most
+
+    def make_params(self, flat_inputs: list) -> dict[str, float]:
+        exponent = float(th.empty(()).uniform_(-1, 1))
+        return {"gamma": self.most**exponent}
+
+    def transform(self, inpt, params: dict[str, float]):
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        return self._call_kernel(v2.functional.adjust_gamma, inpt, gamma=params["gamma"])
+
+
+class _Flip(v2.Transform):
+    """Mirror half of the images, and exchange the classes that have a side."""
+
+    def __init__(self, horizontal: bool, swaps: Sequence[tuple[int, int]]):
+        super().__init__()
+        self.mirror = v2.functional.horizontal_flip if horizontal else v2.functional.vertical_flip
+        self.table = np.arange(256, dtype=np.uint8)
+        for one, other in swaps:
+            self.table[one], self.table[other] = other, one
+
+    def make_params(self, flat_inputs: list) -> dict[str, bool]:
+        return {"flip": bool(th.rand(()) < 0.5)}
+
+    def transform(self, inpt, params: dict[str, bool]):
+        if not params["flip"]:
+            return inpt
+        flipped = self.mirror(inpt)
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(th.from_numpy(self.table)[flipped.long()])
+        return flipped
+
+
+class Augmentation:
+    """A random change of image and mask that is a function of a seed.
+
+    :param level: light: small shifts, scalings and changes of brightness; medium: also rotation,
+        contrast and gamma; heavy: also elastic deformation and crops; strong: more of all these,
+        and noise, blur and cut-out patches; none.
+    :param flip: "none", "horizontal", "vertical" or "both": half the images are mirrored.
+    :param swaps: classes that change places in a mirrored image.
+    :param transforms: torchvision v2 transforms to use instead of those of `level`.
+    """
+
+    def __init__(
+        self,
+        level: str = "medium",
+        flip: str = "none",
+        swaps: Sequence[tuple[int, int]] = (),
+        transforms: Sequence[v2.Transform] | None = None,
+    ):
+        if level not in LEVELS:
+            raise UserError(f"--augmentation {level}: choose one of {', '.join(LEVELS)}")
+        if flip not in FLIPS:
+            raise UserError(f"--flip {flip}: choose one of {', '.join(FLIPS)}")
+        steps = list(_transforms(level) if transforms is None else transforms)
+        if flip in ("horizontal", "both"):
+            steps.append(_Flip(True, swaps))
+        if flip in ("vertical", "both"):
+            steps.append(_Flip(False, swaps))
+        self.transform = v2.Compose(steps) if steps else None
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 `[H x W x C]` and uint8 `[H x W]`, to the same shapes."""
+        if self.transform is None:
+            return image, mask
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(seed)
+            changed, moved = self.transform(
+                tv_tensors.Image(th.tensor(image).movedim(-1, 0).contiguous()),
+                tv_tensors.Mask(th.tensor(mask)),
+            )
+        return changed.movedim(0, -1).numpy(), moved.numpy()
+
+
+def _transforms(level: str) -> list[v2.Transform]:
+    if level == "none":
+        return []
+    if level == "light":
+        return [
+            v2.RandomAffine(0, (0.05, 0.05), (0.95, 1.05), None, _BILINEAR, _OUTSIDE),
+            v2.ColorJitter(brightness=0.1),
+        ]
+    geometric = [v2.RandomAffine(10, (0.08, 0.08), (0.85, 1.15), None, _BILINEAR, _OUTSIDE)]
+    grey = [v2.ColorJitter(brightness=0.2, contrast=0.3), RandomGamma(1.4)]
+    if level == "medium":
+        return geometric + grey
+    if level == "heavy":
+        return [*geometric, _Elastic(0.5), _Zoom(0.6), *grey]
+    return [
+        v2.RandomAffine(15, (0.1, 0.1), (0.8, 1.2), None, _BILINEAR, _OUTSIDE),
+        _Elastic(0.7),
+        _Zoom(0.6),
+        *strong_grey(),
+    ]
+
+
+def strong_grey() -> list[v2.Transform]:
+    """Great changes of an image that leave every pixel in its place."""
+    return [
+        v2.ColorJitter(brightness=0.3, contrast=0.5),
+        RandomGamma(2.0),
+        v2.RandomApply([_Blur(0.015)], p=0.5),
+        v2.RandomApply([_Noise(0.08)], p=0.5),
+        v2.RandomApply([_CutOut(0.3)], p=0.5),
+    ]
+
+
+class _Blur(v2.Transform):
+    """Blur by a Gaussian of random width.
+
+    :param widest: its standard deviation, as a share of the shorter side.
+    """
+
+    def __init__(self, widest: float):
+        super().__init__()
+        self.widest = widest
+
+    def make_params(self, flat_inputs: list) -> dict[str, float]:
+        side = min(v2.functional.get_size(flat_inputs[0]))
+        return {"sigma": max(0.1, float(th.rand(())) * self.widest * side)}
+
+    def transform(self, inpt, params: dict[str, float]):
+        reach = max(1, round(3 * params["sigma"]))
+        if isinstance(inpt, tv_tensors.Mask) or min(inpt.shape[-2:]) <= reach:
+            return inpt
+        return v2.functional.gaussian_blur(inpt, 2 * reach + 1, params["sigma"])
+
+
+class _Noise(v2.Transform):
+    """Add white noise.
+
+    :param most: its highest standard deviation, as a share of white.
+    """
+
+    def __init__(self, most: float):
+        super().__init__()
+        self.most = most
+
+    def make_params(self, flat_inputs: list) -> dict[str, float]:
+        return {"sigma": float(th.rand(())) * self.most}
+
+    def transform(self, inpt, params: dict[str, float]):
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        noise = 255 * params["sigma"] * th.randn(inpt.shape)
+        return tv_tensors.wrap((inpt + noise).round().clamp(0, 255).to(th.uint8), like=inpt)
+
+
+class _CutOut(v2.Transform):
+    """Paint a patch of the image in one grey (arXiv 1708.04552); the mask stays, to be guessed.
+
+    :param largest: its longest side, as a share of the image's.
+    """
+
+    def __init__(self, largest: float):
+        super().__init__()
+        self.largest = largest
+
+    def make_params(self, flat_inputs: list) -> dict[str, int]:
+        sizes = v2.functional.get_size(flat_inputs[0])
+        parts = [max(1, round(float(th.rand(())) * self.largest * size)) for size in sizes]
+        corners = [int(th.randint(size - part + 1, ())) for size, part in zip(sizes, parts)]
+        return {
+            "rows": slice(corners[0], corners[0] + parts[0]),
+            "columns": slice(corners[1], corners[1] + parts[1]),
+            "grey": int(th.randint(256, ())),
+        }
+
+    def transform(self, inpt, params: dict):
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        painted = inpt.clone()
+        painted[..., params["rows"], params["columns"]] = params["grey"]
+        return tv_tensors.wrap(painted, like=inpt)
+
+
+class _Elastic(v2.Transform):
+    """Deform some of the images smoothly, by about 2 % of their shorter side.
+
+    :param p: share of the images.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, *inputs):
+        side = min(v2.functional.get_size(inputs[0]))
+        if float(th.rand(())) >= self.p or side < 12:
+            return inputs if len(inputs) > 1 else inputs[0]
+        # white noise blurred by sigma has the standard deviation 0.16 / sigma
+        sigma = side / 12
+        deform = v2.ElasticTransform(0.02 * side * sigma / 0.16, sigma, fill=_OUTSIDE)
+        return deform(*inputs)
+
+
+class _Zoom(v2.Transform):
+    """Cut out a random part of the image and enlarge it to the whole image's size."""
+
+    def __init__(self, smallest: float):
+        super().__init__()
+        self.smallest = smallest
+
+    def make_params(self, flat_inputs: list) -> dict[str, int]:
+        height, width = v2.functional.get_size(flat_inputs[0])
+        share = float(th.empty(()).uniform_(self.smallest, 1))
+        part = {"height": max(1, round(height * share)), "width": max(1, round(width * share))}
+        return {
+            "top": int(th.randint(height - part["height"] + 1, ())),
+            "left": int(th.randint(width - part["width"] + 1, ())),
+            "size": [height, width],
+            **part,
+        }
+
+    def transform(self, inpt, params: dict):
+        return self._call_kernel(
+            v2.functional.resized_crop, inpt, **params, interpolation=_BILINEAR, antialias=True
+        )

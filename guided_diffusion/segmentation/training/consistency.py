@@ -1,0 +1,126 @@
+"""Learning from unlabelled radiographs: what the teacher is sure of, the student learns.
+
+The teacher is the average of the student's weights (arXiv 1703.01780); it sees a weakly augmented
+view, and where its class probability passes a threshold, that class is the label of the same pixel
+of a strongly augmented view (arXiv 2001.07685, equation 4). Both views have the same geometry, so
+that labels need no warping.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+
+from guided_diffusion.images.files import list_images
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.reading import ReadingConfig, normalize
+from guided_diffusion.runtime import rng
+from guided_diffusion.segmentation.training.augment import Augmentation, strong_grey
+from guided_diffusion.segmentation.training.dataset import LabelledImages, draw_order
+
+# bytes of images kept in memory; further ones are read from their files again
+_KEPT_BYTES = 2**30
+
+
+class _Lazy(Sequence):
+    """`count` things that are got when wanted."""
+
+    def __init__(self, count: int, get: Callable[[int], np.ndarray]):
+        self.count, self.get = count, get
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.get(index)
+
+
+def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
+    """The radiographs under a folder, read when wanted; their masks are 0, in the padding IGNORE.
+
+    :raises UserError: if there are none.
+    """
+    paths = list_images(folder)
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+        image = read_image(paths[index], reading.in_channels, reading.intensity_rule())
+        mask = reading.geometry().apply_mask(np.zeros(image.shape[:2], np.uint8))
+        return reading.prepare(image), mask
+
+    size = sum(array.nbytes for array in read(0))
+    kept = functools.lru_cache(maxsize=max(1, _KEPT_BYTES // size))(read)
+    images = _Lazy(len(paths), lambda index: kept(index)[0])
+    masks = _Lazy(len(paths), lambda index: kept(index)[1])
+    window = reading.geometry().height_width if reading.resize == "native" else None
+    return LabelledImages(tuple(paths), images, masks, window)
+
+
+class Consistency:
+    """Batches of unlabelled radiographs in two views, and the loss between them.
+
+    :param data: see `load_unlabelled`.
+    :param batch_size: radiographs a step.
+    :param confidence: probability from which the teacher's class counts.
+    :param weight: of the loss.
+    :param ramp: step from which it has its full weight.
+    :param flip: as of `Augmentation`.
+    :param swaps: as of `Augmentation`.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        batch_size: int,
+        confidence: float,
+        weight: float,
+        ramp: int,
+        seed: int,
+        flip: str = "none",
+        swaps: Sequence[tuple[int, int]] = (),
+    ):
+        self.data = data
+        self.batch_size = batch_size
+        self.confidence = confidence
+        self.full_weight = weight
+        self.ramp = ramp
+        self.seed = seed
+        self.weak = Augmentation("light", flip, swaps)
+        self.strong = Augmentation(transforms=strong_grey())
+
+    def weight(self, step: int) -> float:
+        """Of the loss at a step: exp(-5 (1 - t)^2) of the full one (arXiv 1703.01780, appendix)."""
+        progress = min(1.0, step / self.ramp) if self.ramp else 1.0
+        return self.full_weight * math.exp(-5 * (1 - progress) ** 2)
+
+    def views(self, step: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """A function of (seed, step): weak and strong images `[N x C x H x W]` in [-1, 1], and
+        masks `[N x H x W]`, 0 or, outside the radiograph, IGNORE."""
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        chosen = [draw_order(n, len(self.data), self.seed, "unlabelled") for n in numbers]
+        seeds = [rng.derive_seed(self.seed, "weak", n) for n in numbers]
+        weak, masks = self.data.batch(chosen, self.weak, seeds)
+        pixels = weak.add(1).mul(127.5).round().to(th.uint8).movedim(1, -1).numpy()
+        strong = [
+            self.strong(image, mask, rng.derive_seed(self.seed, "strong", n))[0]
+            for n, image, mask in zip(numbers, pixels, masks.numpy().astype(np.uint8))
+        ]
+        return weak, normalize(np.stack(strong)), masks
+
+    def labels(self, scores: th.Tensor, masks: th.Tensor) -> th.Tensor:
+        """The teacher's classes `[N x H x W]`, IGNORE where it is not sure or nothing is known.
+
+        :param scores: its logits `[N x C x H x W]`.
+        """
+        probability, label = scores.float().softmax(1).max(1)
+        known = (probability >= self.confidence) & (masks != IGNORE)
+        return label.where(known, th.full_like(label, IGNORE))
+
+
+def consistency_loss(scores: th.Tensor, labels: th.Tensor) -> th.Tensor:
+    """Cross-entropy of logits `[N x C x H x W]`, summed over labelled pixels, a mean over all."""
+    total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / labels.numel()

@@ -1,0 +1,189 @@
+"""Radiographs paired with masks, checked and in memory: there are only a handful."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+
+from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.image_io import check_sizes, read_image, read_mask
+from guided_diffusion.images.reading import ReadingConfig, normalize
+from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.training.augment import Augmentation
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Radiographs and masks at the network's size, or, read as "native", each at its own.
+
+    names: N. images: N uint8 `[H x W x C]`. masks: N uint8 `[H x W]` of class indices, IGNORE in
+    the padding. window: height and width of the parts to train on, where sizes are native.
+    """
+
+    names: tuple[str, ...]
+    images: Sequence[np.ndarray]
+    masks: Sequence[np.ndarray]
+    window: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def choose(self, numbers: Sequence[int]) -> "LabelledImages":
+        """Some of them, in this order."""
+        return LabelledImages(
+            tuple(self.names[i] for i in numbers),
+            [self.images[i] for i in numbers],
+            [self.masks[i] for i in numbers],
+            self.window,
+        )
+
+    def join(self, more: "LabelledImages") -> "LabelledImages":
+        """These, then those of `more`."""
+        return LabelledImages(
+            (*self.names, *more.names),
+            [*self.images, *more.images],
+            [*self.masks, *more.masks],
+            self.window,
+        )
+
+    def class_pixels(self, num_classes: int) -> np.ndarray:
+        """Pixels of each class over all masks, int64 `[num_classes]`."""
+        counts = [np.bincount(mask.ravel(), minlength=256) for mask in self.masks]
+        return np.sum(counts, axis=0)[:num_classes]
+
+    def batch(
+        self,
+        numbers: Sequence[int],
+        augmentation: Augmentation | None = None,
+        seeds: Sequence[int] = (),
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Images float32 `[B x C x H x W]` in [-1, 1] and masks int64 `[B x H x W]`."""
+        images, masks = [], []
+        for place, number in enumerate(numbers):
+            image, mask = self.images[number], self.masks[number]
+            if self.window:
+                image, mask = _cut(image, mask, self.window, seeds[place] if seeds else 0)
+            if augmentation is not None:
+                image, mask = augmentation(image, mask, seeds[place])
+            images.append(image)
+            masks.append(mask)
+        return normalize(np.stack(images)), th.from_numpy(np.stack(masks)).long()
+
+
+def load_labelled(
+    image_dir: str,
+    mask_dir: str,
+    reading: ReadingConfig,
+    num_classes: int | None = None,
+    only: Sequence[str] = (),
+    binary: bool = False,
+    threshold: int = 0,
+) -> LabelledImages:
+    """Read and check every pair before anything else happens.
+
+    :param num_classes: masks hold 0 to `num_classes - 1`; None to allow any.
+    :param only: names of the pairs to read; none for all.
+    :param binary: values of a mask above `threshold` are class 1, the others class 0.
+    :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
+        too high.
+    """
+    names, images, masks = [], [], []
+    for name, image_path, mask_path in choose_pairs(pair_files(image_dir, mask_dir), only):
+        image = read_image(image_path, reading.in_channels, reading.intensity_rule())
+        mask = read_mask(mask_path, None if binary else num_classes)
+        if binary:
+            mask = (mask > threshold).astype(np.uint8)
+        check_sizes(mask_path, mask, image_path, image)
+        names.append(name)
+        images.append(reading.prepare(image))
+        masks.append(reading.geometry().apply_mask(mask))
+    window = reading.geometry().height_width if reading.resize == "native" else None
+    return LabelledImages(tuple(names), images, masks, window)
+
+
+def choose_pairs(
+    pairs: Sequence[tuple[str, str, str]], names: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """The pairs of these names, in the order of the names; all of them where there are none."""
+    if not names:
+        return list(pairs)
+    known = {name: (name, *paths) for name, *paths in pairs}
+    missing = [name for name in names if name not in known]
+    if missing:
+        some = ", ".join(list(known)[:5])
+        raise UserError(
+            f"--train_names: no radiograph with a mask is called {', '.join(missing)};"
+            f" there are {len(known)}, such as {some}"
+        )
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _cut(
+    image: np.ndarray, mask: np.ndarray, window: tuple[int, int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A part of the window's size at a random place; what lies outside the image is IGNORE."""
+    missing = [(0, max(0, side - have)) for side, have in zip(window, mask.shape)]
+    image = np.pad(image, [*missing, (0, 0)])
+    mask = np.pad(mask, missing, constant_values=IGNORE)
+    generator = np.random.default_rng(seed)
+    top, left = (int(generator.integers(have - side + 1)) for side, have in zip(window, mask.shape))
+    part = np.s_[top : top + window[0], left : left + window[1]]
+    return image[part], mask[part]
+
+
+def count_classes(mask_dirs: Sequence[tuple[str, str]]) -> int:
+    """One more than the highest value of all masks, at least 2."""
+    highest = max(
+        int(read_mask(mask_path).max())
+        for image_dir, mask_dir in mask_dirs
+        for _, _, mask_path in pair_files(image_dir, mask_dir)
+    )
+    if highest == IGNORE:
+        raise UserError(
+            f"the masks hold the value {IGNORE}, which is no class: give --out_channels to see"
+            " where; for black-and-white masks give --binary True, or convert them with"
+            " tools/prepare_data.py --action validate --fix-issues"
+        )
+    return max(2, highest + 1)
+
+
+def training_batches(
+    data: LabelledImages,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    step: int,
+    more: LabelledImages | None = None,
+    share: float = 0.0,
+) -> Iterator[tuple[th.Tensor, th.Tensor]]:
+    """Batches from step number `step` on, for ever; each a function of (seed, step).
+
+    An epoch sees every image once, in an order of its own; a batch greater than the set holds
+    several augmentations of an image.
+
+    :param more: further images, of which comes this `share` of all, evenly spread.
+    """
+    everything = data if more is None else data.join(more)
+    while True:
+        numbers = range(step * batch_size, (step + 1) * batch_size)
+        chosen = []
+        for n in numbers:
+            before = math.floor(n * share) if more is not None else 0
+            if more is not None and math.floor((n + 1) * share) > before:
+                chosen.append(len(data) + draw_order(before, len(more), seed, "order of more"))
+            else:
+                chosen.append(draw_order(n - before, len(data), seed, "order"))
+        seeds = [rng.derive_seed(seed, "augment", n) for n in numbers]
+        yield everything.batch(chosen, augmentation, seeds)
+        step += 1
+
+
+def draw_order(n: int, count: int, seed: int, purpose: str) -> int:
+    """Which of `count` images is the n-th of a run: each once, then each again in another order."""
+    epoch, place = divmod(n, count)
+    order = np.random.default_rng(rng.derive_seed(seed, purpose, epoch)).permutation(count)
+    return int(order[place])

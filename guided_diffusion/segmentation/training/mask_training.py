@@ -1,0 +1,303 @@
+"""Training the diffusion that draws masks, by the loop that trains all diffusions."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import blobfile as bf
+import numpy as np
+import torch as th
+
+from guided_diffusion import dist_util, logger
+from guided_diffusion.image_datasets import Batch
+from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.image_io import read_mask
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.conditional import MaskDiffusionConfig
+from guided_diffusion.networks.config import DiffusionConfig
+from guided_diffusion.resample import create_named_schedule_sampler
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser
+from guided_diffusion.sampling.pictures import write_png
+from guided_diffusion.segmentation.categories import (
+    BINARY,
+    Category,
+    categories_for,
+    load_categories,
+    parse_swaps,
+)
+from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
+from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
+from guided_diffusion.segmentation.networks.mask_diffusion import (
+    MaskDiffusionModel,
+    describe,
+    encode,
+)
+from guided_diffusion.segmentation.training import augment
+from guided_diffusion.segmentation.training.dataset import (
+    LabelledImages,
+    count_classes,
+    load_labelled,
+    training_batches,
+)
+from guided_diffusion.segmentation.training.mask_process import write_process
+from guided_diffusion.segmentation.training.setup import add_validation_folders, validation_folders
+from guided_diffusion.segmentation.visuals.render import comparison
+from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.run import (
+    ConditionalTrainConfig,
+    Run,
+    grid_path,
+    open_run,
+    run_training,
+)
+
+MODEL_NAME = "segm.pth"
+# radiographs whose masks are drawn to look at, and to score, while training
+_SHOWN = 8
+# flags of other trainers that mean nothing here, and what does
+_ELSEWHERE = {
+    "data_dir": "give the folders TRAIN_IMG and TRAIN_MASK",
+    "random_flip": "--flip mirrors radiograph and mask together",
+    "random_crop": "--augmentation heavy crops radiograph and mask together",
+    "class_cond": "the radiograph is the condition",
+    "skip_bad_images": "every labelled radiograph counts",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskTrainConfig(ConditionalTrainConfig):
+    """Training."""
+
+    init_checkpoint: str = flag(
+        "", "network to begin from, model*.pt or ema_*.pt; '': random weights", "--checkpoint"
+    )
+    max_steps: int = flag(0, "steps after which training ends; 0: lr_anneal_steps", "--steps")
+    categories: str = flag("", "class table, JSON; '': flags/categories.json where it fits")
+    binary: bool = flag(False, "two classes: any value but 0 in a mask is the second")
+    mask_threshold: int = flag(
+        -1, "two classes: any value above this in a mask is the second; -1: class numbers"
+    )
+    train_names: str = flag("", "train on these images alone: names without ending, by commas")
+    augmentation: str = flag("medium", "of image and mask together", choices=augment.LEVELS)
+    flip: str = flag("none", "mirror half the images", choices=augment.FLIPS)
+    flip_swap: str = flag("", "classes that change places when mirrored, e.g. 1:2")
+    weights_save: str = flag(
+        "", "the segmentation model, checkpoints in NAME_logs; '': segm.pth in OPENAI_LOGDIR"
+    )
+    visualize_process: bool = flag(
+        False, "with each grid of samples show noise becoming mask: process_N.png and .gif"
+    )
+
+    def threshold(self) -> int | None:
+        """Values of masks above it are the second of two classes; None: masks hold classes."""
+        if self.binary or self.mask_threshold >= 0:
+            return max(0, self.mask_threshold)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskProcessConfig(DiffusionConfig):
+    """The diffusion process of the masks."""
+
+    # what a radiograph shows is most of what there is to learn, and this is told at every timestep
+    predict_xstart: bool = flag(True, "predict the mask itself instead of the noise")
+
+
+@dataclasses.dataclass
+class MaskTraining:
+    """A run about to start.
+
+    diffusion_run: as of any diffusion. config: what the model file says. train: training images.
+    val: images to look at; `validates`: whether they are others than those of the training.
+    augmentation: of the training images with their masks. stopped_by: the signal that ended `run`.
+    """
+
+    diffusion_run: Run
+    config: SegmentationConfig
+    train: LabelledImages
+    val: LabelledImages
+    validates: bool
+    augmentation: augment.Augmentation
+    stopped_by: str | None = None
+
+    def run(self) -> int:
+        """Train until the last step or a signal; returns the command's exit code."""
+        loop = self._loop()
+        code = run_training(loop, self.diffusion_run)
+        self.stopped_by = loop.stopped_by
+        return code
+
+    @property
+    def model_path(self) -> str:
+        """The file of the segmentation model."""
+        folder = self.diffusion_run.folder
+        return self.diffusion_run.train.weights_save or bf.join(folder, MODEL_NAME)
+
+    @property
+    def last_path(self) -> str:
+        """The largest file that only a resume needs."""
+        step = self.diffusion_run.train.max_steps
+        return bf.join(self.diffusion_run.folder, checkpoint.step_name("opt", step))
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Batches from a step on: class maps to diffuse, and {"cond": radiographs}."""
+        size, seed = self.diffusion_run.train.batch_size, self.diffusion_run.train.seed
+        step, ranks, rank = start_step, dist_util.world_size(), dist_util.rank()
+        while True:
+            here = training_batches(self.train, size, self.augmentation, seed, step * ranks + rank)
+            images, masks = next(here)
+            yield encode(masks, len(self.config.categories)), {"cond": images}
+            step += 1
+
+    def _loop(self) -> "MaskTrainLoop":
+        run = self.diffusion_run
+        diffusion = run.diffusion.build()
+        return MaskTrainLoop(
+            config=self.config,
+            path=self.model_path,
+            # a pretrained network has seen radiographs, which are the condition here
+            model=run.build(at=run.model.mask_channels),
+            diffusion=diffusion,
+            data=self.batches,
+            schedule_sampler=create_named_schedule_sampler(run.train.schedule_sampler, diffusion),
+            sample_fn=self._look,
+            **run.loop_arguments(),
+        )
+
+    @th.no_grad()
+    def _look(self, network: th.nn.Module, step: int) -> None:
+        """Draw masks of some radiographs: a picture, and their Dice in the log.
+
+        A row a radiograph: its own mask, then three that are drawn.
+        """
+        run, categories = self.diffusion_run, self.config.categories
+        model = MaskDiffusionModel(network, run.diffusion.build(), num_samples=3)
+        numbers = range(min(_SHOWN, len(self.val)))
+        images, masks = self.val.batch(numbers, seeds=numbers)
+        draws = model.draws(images.to(dist_util.dev()))
+        drawn = draws.argmax(2).cpu().numpy().astype(np.uint8)
+        mean = draws.mean(0).argmax(1).cpu().numpy().astype(np.uint8)
+        masks = masks.numpy().astype(np.uint8)
+        scores = dice_iou(confusion_matrix(mean, masks, len(categories)))
+        part = "val" if self.validates else "train"
+        logger.logkv(f"{part}_mean_dice", scores.mean_dice())
+        logger.log(f"step {step}: mean Dice of the foreground {scores.mean_dice():.4f} ({part})")
+        pictures = ((images + 1) / 2).movedim(1, -1).numpy()
+        rows = [[masks[i], *drawn[:, i]] for i in numbers]
+        write_png(grid_path(run.folder, step), comparison(list(pictures), rows, categories))
+        if run.train.visualize_process:
+            stem = bf.join(run.folder, f"process_{step:06d}")
+            write_process(model, images[:1], masks[0], categories, stem)
+
+
+class MaskTrainLoop(TrainLoop):
+    """Trains a network to denoise class maps; with every checkpoint writes a segmentation model.
+
+    Takes TrainLoop's arguments.
+
+    :param config: what the segmentation model's file says of it.
+    :param path: that file; it holds the averaged weights of the highest rate.
+    """
+
+    def __init__(self, *, config: SegmentationConfig, path: str, **kwargs: Any):
+        self.config = config
+        self.path = path
+        super().__init__(**kwargs)
+
+    def save(self) -> None:
+        super().save()
+        if dist_util.is_main():
+            rate = max(self.ema_rates.values(), default=None)
+            averages = None if rate is None else self.stepper.ema[rate]
+            weights = self.stepper.weights_as_state_dict(averages)
+            named = {f"network.{name}": value for name, value in weights.items()}
+            save_model(self.path, self.config, named, step=self.step)
+
+
+def make_flags(description: str = "") -> argparse.ArgumentParser:
+    """The parser of scripts/mask_diffusion_train.py."""
+    parser = make_parser(
+        description, MaskTrainConfig, MaskDiffusionConfig, MaskProcessConfig, ReadingConfig
+    )
+    parser.add_argument("train_img", help="folder of radiographs")
+    parser.add_argument("train_mask", help="folder of their masks")
+    add_validation_folders(parser)
+    return parser
+
+
+def prepare_given(given: Mapping[str, Any]) -> MaskTraining:
+    """Check all that was given to scripts/mask_diffusion_train.py, then begin the run's log.
+
+    :raises UserError: for whatever the user must mend.
+    """
+    for name, instead in _ELSEWHERE.items():
+        if name in given:
+            raise UserError(f"--{name} has no meaning here: {instead}")
+    settings = from_flags(MaskTrainConfig, given)
+    swaps = parse_swaps(settings.flip_swap)
+    augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
+    train_dirs = (given["train_img"], given["train_mask"])
+    val_dirs = validation_folders(given)
+    folders = [dirs for dirs in (train_dirs, val_dirs) if dirs]
+    categories = _categories(settings, given.get("num_segmentation_classes", 0), folders)
+    if settings.threshold() is None:
+        for dirs in folders:
+            for _, _, path in pair_files(*dirs):
+                read_mask(path, len(categories))
+    run = open_run(
+        {
+            "predict_xstart": MaskProcessConfig.predict_xstart,
+            **given,
+            "num_segmentation_classes": len(categories),
+            "data_dir": train_dirs[0],
+        },
+        "mask_diffusion",
+        MaskDiffusionConfig,
+        MaskTrainConfig,
+        reading=ReadingConfig(resize="pad"),
+        repeats=True,
+        folder=_folder(settings.weights_save),
+    )
+    names = [name.strip() for name in settings.train_names.split(",") if name.strip()]
+    train = _load(train_dirs, run.reading, len(categories), settings, names)
+    val = _load(val_dirs, run.reading, len(categories), settings) if val_dirs else None
+    logger.log(f"{len(train)} training images, {len(val) if val else 0} for validation")
+    logger.log(f"{len(categories)} classes: {', '.join(f'{c.index} {c.name}' for c in categories)}")
+    config = describe(run.model, run.diffusion, run.reading, categories)
+    return MaskTraining(run, config, train, val or train, val is not None, augmentation)
+
+
+def _folder(weights_save: str) -> str:
+    if weights_save and not os.path.splitext(weights_save)[1]:
+        raise UserError(f"--weights_save {weights_save}: name a file such as segm.pth")
+    return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
+
+
+def _categories(
+    settings: MaskTrainConfig, number: int, folders: Sequence[tuple[str, str]]
+) -> tuple[Category, ...]:
+    if settings.threshold() is not None:
+        if number not in (0, 2):
+            name = "--binary" if settings.binary else "--mask_threshold"
+            raise UserError(f"{name} makes two classes, not {number}")
+        return categories_for(2, settings.categories) if settings.categories else BINARY
+    if number:
+        return categories_for(number, settings.categories or None)
+    if settings.categories:
+        return load_categories(settings.categories)
+    return categories_for(count_classes(folders))
+
+
+def _load(
+    dirs: tuple[str, str],
+    reading: ReadingConfig,
+    classes: int,
+    settings: MaskTrainConfig,
+    names: Sequence[str] = (),
+) -> LabelledImages:
+    threshold = settings.threshold()
+    return load_labelled(*dirs, reading, classes, names, threshold is not None, threshold or 0)

@@ -1,0 +1,63 @@
+"""Masks drawn in colours to masks of class indices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from guided_diffusion.images.image_io import ImageError, read_image
+from guided_diffusion.segmentation.categories import Category
+
+UNKNOWN = ("error", "nearest", "background")
+Color = tuple[int, int, int]
+
+
+def read_color_mask(path: str) -> np.ndarray:
+    """A mask's colours, uint8 [H x W x 3]. Transparent pixels are black."""
+    colors = read_image(path, channels=3)
+    if colors.dtype != np.uint8:
+        raise ImageError(f"{path} has more than 8 bits a channel; colour masks have 8")
+    return colors
+
+
+def unknown_colors(colors: np.ndarray, categories: Sequence[Category]) -> dict[Color, int]:
+    """Colours of no class and how many pixels have them, the most frequent first."""
+    found, counts = np.unique(_packed(colors), return_counts=True)
+    strange = ~np.isin(found, _packed_table(categories))
+    order = np.argsort(-counts[strange], kind="stable")
+    codes, counts = found[strange][order], counts[strange][order]
+    return {_unpacked(code): int(count) for code, count in zip(codes.tolist(), counts)}
+
+
+def indices_from_colors(
+    colors: np.ndarray, categories: Sequence[Category], unknown: str = "nearest"
+) -> np.ndarray:
+    """Class indices uint8 [H x W] of a colour mask uint8 [H x W x 3].
+
+    :param unknown: what becomes of a colour of no class: "nearest" takes the class whose colour is
+        nearest in RGB (the lower index of two), "background" takes class 0.
+    """
+    found, inverse = np.unique(_packed(colors), return_inverse=True)
+    indices = np.zeros(len(found), np.uint8)
+    if unknown == "nearest":
+        table = np.array([category.color for category in categories], np.int32)
+        rgb = np.array([_unpacked(code) for code in found.tolist()], np.int32)
+        for start in range(0, len(rgb), 65536):  # a photograph has millions of colours
+            part = rgb[start : start + 65536, None]
+            indices[start : start + 65536] = ((part - table) ** 2).sum(axis=2).argmin(axis=1)
+    else:
+        for category, code in zip(categories, _packed_table(categories)):
+            indices[found == code] = category.index
+    return indices[inverse].reshape(colors.shape[:2])
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    red, green, blue = (colors[..., channel].astype(np.uint32) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _packed_table(categories: Sequence[Category]) -> np.ndarray:
+    return _packed(np.array([category.color for category in categories]))
+
+
+def _unpacked(code: int) -> Color:
+    return code >> 16, code >> 8 & 255, code & 255

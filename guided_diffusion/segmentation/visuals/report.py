@@ -1,0 +1,176 @@
+"""report.html: predictions to look through in a browser, one file that fetches nothing."""
+
+import base64
+import heapq
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from guided_diffusion.runtime.checkpoint import write_atomically
+from guided_diffusion.segmentation.categories import Category, to_plain
+from guided_diffusion.segmentation.prediction import Prediction
+
+# longest side of a thumbnail in pixels, and the most cards in a file: about 10 MB
+SIDE = 384
+LIMIT = 400
+_TEMPLATE = Path(__file__).with_name("report.html")
+_PLACE = "/*DATA*/"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One radiograph in the report.
+
+    urgency: which to keep where there are too many: the higher ones. plain: what the page reads.
+    """
+
+    urgency: float
+    plain: dict[str, Any]
+
+
+def make_card(
+    name: str,
+    image: np.ndarray | None,
+    mask: np.ndarray,
+    scores: Mapping[str, float],
+    classes: Mapping[int, Sequence[float]],
+    urgency: float = 0.0,
+    true: np.ndarray | None = None,
+    prediction: Prediction | None = None,
+    download: tuple[str, bytes] | None = None,
+    side: int = SIDE,
+) -> Card:
+    """Thumbnails and figures of one radiograph.
+
+    :param image: as read, `[H x W]` or `[H x W x 3]`; None is shown black.
+    :param mask: class indices `[H x W]`.
+    :param scores: by what they are called; the page sorts by them.
+    :param classes: a row of figures for each class that is to have one.
+    :param download: name and content of a PNG file to offer.
+    """
+    height, width = mask.shape
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if image is None:
+        image = np.zeros(mask.shape, np.uint8)
+    elif image.dtype != np.uint8:
+        image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    plain: dict[str, Any] = {
+        "name": name,
+        "size": f"{width} × {height}",
+        "width": size[0],
+        "height": size[1],
+        "image": _uri(_scaled(image, size), "JPEG", quality=80),
+        "mask": _uri(_nearest(mask, size), "PNG", optimize=True),
+        "scores": {label: _plain(value) for label, value in scores.items()},
+        "classes": [[index, [_plain(v) for v in row]] for index, row in classes.items()],
+    }
+    if true is not None:
+        plain["truth"] = _uri(_nearest(true, size), "PNG", optimize=True)
+    if prediction is not None:
+        grey = np.rint(prediction.uncertainty.clip(0, 1) * 255).astype(np.uint8)
+        plain["uncertainty"] = _uri(_scaled(grey, size), "JPEG", quality=75)
+    if download:
+        plain["download"] = {"name": download[0], "uri": _data_uri("image/png", download[1])}
+    return Card(urgency, plain)
+
+
+@dataclass
+class Report:
+    """Cards, and what stands above them.
+
+    orders: (name of a score, or "name", whether the highest comes first), the first is what the
+    page opens with. columns: what the figures of the classes are called.
+    """
+
+    title: str
+    categories: Sequence[Category]
+    orders: Sequence[tuple[str, bool]]
+    columns: Sequence[str] = ()
+    limit: int = LIMIT
+    _cards: list[tuple[float, int, Card]] = field(default_factory=list)
+    _count: int = 0
+
+    def add(self, card: Card) -> None:
+        """Keep a card, as long as it is among the most urgent."""
+        entry = (card.urgency, -self._count, card)
+        self._count += 1
+        keep = heapq.heappush if len(self._cards) < self.limit else heapq.heappushpop
+        keep(self._cards, entry)
+
+    def html(
+        self,
+        facts: Sequence[tuple[str, Any]] = (),
+        table: tuple[Sequence[str], Mapping[int, Sequence[float]]] | None = None,
+        pictures: Mapping[str, str] | None = None,
+    ) -> str:
+        """The page.
+
+        :param facts: label and value of what is said of the whole set.
+        :param table: names of the columns, and a row of figures for each class.
+        :param pictures: paths of PNG files, by their captions.
+        """
+        cards = [card.plain for _, _, card in sorted(self._cards, key=lambda e: -e[1])]
+        left_out = self._count - len(cards)
+        note = f"Of {self._count} radiographs the {len(cards)} most doubtful." if left_out else ""
+        words = {True: "highest first", False: "lowest first"}
+        orders = [
+            {"key": k, "falling": f, "label": k if k == "name" else f"{k}, {words[f]}"}
+            for k, f in self.orders
+        ]
+        plain = {
+            "title": self.title,
+            "facts": [[label, _plain(value)] for label, value in facts],
+            "categories": to_plain(self.categories),
+            "columns": list(self.columns),
+            "orders": orders,
+            "table": None,
+            "pictures": [
+                {"caption": caption, "uri": _data_uri("image/png", Path(path).read_bytes())}
+                for caption, path in (pictures or {}).items()
+            ],
+            "cards": cards,
+            "note": f"{note} Not a medical device: research only.".strip(),
+        }
+        if table:
+            rows = [[index, [_plain(v) for v in row]] for index, row in table[1].items()]
+            plain["table"] = {"columns": list(table[0]), "rows": rows}
+        # "</script>" and "<!--" in a name must not end the script
+        text = json.dumps(plain, allow_nan=False).replace("<", "\\u003c")
+        return _TEMPLATE.read_text("utf-8").replace(_PLACE, text, 1)
+
+    def write(self, path: str, *args: Any, **options: Any) -> None:
+        """Write `html` to a file, whole or not at all."""
+        page = self.html(*args, **options).encode()
+        write_atomically(path, lambda file: file.write(page))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return round(float(value), 4) if math.isfinite(value) else None
+    return value
+
+
+def _scaled(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+
+
+def _nearest(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    encoded = io.BytesIO()
+    picture.save(encoded, kind, **options)
+    return _data_uri(f"image/{kind.lower()}", encoded.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

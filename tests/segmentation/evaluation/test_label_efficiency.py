@@ -1,0 +1,178 @@
+"""Comparing methods by the number of labelled images."""
+
+import csv
+import re
+import shlex
+import statistics
+
+import pytest
+from conftest import draw_pairs
+
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.evaluation.efficiency_tables import spread
+from guided_diffusion.segmentation.evaluation.label_efficiency import (
+    draw,
+    parse_methods,
+    parse_variants,
+    split_folds,
+)
+
+NAMES = [f"r{i}" for i in range(12)]
+QUICK = "--method quick: --lr 1e-3 --augmentation none"
+
+
+def rows(name):
+    with open(name) as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def compare(script, pretrained, tmp_path):
+    """Runs the script on four images to draw from and two to evaluate on."""
+    draw_pairs(tmp_path / "TRAIN", 4)
+    draw_pairs(tmp_path / "TEST", 2, seed=1)
+    train, test = (
+        [str(tmp_path / part / kind) for kind in ("IMG", "MASK")] for part in ["TRAIN", "TEST"]
+    )
+
+    def run(*flags, test=test):
+        argv = [*train, *test, "--checkpoint", pretrained, "--steps", 3, "-o", "out"]
+        return script("label_efficiency.py", *argv, *QUICK.split(" ", 1), *flags)
+
+    return run
+
+
+def test_draws_are_nested_and_differ_by_seed():
+    for seed in range(5):
+        assert draw(NAMES, 3, seed) == draw(NAMES, 7, seed)[:3]
+        assert len(set(draw(NAMES, 12, seed))) == 12
+    assert len({tuple(draw(NAMES, 2, seed)) for seed in range(8)}) > 4
+
+
+def test_folds_share_out_the_images():
+    folds = split_folds(NAMES, 5)
+    assert sorted(name for fold in folds for name in fold) == sorted(NAMES)
+    assert {len(fold) for fold in folds} == {2, 3}
+
+
+def test_methods_are_scripts_and_flags():
+    recipe, smp, own = parse_methods("recipe, smp,own", ["own: --lr 1e-2 --loss 'ce'"])
+    assert (recipe.script, recipe.flags) == ("finetune.py", ())
+    assert smp.script == "baseline_train.py"
+    assert (own.script, own.flags) == ("finetune.py", ("--lr", "1e-2", "--loss", "ce"))
+
+
+@pytest.mark.parametrize(
+    ("names", "definitions"),
+    [("nonsense", []), ("a", ["a --lr 1"]), ("a", ["a: predict.py --lr 1"]), ("a", ["../a: --lr"])],
+)
+def test_wrong_methods_are_refused(names, definitions):
+    with pytest.raises(UserError, match="method"):
+        parse_methods(names, definitions)
+
+
+def test_variants_are_flags_of_evaluation():
+    found = parse_variants(["tta: --tta shifts --timesteps 1,5", "plain:"])
+    assert found == {"tta": ("--tta", "shifts", "--timesteps", "1,5"), "plain": ()}
+    for wrong in ("tta --tta shifts", "a: --lr 1", "a: --tta sideways"):
+        with pytest.raises(UserError):
+            parse_variants([wrong])
+
+
+def test_spread_is_that_of_a_sample():
+    found = spread([0.2, None, 0.4, 0.9])
+    assert found.count == 3
+    assert found.mean == pytest.approx(0.5)
+    assert found.deviation == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]))
+    assert str(spread([0.25])) == "0.250"
+    assert str(spread([])) == ""
+
+
+def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_path):
+    ended = compare("--k", 1, "--seeds", 0, "--methods", "quick")
+    assert ended.code == 0, ended.err
+    first = tmp_path / "out/runs/quick_k1_seed0/result.json"
+    before = first.stat().st_mtime_ns
+    variant = ["--variant", "late: --timesteps 30"]
+    ended = compare("--k", "2", "--seeds", "0,1", "--methods", "scratch,quick", *variant)
+    assert ended.code == 0, ended.err
+    assert first.stat().st_mtime_ns == before
+    assert ended.out.count("mean Dice 0.") == 4
+    assert not list((tmp_path / "out").rglob("*.pth"))
+    assert (tmp_path / "out/curves.png").read_bytes()[:4] == b"\x89PNG"
+
+    runs, table = rows("out/runs.csv"), rows("out/table.csv")
+    assert [(r["method"], r["k"], r["seed"]) for r in runs] == [
+        *(("scratch", "2", "0"), ("scratch", "2", "1")),
+        *(("scratch+late", "2", "0"), ("scratch+late", "2", "1")),
+        *(("quick", "1", "0"), ("quick", "2", "0"), ("quick", "2", "1")),
+        *(("quick+late", "2", "0"), ("quick+late", "2", "1")),
+    ]
+    late = [float(r["mean_dice"]) for r in runs[7:]]
+    runs = [*runs[:2], *runs[4:7]]
+    assert [r["images"] for r in runs[:2]] == [r["images"] for r in runs[3:]]
+    assert runs[3]["images"].split()[:1] == [runs[2]["images"]]
+    scores = [float(r["mean_dice"]) for r in runs[3:]]
+    others = [float(r["mean_dice"]) for r in runs[:2]]
+    row = next(r for r in table if (r["method"], r["k"]) == ("quick", "2"))
+    assert float(row["mean_dice mean"]) == pytest.approx(statistics.mean(scores), abs=1e-5)
+    assert float(row["mean_dice sd"]) == pytest.approx(statistics.stdev(scores), abs=1e-5)
+    report = (tmp_path / "out/table.md").read_text()
+    assert f"| {statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f} |" in report
+    ahead = [one - other for one, other in zip(others, scores)]
+    last = report.splitlines()[-2]
+    assert last == f"| quick |  | {statistics.mean(ahead):.3f} ± {statistics.stdev(ahead):.3f} |"
+
+    lines = (tmp_path / "out/commands.sh").read_text().splitlines()
+    for title, expected in (("quick, k", scores[1]), ("quick+late, k", late[1])):
+        place = next(i for i, x in enumerate(lines) if x.startswith(f"# {title} = 2, seed 1"))
+        train, evaluate = (shlex.split(line)[1:] for line in lines[place + 1 : place + 3])
+        if "+" not in title:  # both are evaluations of one network
+            assert script(train[0].removeprefix("scripts/"), *train[1:]).code == 0
+        ended = script(evaluate[0].removeprefix("scripts/"), *evaluate[1:], "-o", "again")
+        assert ended.code == 0, ended.err
+        again = checkpoint.read_json("again/metrics.json")
+        assert again["mean_dice"] == pytest.approx(expected, abs=1e-6)
+    assert late[1] != scores[1]
+
+
+def test_folds_never_train_on_what_they_evaluate(compare, tmp_path):
+    ended = compare("--k", "2", "--seeds", "0", "--methods", "quick", "--folds", 2, test=[])
+    assert ended.code == 0, ended.err
+    runs = rows("out/runs.csv")
+    assert [r["fold"] for r in runs] == ["0", "1"]
+    tested = [
+        {path.stem for path in (tmp_path / "out/folds" / r["fold"] / "IMG").iterdir()} for r in runs
+    ]
+    assert not tested[0] & tested[1]
+    for run, names in zip(runs, tested):
+        assert len(names) == 2
+        assert not names & set(run["images"].split())
+        assert f"folds/{run['fold']}/IMG" in (tmp_path / "out/commands.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--k 9", "there are 4 images"),
+        ("--k 0", "--k 0"),
+        ("--seeds a", "--seeds a"),
+        ("--folds 2", "either TEST_IMG"),
+        ("--common=--no_such_flag", "method quick: .*no_such_flag"),
+        ("--common=--unfreeze_encoder=7", "unfreeze_encoder"),
+    ],
+)
+def test_mistakes_end_with_one_line(compare, flags, said):
+    ended = compare("--methods", "quick", "--k", 1, "--seeds", 0, *flags.split(" "))
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1 or "run/s" in ended.err
+
+    assert re.search(said, ended.err)
+
+
+def test_other_flags_do_not_join_the_same_table(compare):
+    assert compare("--methods", "quick", "--k", 1, "--seeds", 0).code == 0
+    ended = compare("--methods", "quick", "--k", 1, "--seeds", 0, "--common", "--lr 1e-5")
+    assert ended.code == 2
+    assert "other flags" in ended.err

@@ -1,0 +1,131 @@
+"""The page: a file goes in, classes and a mask come out, and nothing stays or leaves."""
+
+import io
+import os
+import socket
+import sys
+
+import numpy as np
+import pytest
+from browser_util import chromium, watch
+from PIL import Image
+
+from guided_diffusion.images.image_io import read_image
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.inference.serve import ServeConfig, page_for, served
+from guided_diffusion.segmentation.inference.uncertainty import entropy_map
+from guided_diffusion.segmentation.prediction import Prediction
+
+
+class Halves:
+    """Calls the left half class 1 and the rest background."""
+
+    categories = generic_categories(2)
+
+    def read(self, path):
+        return read_image(path, 1)
+
+    def start(self, images):
+        def finish(image):
+            left = np.zeros(image.shape, np.float32)
+            left[:, : image.shape[1] // 2] = 0.9
+            both = np.stack([1 - left, left])
+            return Prediction(both, entropy_map(both))
+
+        return [lambda image=image: finish(image) for image in images]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def write(path, size=(30, 40)):
+    Image.fromarray(np.full(size, 90, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def address():
+    pytest.importorskip("gradio")
+    config = ServeConfig(port=free_port(), max_upload_mb=1)
+    with served(Halves(), "/models/segm.pth", config) as where:
+        assert where.startswith("http://127.0.0.1:")
+        yield where
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+def test_a_radiograph_is_segmented_and_nothing_is_kept(address, browser, tmp_path):
+    page = browser.new_page()
+    page.set_default_timeout(120_000)  # a busy machine
+    errors, asked = watch(page)
+    page.goto(address)
+    page.locator("input[type=file]").set_input_files(write(tmp_path / "chest.png"))
+    frame = page.frame_locator("iframe[title='Segmented radiograph']")
+    frame.locator("canvas[data-drawn=mask]").wait_for()
+    assert "50" in frame.locator("tr[data-class='1'] td").text_content()
+    assert "uncertainty" in frame.locator(".scores").text_content()
+    with page.expect_download() as started:
+        frame.get_by_text("Download chest_mask.png").click()
+    mask = np.asarray(Image.open(io.BytesIO(started.value.path().read_bytes())))
+    assert mask.shape == (30, 40)
+    assert mask[:, :20].min() == 1
+    assert mask[:, 20:].max() == 0
+    folder = os.environ["GRADIO_TEMP_DIR"]
+    kept = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+    assert not any(os.path.getsize(path) for path in kept)  # gradio leaves empty files meanwhile
+    local = (address, "data:", "blob:", "about:", address.replace("http", "ws"))
+    assert [url for url in asked if not url.startswith(local)] == []
+    assert errors == []
+    page.close()
+
+
+def test_what_is_no_radiograph_is_said(address, browser, tmp_path):
+    page = browser.new_page()
+    page.set_default_timeout(120_000)  # a busy machine
+    page.goto(address)
+    (tmp_path / "a.png").write_text("no picture")
+    page.locator("input[type=file]").set_input_files(tmp_path / "a.png")
+    alert = page.locator("p[role=alert]")
+    alert.wait_for()
+    assert "the file" in alert.text_content()
+    assert os.environ["GRADIO_TEMP_DIR"] not in alert.text_content()
+    page.close()
+
+
+def test_large_files_are_refused(address, tmp_path):
+    requests = pytest.importorskip("httpx")
+    content = {"files": ("big.png", b"\0" * 1_200_000)}
+    answer = requests.post(f"{address}gradio_api/upload", files=content)
+    assert answer.status_code == 413
+
+
+def test_names_are_only_names(tmp_path):
+    page = page_for(Halves(), str(write(tmp_path / "a<b>&'.png")))
+    assert page.count("<iframe") == 1
+    assert "<b>" not in page
+    assert page.count('"') == 8  # of the frame's attributes: nothing ends them early
+
+
+def test_a_port_in_use_and_a_missing_package_are_one_line(script, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config = ServeConfig(port=other.getsockname()[1])
+        with (
+            pytest.raises(UserError, match="give another --port"),
+            served(Halves(), "segm.pth", config),
+        ):
+            pass
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    ended = script("serve.py", "segm.pth")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "pip install '.[serve]'" in ended.err

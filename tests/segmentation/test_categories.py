@@ -1,0 +1,107 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.categories import (
+    categories_for,
+    from_plain,
+    generic_categories,
+    load_categories,
+    to_plain,
+)
+
+BITEWING = [
+    ("background", (0, 0, 0)),
+    ("enamel", (255, 0, 0)),
+    ("bone", (0, 255, 0)),
+    ("dentine", (0, 0, 255)),
+    ("other", (255, 0, 254)),
+    ("caries", (255, 152, 0)),
+    ("pulp", (0, 255, 237)),
+]
+
+
+def test_default_table_is_the_seven_bitewing_classes():
+    table = load_categories()
+    assert [(c.name, c.color) for c in table] == BITEWING
+    assert [c.index for c in table] == list(range(7))
+
+
+def test_order_in_the_file_does_not_matter_and_bom_is_accepted(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(to_plain(load_categories())[::-1]), encoding="utf-8-sig")
+    assert load_categories(str(path)) == load_categories()
+
+
+def entry(index, name, color):
+    return {"index": index, "name": name, "color": color}
+
+
+A, B = entry(0, "background", [0, 0, 0]), entry(1, "lung", [255, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("plain", "says"),
+    [
+        ({"a": 1}, "list of 2 to 255"),
+        ([A], "list of 2 to 255"),
+        ([A, entry(2, "lung", [9, 9, 9])], r"indices are \[0, 2\]"),
+        ([A, entry(0, "lung", [9, 9, 9])], r"indices are \[0, 0\]"),
+        ([A, entry(1.0, "lung", [9, 9, 9])], "index 1.0"),
+        ([A, entry(True, "lung", [9, 9, 9])], "index True"),
+        ([A, entry(1, "Background", [9, 9, 9])], "classes 0 and 1 share the name 'Background'"),
+        ([A, entry(1, " ", [9, 9, 9])], "class 1 needs a name"),
+        ([A, entry(1, "a\nb", [9, 9, 9])], "class 1 needs a name"),
+        ([A, entry(1, "lung", [0, 0, 0])], r"0 and 1 share the colour \[0, 0, 0\]"),
+        ([A, entry(1, "lung", [0, 0, 256])], r"class 1 \(lung\) has the colour \[0, 0, 256\]"),
+        ([A, entry(1, "lung", "red")], "colour 'red'"),
+        ([A, {"index": 1, "name": "lung"}], "is not a class"),
+        ([A, 3], "3 is not a class"),
+    ],
+)
+def test_faults_name_the_file_and_the_value(tmp_path, plain, says):
+    path = tmp_path / "faulty.json"
+    path.write_text(json.dumps(plain))
+    with pytest.raises(UserError, match=says) as error:
+        load_categories(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_broken_json_and_missing_file(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('[\n{"index": 0,,}')
+    with pytest.raises(UserError, match=r"broken\.json line 2"):
+        load_categories(str(path))
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        load_categories(str(tmp_path / "nowhere.json"))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_categories(str(path))
+
+
+@given(st.integers(2, 255))
+def test_generic_tables_are_valid_and_survive_plain(n):
+    table = generic_categories(n)
+    assert len(table) == n
+    assert table[0].name == "background"
+    assert table[1].name == "class 1"
+    assert from_plain(json.loads(json.dumps(to_plain(table)))) == table
+
+
+@pytest.mark.parametrize("n", [-1, 0, 1, 256])
+def test_generic_table_size_is_checked(n):
+    with pytest.raises(UserError, match=str(n)):
+        generic_categories(n)
+
+
+def test_table_for_a_number_of_classes(tmp_path):
+    assert categories_for(7) == load_categories()
+    assert categories_for(5) == generic_categories(5)
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps([A, B]))
+    assert [c.name for c in categories_for(2, str(path))] == ["background", "lung"]
+    with pytest.raises(UserError, match=r"two\.json lists 2 classes but 5"):
+        categories_for(5, str(path))

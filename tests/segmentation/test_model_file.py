@@ -1,0 +1,52 @@
+"""The model file: what a segmentation network is, and how its kind is built."""
+
+import pytest
+import torch as th
+from conftest import TINY
+
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation import model_file
+from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
+
+CONFIG = SegmentationConfig(TINY, ReadingConfig(16, 1, "pad"), generic_categories(3))
+
+
+def build_of_no_model(config):
+    return th.nn.Conv2d(config.in_channels, len(config.categories), config.options["kernel"])
+
+
+def saved(tmp_path, config, **changed):
+    path = str(tmp_path / "segm.pth")
+    save_model(path, config, config.build().state_dict())
+    values = checkpoint.load(path)
+    for name, value in changed.items():
+        if value is None:
+            del values[name]
+        else:
+            values[name] = value
+    checkpoint.save(path, values)
+    return path
+
+
+def test_a_file_without_kind_is_a_unet(tmp_path):
+    model, config, _ = load_model(saved(tmp_path, CONFIG, kind=None, options=None))
+    assert config == CONFIG
+    assert model(th.zeros(1, 1, 10, 9)).shape == (1, 3, 10, 9)
+
+
+def test_other_kinds_are_built_from_their_options(tmp_path, monkeypatch):
+    monkeypatch.setitem(model_file.KINDS, "line", f"{__name__}:build_of_no_model")
+    config = SegmentationConfig(
+        None, CONFIG.reading, CONFIG.categories, kind="line", options={"kernel": 5}
+    )
+    model, read, _ = load_model(saved(tmp_path, config))
+    assert read == config
+    assert model.weight.shape == (3, 1, 5, 5)
+
+
+def test_an_unknown_kind_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"segm.pth.*'quantum'.*unet"):
+        load_model(saved(tmp_path, CONFIG, kind="quantum"))

@@ -1,0 +1,97 @@
+"""Augmentation: image and mask stay together, no class appears."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.categories import parse_swaps
+from guided_diffusion.segmentation.training.augment import LEVELS, Augmentation, strong_grey
+
+
+def picture(height: int, width: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    mask = rng.choice(np.array([0, 2, 5], np.uint8), (height, width))
+    return (mask * 40)[..., None], mask
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(LEVELS),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 2**62),
+)
+def test_no_class_appears_and_shapes_stay(level, height, width, seed):
+    image, mask = picture(height, width)
+    changed, moved = Augmentation(level, "both")(image, mask, seed)
+    assert changed.shape == image.shape
+    assert changed.dtype == moved.dtype == np.uint8
+    assert set(np.unique(moved)) <= {0, 2, 5, IGNORE}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_seed_decides_everything(level):
+    image, mask = picture(24, 24)
+    augment = Augmentation(level, "horizontal")
+    one, other = augment(image, mask, 3), augment(image, mask, 3)
+    assert all(np.array_equal(a, b) for a, b in zip(one, other))
+    if level != "none":
+        assert any(not np.array_equal(augment(image, mask, s)[0], one[0]) for s in range(4, 12))
+
+
+def test_image_and_mask_move_together():
+    """Geometry alone: wherever the mask is known, the image still shows that class's grey."""
+    image, mask = np.zeros((48, 48, 1), np.uint8), np.zeros((48, 48), np.uint8)
+    mask[12:30, 8:26] = 1
+    image[mask == 1] = 200
+    geometric = Augmentation("heavy").transform.transforms[:3]
+    augment = Augmentation(transforms=geometric)
+    for seed in range(20):
+        changed, moved = augment(image, mask, seed)
+        known = moved != IGNORE
+        agree = (changed[..., 0] > 100) == (moved == 1)
+        assert agree[known].mean() > 0.93
+
+
+def test_strong_changes_of_grey_leave_every_pixel_in_its_place():
+    image, mask = picture(48, 48)
+    image = np.kron(image[:6, :6], np.ones((8, 8, 1), np.uint8))
+    mask = np.kron(mask[:6, :6], np.ones((8, 8), np.uint8))
+    grey = Augmentation(transforms=strong_grey())
+    agreement = []
+    for seed in range(40):
+        changed, moved = grey(image, mask, seed)
+        assert np.array_equal(moved, mask)
+        agreement.append(np.corrcoef(changed.ravel(), image.ravel())[0, 1])
+    assert np.median(agreement) > 0.9
+    assert min(agreement) > 0.5
+    assert max(np.abs(grey(image, mask, s)[0].astype(int) - image).max() for s in range(5)) > 50
+
+
+def test_flips_happen_only_where_asked_for_and_swap_sides():
+    mask = np.zeros((4, 8), np.uint8)
+    mask[:, 0], mask[:, -1] = 1, 2
+    image = (mask * 100)[..., None]
+    plain = Augmentation("none", "horizontal")
+    swapping = Augmentation("none", "horizontal", parse_swaps("1:2"))
+    found = {tuple(plain(image, mask, seed)[1][0, [0, -1]]) for seed in range(20)}
+    assert found == {(1, 2), (2, 1)}
+    assert {tuple(swapping(image, mask, seed)[1][0, [0, -1]]) for seed in range(20)} == {(1, 2)}
+    greys = {tuple(swapping(image, mask, seed)[0][0, [0, -1], 0]) for seed in range(20)}
+    assert greys == {(100, 200), (200, 100)}
+
+
+@pytest.mark.parametrize("text", ["1", "1:2:3", "a:b", "1:300"])
+def test_wrong_swaps_are_refused(text):
+    with pytest.raises(UserError, match="flip_swap"):
+        parse_swaps(text)
+
+
+def test_wrong_words_are_refused():
+    with pytest.raises(UserError, match="--augmentation wild"):
+        Augmentation("wild")
+    with pytest.raises(UserError, match="--flip left"):
+        Augmentation("none", "left")
