@@ -1,6 +1,6 @@
 # make demo   set up, then pretrain, fine-tune, predict and evaluate on generated radiographs
 # make test   set up, then run the tests
-# make lint   check style
+# make lint   check style, types and who imports whom
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +25,8 @@ test: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

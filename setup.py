@@ -1,6 +1,7 @@
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
+LINT = ["ruff>=0.6", "import-linter>=2.1", "mypy>=1.11"]
 BASELINE = ["segmentation-models-pytorch>=0.4"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]
 SERVE = ["gradio>=6"]
@@ -30,7 +31,7 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={
-        "test": [*TEST, *BROWSER, *BASELINE, *ONNX, *SERVE],
+        "test": [*TEST, *LINT, *BROWSER, *BASELINE, *ONNX, *SERVE],
         "mpi": ["mpich>=5.0"],
         "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pylibjpeg-libjpeg>=2.1"],
         "baseline": BASELINE,

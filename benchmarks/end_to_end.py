@@ -21,7 +21,7 @@ from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.train_util import TrainLoop
 
 
@@ -40,16 +40,16 @@ class Settings(measuring.Settings):
 def main() -> int:
     parser = make_parser(__doc__, Settings, ModelConfig)
     parser.add_argument("folder", help="of images, searched recursively")
-    given = given_flags(parser)
-    settings = from_flags(Settings, given)
-    paths = list_images(given["folder"])
+    overrides = parse_flags(parser)
+    settings = from_flags(Settings, overrides)
+    paths = list_images(overrides["folder"])
     channels = 1 if sample_is_grey(paths) else 3
     base = dataclasses.replace(measuring.REFERENCE, in_channels=channels)
-    config = from_flags(ModelConfig, given, base).with_explicit_channel_mult()
+    config = from_flags(ModelConfig, overrides, base).with_explicit_channel_mult()
     device = measuring.begin(settings)
     print(f"{len(paths)} images")
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["log", "csv"]):
-        values = measure(settings, config, given["folder"], device)
+        values = measure(settings, config, overrides["folder"], device)
     print(
         f"loop's step {values['loop_s']:.4f} s, forward, backward and optimiser"
         f" {values['bare_s']:.4f} s: ratio {values['ratio']:.3f};"

@@ -27,7 +27,7 @@ from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +82,9 @@ def call(network: Callable, images: th.Tensor, precision: str) -> None:
 
 
 def main() -> int:
-    given = given_flags(make_parser(__doc__, Settings, ModelConfig))
-    settings = from_flags(Settings, given)
-    config = from_flags(ModelConfig, given, REFERENCE).with_explicit_channel_mult()
+    overrides = parse_flags(make_parser(__doc__, Settings, ModelConfig))
+    settings = from_flags(Settings, overrides)
+    config = from_flags(ModelConfig, overrides, REFERENCE).with_explicit_channel_mult()
     device = begin(settings)
     networks = {k: v.to(device).eval() for k, v in build_networks(settings, config).items()}
     called = {k: compiled(v) for k, v in networks.items()} if settings.compile else networks

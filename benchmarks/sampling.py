@@ -25,7 +25,7 @@ from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.sampling.images import sample_images
 
 
@@ -45,9 +45,9 @@ class Settings(TimedSettings):
 
 
 def main() -> int:
-    given = given_flags(make_parser(__doc__, Settings, ModelConfig))
-    settings = from_flags(Settings, given)
-    config = from_flags(ModelConfig, given, REFERENCE).with_explicit_channel_mult()
+    overrides = parse_flags(make_parser(__doc__, Settings, ModelConfig))
+    settings = from_flags(Settings, overrides)
+    config = from_flags(ModelConfig, overrides, REFERENCE).with_explicit_channel_mult()
     device = begin(settings)
     model = config.build().to(device).eval()
     diffusion = DiffusionConfig(learn_sigma=config.learn_sigma).build()

@@ -29,7 +29,7 @@ from guided_diffusion import logger
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.stepper import Stepper
 from guided_diffusion.train_util import TrainLoop
 
@@ -104,9 +104,9 @@ class Bench:
 
 
 def main() -> int:
-    given = given_flags(make_parser(__doc__, Settings, ModelConfig))
-    settings = from_flags(Settings, given)
-    config = from_flags(ModelConfig, given, REFERENCE).with_explicit_channel_mult()
+    overrides = parse_flags(make_parser(__doc__, Settings, ModelConfig))
+    settings = from_flags(Settings, overrides)
+    config = from_flags(ModelConfig, overrides, REFERENCE).with_explicit_channel_mult()
     device = begin(settings)
     bench = Bench(config, settings, device)
     if settings.memory_of:
@@ -150,7 +150,7 @@ def main() -> int:
         values = report(cases, device, settings)
     memory = {}
     for name, variant in {"": {}, **variants}.items():
-        found = _memory(settings, {**given, **variant}, device, {c.precision for c in cases})
+        found = _memory(settings, {**overrides, **variant}, device, {c.precision for c in cases})
         for precision, peak in found.items():
             what = f"{precision}, {name}" if name else precision
             memory[what] = peak
@@ -164,22 +164,22 @@ def _variants(settings: Settings, config: ModelConfig) -> dict[str, dict[str, st
     """Flags of the networks of --recompute, by name."""
     parser, found = make_parser("", ModelConfig), {}
     for value in filter(None, settings.recompute.split(",")):
-        flags = given_flags(parser, ["--use_checkpoint", value])
+        flags = parse_flags(parser, ["--use_checkpoint", value])
         if flags["use_checkpoint"] != config.use_checkpoint:
             found[f"use_checkpoint {value}"] = flags
     return found
 
 
-def _memory(settings, given, device, precisions) -> dict[str, float]:
+def _memory(settings, overrides, device, precisions) -> dict[str, float]:
     """Peak bytes of the whole step: of a process of its own on a CPU, of the allocator on CUDA."""
     found = {}
     skip = ("memory_of", "json", "peer", "precision", "rounds", "recompute", "profile")
-    flags = [f"--{k}={v}" for k, v in given.items() if k not in skip]
+    flags = [f"--{k}={v}" for k, v in overrides.items() if k not in skip]
     for precision in sorted(precisions):
         if device.type == "cpu":
             found[precision] = peak_memory([*flags, f"--memory_of={precision}"])
             continue
-        config = from_flags(ModelConfig, given, REFERENCE).with_explicit_channel_mult()
+        config = from_flags(ModelConfig, overrides, REFERENCE).with_explicit_channel_mult()
         th.cuda.empty_cache()
         before = th.cuda.memory_allocated(device)
         bench = Bench(config, settings, device)

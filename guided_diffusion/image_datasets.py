@@ -368,14 +368,14 @@ def _batches(
         # it knows its parent only if that has forked it, which is not every Python's default
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
     )
-    told = set()
+    reported = set()
     for item in loader:
         if isinstance(item, ImageError):
             raise item
         images, cond, skipped = item
         for line in skipped:
-            if line not in told:
-                told.add(line)
+            if line not in reported:
+                reported.add(line)
                 on_skip(line)
         yield images, cond
 

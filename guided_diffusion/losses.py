@@ -22,8 +22,8 @@ def normal_kl(
 
     Arguments broadcast against each other; numbers and tensors mix, all numbers give a 0-d tensor.
     """
-    given = [v for v in (mean1, logvar1, mean2, logvar2) if isinstance(v, th.Tensor)]
-    like = given[0] if given else th.zeros(())
+    tensors = [v for v in (mean1, logvar1, mean2, logvar2) if isinstance(v, th.Tensor)]
+    like = tensors[0] if tensors else th.zeros(())
     mean1, logvar1, mean2, logvar2 = (
         v if isinstance(v, th.Tensor) else th.full((), v, dtype=like.dtype, device=like.device)
         for v in (mean1, logvar1, mean2, logvar2)

@@ -697,15 +697,15 @@ class ConditionalUNetModel(UNetModel):
         :return: what was loaded, what starts fresh, what was dropped.
         :raises ValueError: if nothing fits, naming what differs.
         """
-        own, given = self.state_dict(), dict(state_dict)
+        own, overrides = self.state_dict(), dict(state_dict)
         first = "input_blocks.0.0.weight"
-        if first in given:
-            weight, channels = given[first], own[first].shape[1]
+        if first in overrides:
+            weight, channels = overrides[first], own[first].shape[1]
             last = at + weight.shape[1]
             if last <= channels:
-                given[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
-                given[first][:, at:last] = weight
-        return _copy_fitting(own, given, {name: name for name in given})
+                overrides[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
+                overrides[first][:, at:last] = weight
+        return _copy_fitting(own, overrides, {name: name for name in overrides})
 
 
 class SuperResModel(ConditionalUNetModel):
@@ -957,7 +957,7 @@ class SegmentationUNetModel(UNetModel):
 
 def _copy_fitting(
     own: Mapping[str, th.Tensor],
-    given: Mapping[str, th.Tensor],
+    overrides: Mapping[str, th.Tensor],
     names: Mapping[str, str | None],
 ) -> LoadReport:
     """Copy those of the given tensors that have the shape of a network's.
@@ -967,7 +967,7 @@ def _copy_fitting(
     :raises ValueError: if nothing fits, naming what differs.
     """
     fitting, misfits = {}, []
-    for theirs, tensor in given.items():
+    for theirs, tensor in overrides.items():
         ours = names[theirs]
         if ours not in own:
             continue
@@ -979,12 +979,12 @@ def _copy_fitting(
         reason = "; ".join(misfits[:3]) or "no tensor has a name of this network"
         raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
     for theirs, ours in fitting.items():
-        own[ours].copy_(given[theirs])
+        own[ours].copy_(overrides[theirs])
     loaded = list(fitting.values())
     return LoadReport(
         loaded=loaded,
         fresh=[name for name in own if name not in set(loaded)],
-        dropped=[name for name in given if name not in fitting],
+        dropped=[name for name in overrides if name not in fitting],
     )
 
 

@@ -6,9 +6,9 @@ Its files are those of scripts/finetune.py, and predict.py and evaluate.py take 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import given_flags
+from guided_diffusion.runtime.flags import parse_flags
 from guided_diffusion.segmentation.training.baselines import make_flags, prepare_given
 from guided_diffusion.segmentation.training.setup import train
 
 if __name__ == "__main__":
-    command(lambda: train(prepare_given, given_flags(make_flags(__doc__))))()
+    command(lambda: train(prepare_given, parse_flags(make_flags(__doc__))))()

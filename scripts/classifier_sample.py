@@ -8,7 +8,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.sampling.config import SampleConfig, parse_labels
 from guided_diffusion.sampling.guidance import classifier_gradient, ignoring_classes
 from guided_diffusion.sampling.job import SampleJob, check_classifier, guided, identity_of
@@ -23,15 +23,15 @@ class ClassifierSampleConfig(SampleConfig):
 
 
 def main() -> int:
-    given = given_flags(
+    overrides = parse_flags(
         make_parser(__doc__, ClassifierSampleConfig, ModelConfig, DiffusionConfig, ClassifierConfig)
     )
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        settings = from_flags(ClassifierSampleConfig, given)
-        trained = read_trained(settings.model_path, given)
+        settings = from_flags(ClassifierSampleConfig, overrides)
+        trained = read_trained(settings.model_path, overrides)
         same = {**dataclasses.asdict(trained.diffusion), "image_size": trained.model.image_size}
-        guide = read_trained(settings.classifier_path, given, "classifier", unless_given=same)
+        guide = read_trained(settings.classifier_path, overrides, "classifier", defaults=same)
         check_classifier(guide, trained)
         labels = parse_labels(
             settings.class_labels, guide.classes, guide.model.num_classes, settings.seed

@@ -8,20 +8,20 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.training.classifier import ClassifierLoop, ClassifierTrainConfig
 from guided_diffusion.training.run import open_run, run_training
 
 
 def main() -> int:
-    given = given_flags(
+    overrides = parse_flags(
         make_parser(
             __doc__, ClassifierTrainConfig, ClassifierConfig, DiffusionConfig, ReadingConfig
         )
     )
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        run = open_run(given, "classifier", ClassifierConfig, ClassifierTrainConfig)
+        run = open_run(overrides, "classifier", ClassifierConfig, ClassifierTrainConfig)
         diffusion = run.diffusion.build()
 
         def validation(start_step: int):

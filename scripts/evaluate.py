@@ -22,9 +22,11 @@ def main() -> int:
     parser.add_argument(
         "places", nargs="*", metavar="PREDICTED_MASKS|IMAGES TRUE_MASKS", help="see above"
     )
-    given = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
-    places = given.pop("places", [])
-    return run(from_flags(EvaluateConfig, given), from_flags(AveragingConfig, given), places)
+    overrides = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
+    places = overrides.pop("places", [])
+    return run(
+        from_flags(EvaluateConfig, overrides), from_flags(AveragingConfig, overrides), places
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.evaluation.faithfulness import GuidedImages, look
 from guided_diffusion.segmentation.evaluation.scoring import prepare_output
 from guided_diffusion.segmentation.evaluation.text import table
@@ -27,11 +27,11 @@ def main() -> None:
     parser = make_parser(__doc__.splitlines()[0], GuidanceConfig)
     parser.add_argument("model", help="segmentation model, such as segm.pth; or several, by commas")
     parser.add_argument("folder", help="guided images: holds IMG and MASK")
-    given = given_flags(parser)
-    config = from_flags(GuidanceConfig, given)
-    source = GuidedImages.in_folder(given["folder"])
-    predictor = load_predictor(given["model"], config.device or None)
-    output = config.output or f"{given['folder']}/faithfulness"
+    overrides = parse_flags(parser)
+    config = from_flags(GuidanceConfig, overrides)
+    source = GuidedImages.in_folder(overrides["folder"])
+    predictor = load_predictor(overrides["model"], config.device or None)
+    output = config.output or f"{overrides['folder']}/faithfulness"
     prepare_output(output)
     result = look(predictor, source)
     print(table(result.evaluation))

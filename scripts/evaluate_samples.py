@@ -5,7 +5,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion import dist_util
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.sampling.evaluation import EvaluateSamplesConfig, evaluate
 
 
@@ -13,8 +13,8 @@ def main() -> int:
     parser = make_parser(__doc__, EvaluateSamplesConfig, ReadingConfig)
     parser.add_argument("samples", help=".npz file or folder of a sampling script, or a glob")
     parser.add_argument("reference", help="folder, glob or .npz file of the real images")
-    given = given_flags(parser)
-    evaluate(given.pop("samples"), given.pop("reference"), given, dist_util.dev())
+    overrides = parse_flags(parser)
+    evaluate(overrides.pop("samples"), overrides.pop("reference"), overrides, dist_util.dev())
     return 0
 
 

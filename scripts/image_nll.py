@@ -6,16 +6,16 @@ from guided_diffusion import dist_util
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.sampling.likelihood import LikelihoodConfig, measure_likelihood
 
 
 def main() -> int:
-    given = given_flags(make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig))
+    overrides = parse_flags(make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig))
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        settings = from_flags(LikelihoodConfig, given)
-        measure_likelihood(settings, read_trained(settings.model_path, given))
+        settings = from_flags(LikelihoodConfig, overrides)
+        measure_likelihood(settings, read_trained(settings.model_path, overrides))
         return 0
 
 

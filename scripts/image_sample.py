@@ -6,7 +6,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.sampling.job import SampleJob, class_labels, guided
 from guided_diffusion.sampling.mask_guidance import (
     GuidedSampleConfig,
@@ -17,11 +17,11 @@ from guided_diffusion.sampling.mask_guidance import (
 
 
 def main() -> int:
-    given = given_flags(make_parser(__doc__, GuidedSampleConfig, GuidedConfig, DiffusionConfig))
+    overrides = parse_flags(make_parser(__doc__, GuidedSampleConfig, GuidedConfig, DiffusionConfig))
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        settings = from_flags(GuidedSampleConfig, given)
-        trained = read_trained_image_network(settings.model_path, given)
+        settings = from_flags(GuidedSampleConfig, overrides)
+        trained = read_trained_image_network(settings.model_path, overrides)
         masks = guiding_masks(settings, trained)
         labels = class_labels(settings, trained)
         if masks is not None:

@@ -10,7 +10,7 @@ from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.sampling.images import preview_images, save_grid
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.dry_run import dry_run
@@ -25,18 +25,18 @@ from guided_diffusion.training.run import grid_path, open_run, run_training
 
 
 def main() -> int:
-    given = given_flags(
+    overrides = parse_flags(
         make_parser(__doc__, GuidedTrainConfig, GuidedConfig, DiffusionConfig, ReadingConfig)
     )
-    guided = given.get("segmentation_guided", False)
+    guided = overrides.get("segmentation_guided", False)
     if not guided:
-        refuse_guidance(given)
+        refuse_guidance(overrides)
     dist_util.setup_dist()
-    if given.get("dry_run"):
-        print(dry_run(given, GuidedConfig if guided else ModelConfig))
+    if overrides.get("dry_run"):
+        print(dry_run(overrides, GuidedConfig if guided else ModelConfig))
         return 0
     with dist_util.failure_guard():
-        run = open_guided_run(given) if guided else open_run(given)
+        run = open_guided_run(overrides) if guided else open_run(overrides)
         diffusion = run.diffusion.build()
         shape = (run.model.in_channels, run.model.image_size, run.model.image_size)
 

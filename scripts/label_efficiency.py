@@ -10,7 +10,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.evaluation.label_efficiency import (
     LabelEfficiency,
@@ -38,18 +38,18 @@ def main() -> int:
     parser.add_argument("train_mask", help="folder of their masks")
     parser.add_argument("test_img", nargs="?", help="folder of radiographs to evaluate on")
     parser.add_argument("test_mask", nargs="?", help="folder of their masks")
-    given = given_flags(parser)
-    settings = from_flags(LabelEfficiencyConfig, given)
-    if ("test_img" in given) != ("test_mask" in given):
+    overrides = parse_flags(parser)
+    settings = from_flags(LabelEfficiencyConfig, overrides)
+    if ("test_img" in overrides) != ("test_mask" in overrides):
         raise UserError("TEST_IMG is given without TEST_MASK: give both folders or --folds")
-    test = (given["test_img"], given["test_mask"]) if "test_img" in given else None
+    test = (overrides["test_img"], overrides["test_mask"]) if "test_img" in overrides else None
     dist_util.setup_dist()
     comparison = LabelEfficiency(
         settings,
-        parse_methods(settings.methods, given.get("method", ())),
-        (given["train_img"], given["train_mask"]),
+        parse_methods(settings.methods, overrides.get("method", ())),
+        (overrides["train_img"], overrides["train_mask"]),
         test,
-        parse_variants(given.get("variant", ())),
+        parse_variants(overrides.get("variant", ())),
     )
     stopped_by = comparison.run_all()
     if stopped_by:

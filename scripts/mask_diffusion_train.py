@@ -4,15 +4,15 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import given_flags
+from guided_diffusion.runtime.flags import parse_flags
 from guided_diffusion.segmentation.training.mask_training import make_flags, prepare_given
 
 
 def main() -> int:
-    given = given_flags(make_flags(__doc__))
+    overrides = parse_flags(make_flags(__doc__))
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        training = prepare_given(given)
+        training = prepare_given(overrides)
         code = training.run()
         if dist_util.is_main():
             print(f"segmentation model: {training.model_path}")

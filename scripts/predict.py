@@ -26,9 +26,11 @@ def main() -> int:
         "results (default: results)",
     )
     keep_freed_memory()
-    given = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
-    places = given.pop("places", [])
-    return predict(from_flags(PredictConfig, given), from_flags(AveragingConfig, given), places)
+    overrides = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
+    places = overrides.pop("places", [])
+    return predict(
+        from_flags(PredictConfig, overrides), from_flags(AveragingConfig, overrides), places
+    )
 
 
 if __name__ == "__main__":

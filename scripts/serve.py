@@ -19,10 +19,10 @@ def main() -> int:
     parser = make_parser(__doc__, ServeConfig, AveragingConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", help="file that finetune.py wrote")
-    given = vars(parser.parse_args())
+    overrides = vars(parser.parse_args())
     import_gradio()
-    predictor = from_flags(AveragingConfig, given).load(given["model"], dist_util.dev())
-    with served(predictor, given["model"], from_flags(ServeConfig, given)) as address:
+    predictor = from_flags(AveragingConfig, overrides).load(overrides["model"], dist_util.dev())
+    with served(predictor, overrides["model"], from_flags(ServeConfig, overrides)) as address:
         print(f"open {address} in a browser; Ctrl-C ends", flush=True)
         try:
             threading.Event().wait()

@@ -8,7 +8,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.sampling.config import SampleConfig
 from guided_diffusion.sampling.job import SampleJob, class_labels, guided
 from guided_diffusion.sampling.super_res import fingerprint, load_base_samples
@@ -22,11 +22,13 @@ class SuperResSampleConfig(SampleConfig):
 
 
 def main() -> int:
-    given = given_flags(make_parser(__doc__, SuperResSampleConfig, SuperResConfig, DiffusionConfig))
+    overrides = parse_flags(
+        make_parser(__doc__, SuperResSampleConfig, SuperResConfig, DiffusionConfig)
+    )
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        settings = from_flags(SuperResSampleConfig, given)
-        trained = read_trained(settings.model_path, given, "super_res")
+        settings = from_flags(SuperResSampleConfig, overrides)
+        trained = read_trained(settings.model_path, overrides, "super_res")
         small, own_labels = load_base_samples(
             settings.base_samples, trained.reading, trained.model.small_size, trained.classes
         )

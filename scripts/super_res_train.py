@@ -9,7 +9,7 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import given_flags, make_parser
+from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.sampling.images import preview_images, save_grid
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.run import TrainConfig, grid_path, open_run, run_training
@@ -17,12 +17,12 @@ from guided_diffusion.training.super_res import with_low_res
 
 
 def main() -> int:
-    given = given_flags(
+    overrides = parse_flags(
         make_parser(__doc__, TrainConfig, SuperResConfig, DiffusionConfig, ReadingConfig)
     )
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        run = open_run(given, "super_res", SuperResConfig)
+        run = open_run(overrides, "super_res", SuperResConfig)
         device, size = dist_util.dev(), run.model.large_size
         diffusion = run.diffusion.build()
 

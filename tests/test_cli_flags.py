@@ -25,12 +25,12 @@ def flags_of(script, monkeypatch):
             seen["defaults"] = {f.name: f.default for f in reversed(fields)}
             return seen["parser"]
 
-        def given_flags(parser, argv=None):
+        def parse_flags(parser, argv=None):
             raise SystemExit(0)
 
         make = flags.make_parser
         monkeypatch.setattr(flags, "make_parser", make_parser)
-        monkeypatch.setattr(flags, "given_flags", given_flags)
+        monkeypatch.setattr(flags, "given_flags", parse_flags)
         assert script(name).code == 0
         monkeypatch.undo()
         return seen["parser"], seen["defaults"]
@@ -47,7 +47,7 @@ def test_the_originals_flags_and_defaults(flags_of, name):
         assert type(defaults[flag]) is type(default), flag
         value = {"schedule_sampler": "uniform"}.get(flag, str(default))
         for spelling in (flag, flag.replace("_", "-")):
-            found = flags.given_flags(parser, [f"--{spelling}", value])
+            found = flags.parse_flags(parser, [f"--{spelling}", value])
             assert found == {flag: default}
 
 

@@ -10,7 +10,7 @@ from paths import ROOT
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.training.run import TrainConfig
 
 FLAGS = ROOT / "flags"
@@ -39,18 +39,18 @@ def test_flags_become_words_and_build(shell, file, form):
     model_words = words(shell, file, form)
     others = words(shell, file, "$DIFFUSION_FLAGS $TRAIN_FLAGS")
     parser = make_parser("", TrainConfig, ModelConfig, DiffusionConfig, ReadingConfig)
-    given = given_flags(parser, model_words + others)
-    config = from_flags(ModelConfig, given)
+    overrides = parse_flags(parser, model_words + others)
+    config = from_flags(ModelConfig, overrides)
     assert config.learn_sigma
     assert config.image_size == (256 if file == "unet.sh" else 64)
-    assert from_flags(DiffusionConfig, given).build().original_num_steps == 4000
+    assert from_flags(DiffusionConfig, overrides).build().original_num_steps == 4000
     with th.device("meta"):
         config.build()
 
 
 def test_unet_sh_is_the_papers_network():
-    given = given_flags(make_parser("", ModelConfig), words("bash", "unet.sh", "$MODEL_FLAGS"))
-    config = from_flags(ModelConfig, given)
+    overrides = parse_flags(make_parser("", ModelConfig), words("bash", "unet.sh", "$MODEL_FLAGS"))
+    config = from_flags(ModelConfig, overrides)
     assert config.mult() == (1, 1, 2, 2, 4, 4)
     assert (config.num_channels, config.num_res_blocks, config.num_head_channels) == (128, 2, 64)
     assert config.resblock_updown

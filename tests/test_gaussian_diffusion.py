@@ -339,10 +339,10 @@ def test_network_hears_rescaled_timesteps_and_its_arguments():
         diffusion.p_mean_variance(spy, x, t, model_kwargs={"y": 7})
         diffusion.training_losses(spy, x, t, model_kwargs={"y": 7})
     assert all(y == 7 for _, y in seen)
-    for told, _ in seen[:2]:
-        assert th.equal(told, t)
-    for told, _ in seen[2:]:
-        assert th.allclose(told, th.tensor([0.0, 750.0]))
+    for network_timesteps, _ in seen[:2]:
+        assert th.equal(network_timesteps, t)
+    for network_timesteps, _ in seen[2:]:
+        assert th.allclose(network_timesteps, th.tensor([0.0, 750.0]))
 
 
 def test_guidance_shifts_mean_and_score():
@@ -351,9 +351,9 @@ def test_guidance_shifts_mean_and_score():
     toy = toy_network(learn=False)
     gradient = tensor("guide/g", 3, 1, 2, 2).double()
 
-    def cond_fn(x, told, y):
+    def cond_fn(x, network_timesteps, y):
         assert y == 3
-        assert th.equal(told, t)
+        assert th.equal(network_timesteps, t)
         return gradient
 
     before = diffusion.p_mean_variance(toy, x, t, clip_denoised=False)

@@ -204,9 +204,12 @@ def test_a_bad_image_is_one_clean_error(spoilt, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_are_skipped_and_listed_on_demand(spoilt, workers, capsys):
     options = {"batch_size": 3, "skip_bad_images": True, "num_workers": workers}
-    told = []
-    seen = batches(spoilt, 7, on_skip=told.append, **options)
-    assert sorted(os.path.basename(line.split()[0]) for line in told) == ["3b.png", "zz.png"]
+    reported = []
+    seen = batches(spoilt, 7, on_skip=reported.append, **options)
+    assert sorted(os.path.basename(line.split()[0]) for line in reported) == [
+        "3b.png",
+        "zz.png",
+    ]
     assert {n for images, _ in seen for n in brightness(images)} == set(range(5))
     resumed = batches(spoilt, 3, start_step=4, **options)
     assert all(th.equal(one[0], other[0]) for one, other in zip(seen[4:], resumed, strict=True))

@@ -12,7 +12,7 @@ from guided_diffusion import script_util
 from guided_diffusion.networks import config
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, check_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 
 PUBLISHED = json.loads((GOLDEN / "published_models.json").read_text())
 CLI = json.loads((GOLDEN / "cli_flags.json").read_text())
@@ -61,13 +61,13 @@ def test_defaults_are_the_originals():
 
 def test_flag_lines_of_improved_diffusion_build_their_networks():
     for size, channels, mult in ((64, 128, "(1, 2, 3, 4)"), (128, 192, "(1, 1, 2, 3, 4)")):
-        given = given_flags(
+        overrides = parse_flags(
             make_parser("", ModelConfig, DiffusionConfig),
             "--attention_resolutions 32,16 --class_cond False --diffusion_steps 4000 --dropout 0.1"
             f" --image_size {size} --learn_sigma True --noise_schedule linear"
             f" --num_channels {channels} --num_res_blocks 2 --use_scale_shift_norm True".split(),
         )
-        config = from_flags(ModelConfig, given)
+        config = from_flags(ModelConfig, overrides)
         with th.device("meta"):
             model = config.build()
         assert str(config.mult()) == mult
@@ -79,15 +79,15 @@ class TestFlags:
     parser = make_parser("", ModelConfig, DiffusionConfig)
 
     def test_underscores_and_hyphens_mean_the_same(self):
-        assert given_flags(self.parser, ["--num-channels", "7"]) == {"num_channels": 7}
-        assert given_flags(self.parser, ["--num_channels", "7"]) == {"num_channels": 7}
+        assert parse_flags(self.parser, ["--num-channels", "7"]) == {"num_channels": 7}
+        assert parse_flags(self.parser, ["--num_channels", "7"]) == {"num_channels": 7}
 
     @pytest.mark.parametrize(("word", "value"), [("True", True), ("False", False), ("no", False)])
     def test_booleans_are_words(self, word, value):
-        assert given_flags(self.parser, ["--learn_sigma", word]) == {"learn_sigma": value}
+        assert parse_flags(self.parser, ["--learn_sigma", word]) == {"learn_sigma": value}
 
     def test_what_is_not_given_is_absent(self):
-        assert given_flags(self.parser, []) == {}
+        assert parse_flags(self.parser, []) == {}
 
     @pytest.mark.parametrize(
         ("argv", "named"),
@@ -100,7 +100,7 @@ class TestFlags:
     )
     def test_wrong_flags_are_named_in_one_line(self, argv, named):
         with pytest.raises(UserError, match=named) as error:
-            given_flags(self.parser, argv)
+            parse_flags(self.parser, argv)
         assert "\n" not in str(error.value)
 
     def test_every_flag_has_a_help_text_with_its_default(self):
@@ -143,8 +143,8 @@ class TestCheckFlags:
 
     def test_agreement_in_another_spelling_is_no_contradiction(self):
         mult = ",".join(map(str, self.stored.mult()))
-        given = {"num_channels": 64, "channel_mult": mult, "attention_resolutions": "8,16,32"}
-        check_flags(given, self.stored, "it")
+        overrides = {"num_channels": 64, "channel_mult": mult, "attention_resolutions": "8,16,32"}
+        check_flags(overrides, self.stored, "it")
         check_flags({"image_size": 128, "attention_resolutions": "32,16,8"}, self.stored, "it")
 
     def test_a_contradiction_names_the_flag_and_both_values(self):

@@ -18,9 +18,9 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", help="file that finetune.py or baseline_train.py wrote")
     parser.add_argument("output", nargs="?", help="file to write")
-    given = parser.parse_args()
-    output = getattr(given, "output", None) or os.path.splitext(given.model)[0] + ".onnx"
-    for name, value in export(given.model, output).items():
+    overrides = parser.parse_args()
+    output = getattr(overrides, "output", None) or os.path.splitext(overrides.model)[0] + ".onnx"
+    for name, value in export(overrides.model, output).items():
         print(f"{name}: {value}")
     sizes = ", ".join(f"{count}x{height}x{width}" for count, height, width in CHECKED_SIZES)
     print(f"written: {output}; equal to {TOLERANCE:g} under onnxruntime for images of {sizes}")

@@ -21,7 +21,7 @@ from guided_diffusion.preparation.repair import require_new_folder, write_faults
 from guided_diffusion.preparation.validation import validate
 from guided_diffusion.runtime.checkpoint import save_json
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
 
 PLACES = ("image_dir", "mask_dir", "source_dir", "output_dir")
@@ -65,12 +65,12 @@ class PrepareConfig:
 
 def main() -> int:
     parser = make_parser(__doc__.splitlines()[0], PrepareConfig)
-    given = given_flags(parser)
-    config = from_flags(PrepareConfig, given)
+    overrides = parse_flags(parser)
+    config = from_flags(PrepareConfig, overrides)
     action = config.action.lower().replace("_", "-")
     if action not in ACTIONS:
         raise UserError(f"--action {config.action or 'is missing'}: one of {', '.join(ACTIONS)}")
-    idle = [name for name in given if name not in (*ACTIONS[action], "action")]
+    idle = [name for name in overrides if name not in (*ACTIONS[action], "action")]
     if idle:
         flags = ", ".join(f"--{name}" for name in idle)
         raise UserError(f"{flags}: of no effect with --action {action}; leave it out")
@@ -82,7 +82,7 @@ def main() -> int:
         return run_analyze(config, items, unpaired)
     if action == "validate":
         return run_validate(config, items, unpaired)
-    return run_organize(config, given, items, unpaired)
+    return run_organize(config, overrides, items, unpaired)
 
 
 def run_analyze(config: PrepareConfig, items: Sequence, unpaired: Sequence) -> int:
@@ -131,17 +131,19 @@ def run_validate(config: PrepareConfig, items: Sequence, unpaired: Sequence) -> 
     return FAULTS_LEFT if left else 0
 
 
-def run_organize(config: PrepareConfig, given: dict, items: Sequence, unpaired: Sequence) -> int:
+def run_organize(
+    config: PrepareConfig, overrides: dict, items: Sequence, unpaired: Sequence
+) -> int:
     originals = (config.source_dir, config.image_dir, config.mask_dir)
     require_new_folder(config.output_dir, *originals)
     if unpaired:
         raise UserError(
             f"{len(unpaired)} files do not pair, such as {unpaired[0].path}; see --action validate"
         )
-    if "train_split" in given and "train_images" in given:
+    if "train_split" in overrides and "train_images" in overrides:
         raise UserError("give either --train_split or --train_images, not both")
     _check_share(config.train_split)
-    if {"train_split", "train_images", "group"} & set(given) or not is_divided(items):
+    if {"train_split", "train_images", "group"} & set(overrides) or not is_divided(items):
         wanted = config.train_images or config.train_split
         placed = place(items, wanted, config.group, config.seed)
     else:

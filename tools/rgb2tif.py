@@ -10,7 +10,7 @@ from tqdm import tqdm
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, list_images
 from guided_diffusion.images.image_io import write_mask
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.color_masks import (
     UNKNOWN,
@@ -39,10 +39,10 @@ def main() -> None:
     parser = make_parser(__doc__, ConvertConfig)
     parser.add_argument("input", help="a colour mask, or a folder of them with its sub-folders")
     parser.add_argument("output", help="where the index masks go: a file for a file, or a folder")
-    given = given_flags(parser)
-    config = from_flags(ConvertConfig, given)
+    overrides = parse_flags(parser)
+    config = from_flags(ConvertConfig, overrides)
     categories = load_categories(config.categories or None)
-    jobs = plan(given["input"], given["output"], FORMATS[config.format])
+    jobs = plan(overrides["input"], overrides["output"], FORMATS[config.format])
 
     strange = {}
     for source, _ in tqdm(jobs, desc="checking", unit="mask", disable=None, leave=False):
@@ -58,7 +58,7 @@ def main() -> None:
     for source, target in tqdm(jobs, desc="converting", unit="mask", disable=None, leave=False):
         colors = read_color_mask(source)
         write_mask(target, indices_from_colors(colors, categories, config.unknown))
-    print(f"{len(jobs)} masks written to {given['output']}, {replaced} of them over older ones")
+    print(f"{len(jobs)} masks written to {overrides['output']}, {replaced} of them over older ones")
     if strange:
         pixels = sum(sum(colors.values()) for colors in strange.values())
         print(f"{pixels} pixels of no class's colour became {config.unknown}: {describe(strange)}")

@@ -251,8 +251,9 @@ class SuperResConfig(ModelConfig):
 
     def mult(self) -> tuple[float, ...]:
         """From 256 pixels on, the six levels of the published upsamplers."""
-        given = parse_channel_mult(self.channel_mult)
-        return given or default_channel_mult(min(self.large_size, 256))
+        return parse_channel_mult(self.channel_mult) or default_channel_mult(
+            min(self.large_size, 256)
+        )
 
     def build(self) -> SuperResModel:
         """The diffusion network."""
@@ -368,24 +369,24 @@ _FREE = ("image_size", "dropout", "use_checkpoint", "use_fp16", "timestep_respac
 
 
 def check_flags(
-    given: Mapping[str, Any], stored: Any, source: str, free: Sequence[str] = _FREE
+    overrides: Mapping[str, Any], stored: Any, source: str, free: Sequence[str] = _FREE
 ) -> None:
     """Refuse flags that contradict a checkpoint's configuration.
 
-    :param given: the given flags.
+    :param overrides: the given flags.
     :param stored: the checkpoint's configuration, a dataclass.
     :param source: where it stands, for the message.
     :param free: fields that may differ.
     :raises UserError: naming the flag and both values.
     """
-    asked = from_flags(type(stored), {k: v for k, v in given.items() if k not in free}, stored)
+    asked = from_flags(type(stored), {k: v for k, v in overrides.items() if k not in free}, stored)
     for f in dataclasses.fields(stored):
-        if f.name in free or f.name not in given:
+        if f.name in free or f.name not in overrides:
             continue
         wanted, there = _canonical(asked, f.name), _canonical(stored, f.name)
         if wanted != there:
             raise UserError(
-                f"--{f.name} {given[f.name]} contradicts {source}, which says"
+                f"--{f.name} {overrides[f.name]} contradicts {source}, which says"
                 f" {getattr(stored, f.name)!r}: leave the flag out, it is read from there"
             )
 

@@ -16,19 +16,19 @@ _UNSEEN = (("num_head_channels", "num_heads"), ("use_new_attention_order",))
 
 def infer_model_config(
     state: Mapping[str, th.Tensor],
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     source: str,
     also: Sequence[str] = (),
 ) -> ModelConfig:
     """The configuration of the diffusion network that a state_dict is of.
 
-    :param given: the flags that were given; they say what shapes cannot.
+    :param overrides: the flags that were given; they say what shapes cannot.
     :param source: the checkpoint's name, for messages.
     :param also: further flags that must be given, since no shape tells them either.
     :raises UserError: if it is no such network, or flags are missing (naming them all).
     """
     try:
-        seen = _from_shapes(state, given.get("image_size", 256))
+        seen = _from_shapes(state, overrides.get("image_size", 256))
     except (KeyError, IndexError, StopIteration):
         raise UserError(
             f"{source} holds no diffusion U-Net: expected the state_dict of a guided-diffusion"
@@ -37,16 +37,16 @@ def infer_model_config(
     missing = [
         " or ".join(f"--{name}" for name in names)
         for names in (*_UNSEEN, *((name,) for name in also))
-        if not any(name in given for name in names)
+        if not any(name in overrides for name in names)
     ]
     if missing:
         raise UserError(
             f"there is no config.json beside {source}, and its weights do not tell"
             f" {' nor '.join(missing)}: give the flags that it was trained with"
         )
-    unseen = {name: given[name] for names in _UNSEEN for name in names if name in given}
-    if "num_heads_upsample" in given:
-        unseen["num_heads_upsample"] = given["num_heads_upsample"]
+    unseen = {name: overrides[name] for names in _UNSEEN for name in names if name in overrides}
+    if "num_heads_upsample" in overrides:
+        unseen["num_heads_upsample"] = overrides["num_heads_upsample"]
     return from_flags(ModelConfig, {**seen, **unseen})
 
 

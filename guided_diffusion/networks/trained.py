@@ -67,22 +67,22 @@ class Trained:
 
 def read_trained(
     path: str,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     kind: str = "diffusion",
-    unless_given: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Read a checkpoint and the config.json beside it.
 
     Without config.json, which the original package does not write, the flags describe the network;
     that of a diffusion network is read from its weights as far as they tell it.
 
-    :param given: the given flags, checked against what is known.
+    :param overrides: the given flags, checked against what is known.
     :param kind: which network is wanted, one of `KINDS`.
-    :param unless_given: values of flags that are not given, where there is no config.json.
+    :param defaults: values of flags that are not given, where there is no config.json.
     :raises UserError: if the file is none, the network of another kind, a flag contradicts the
         configuration (naming both values) or must be given and is not.
     """
-    given = {k: v for k, v in given.items() if (k, v) != ("in_channels", "auto")}
+    overrides = {k: v for k, v in overrides.items() if (k, v) != ("in_channels", "auto")}
     flag = "--classifier_path" if kind == "classifier" else "--model_path"
     if not path:
         raise UserError(f"{flag} is missing: name a checkpoint such as ema_0.9999_010000.pt")
@@ -91,10 +91,10 @@ def read_trained(
         raise UserError(f"{path} holds no weights alone: {flag} expects model*.pt or ema_*.pt")
     stored = checkpoint.read_config(path)
     if stored is None:
-        given = {**(unless_given or {}), **given}
-        model = _without_config(path, weights, given, kind)
-        diffusion = from_flags(DiffusionConfig, given)
-        if kind == "diffusion" and "learn_sigma" not in given:
+        overrides = {**(defaults or {}), **overrides}
+        model = _without_config(path, weights, overrides, kind)
+        diffusion = from_flags(DiffusionConfig, overrides)
+        if kind == "diffusion" and "learn_sigma" not in overrides:
             diffusion = from_flags(DiffusionConfig, {"learn_sigma": model.learn_sigma}, diffusion)
         reading = ReadingConfig(model.image_size, model.in_channels)
         return Trained(path, model, diffusion, reading, (), weights)
@@ -111,15 +111,15 @@ def read_trained(
         reading = ReadingConfig.from_dict(stored["reading"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{source} lacks {error}: it is not of this package") from error
-    check_flags(given, model, source, _FREE)
+    check_flags(overrides, model, source, _FREE)
     # the classifier's own process does not tell what its network predicts
     schedule = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
-    shared = schedule if kind == "classifier" else tuple(given)
-    check_flags({k: v for k, v in given.items() if k in shared}, diffusion, source, _FREE)
+    shared = schedule if kind == "classifier" else tuple(overrides)
+    check_flags({k: v for k, v in overrides.items() if k in shared}, diffusion, source, _FREE)
     return Trained(
         path,
-        from_flags(type(model), {k: v for k, v in given.items() if k in _FREE}, model),
-        from_flags(DiffusionConfig, {k: v for k, v in given.items() if k in _FREE}, diffusion),
+        from_flags(type(model), {k: v for k, v in overrides.items() if k in _FREE}, model),
+        from_flags(DiffusionConfig, {k: v for k, v in overrides.items() if k in _FREE}, diffusion),
         reading,
         tuple(stored.get("classes", ())),
         weights,
@@ -127,15 +127,15 @@ def read_trained(
 
 
 def _without_config(
-    path: str, weights: Mapping[str, th.Tensor], given: Mapping[str, Any], kind: str
+    path: str, weights: Mapping[str, th.Tensor], overrides: Mapping[str, Any], kind: str
 ) -> ModelConfig | SuperResConfig | ClassifierConfig:
     if kind == "diffusion":
         needed = ("image_size", "diffusion_steps", "noise_schedule")
-        model = infer_model_config(weights, given, path, needed)
-        check_flags(given, model, f"the weights in {path}", _FREE)
-        return from_flags(ModelConfig, {k: v for k, v in given.items() if k in _FREE}, model)
+        model = infer_model_config(weights, overrides, path, needed)
+        check_flags(overrides, model, f"the weights in {path}", _FREE)
+        return from_flags(ModelConfig, {k: v for k, v in overrides.items() if k in _FREE}, model)
     seen = {}
-    if "in_channels" not in given and "input_blocks.0.0.weight" in weights:
+    if "in_channels" not in overrides and "input_blocks.0.0.weight" in weights:
         inputs = weights["input_blocks.0.0.weight"].shape[1]
         seen["in_channels"] = inputs // 2 if kind == "super_res" else inputs
-    return from_flags(KINDS[kind][0], {**seen, **given})
+    return from_flags(KINDS[kind][0], {**seen, **overrides})

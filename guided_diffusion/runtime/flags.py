@@ -95,7 +95,7 @@ def make_parser(description: str, *configs: type) -> argparse.ArgumentParser:
     return parser
 
 
-def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> dict:
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> dict:
     """The flags that were given, by name.
 
     :raises UserError: for an unknown flag or an impossible value.
@@ -104,8 +104,8 @@ def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
 
 def from_flags(
-    config: type[Config], given: Mapping[str, Any], base: Config | None = None
+    config: type[Config], overrides: Mapping[str, Any], base: Config | None = None
 ) -> Config:
     """`config` with the given flags, the rest from `base` or its defaults."""
     values = dataclasses.asdict(base) if base is not None else {}
-    return from_mapping(config, {**values, **given})
+    return from_mapping(config, {**values, **overrides})

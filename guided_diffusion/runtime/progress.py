@@ -3,17 +3,20 @@
 import sys
 from typing import Any
 
+import torch.distributed as dist
 from tqdm import tqdm
 
-from guided_diffusion import dist_util
 
+def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
+    """A bar on rank 0, drawn twice a second on a terminal and once a minute in a log file.
 
-def progress_bar(total: int, unit: str = "step", **options: Any) -> tqdm:
-    """A bar on rank 0, drawn twice a second on a terminal and once a minute in a log file."""
+    :param total: None if unknown; with 0 there is no bar.
+    """
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
     return tqdm(
         total=total,
         unit=unit,
-        disable=not (dist_util.is_main() and total),
+        disable=not is_main or total == 0,
         mininterval=0.5 if sys.stderr.isatty() else 60,
         dynamic_ncols=True,
         **options,

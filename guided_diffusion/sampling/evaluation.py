@@ -67,20 +67,20 @@ class ImageSet:
 
 
 def evaluate(
-    samples_path: str, reference_path: str, given: Mapping[str, Any], device: th.device
+    samples_path: str, reference_path: str, overrides: Mapping[str, Any], device: th.device
 ) -> None:
     """Compare and write metrics.json, nearest.csv and pages of nearest images.
 
     :param samples_path: .npz file or folder of a sampling script, folder or glob of images.
     :param reference_path: the real images: folder, glob or .npz file.
-    :param given: the given flags.
+    :param overrides: the given flags.
     """
-    settings = from_flags(EvaluateSamplesConfig, given)
+    settings = from_flags(EvaluateSamplesConfig, overrides)
     trained = None
     if settings.features == "ddpm":
         trained = read_trained(settings.model_path, {})
     samples = load_samples(samples_path)
-    reading = reference_reading(samples_path, samples.images.shape, given, trained)
+    reading = reference_reading(samples_path, samples.images.shape, overrides, trained)
     reference = load_reference(reference_path, reading)
     fewest = min(len(samples.images), len(reference.images) // 2)
     if not 1 <= settings.nearest_k < fewest:
@@ -141,7 +141,7 @@ def load_samples(path: str) -> ImageSet:
 
 
 def reference_reading(
-    samples_path: str, shape: Sequence[int], given: Mapping[str, Any], trained: Trained | None
+    samples_path: str, shape: Sequence[int], overrides: Mapping[str, Any], trained: Trained | None
 ) -> ReadingConfig:
     """How reference images are read: as the samples' network learned to see them, where known."""
     folder = samples_path if bf.isdir(samples_path) else bf.dirname(samples_path)
@@ -154,7 +154,7 @@ def reference_reading(
         base = ReadingConfig()
     _, height, width, channels = shape
     size = height if height == width else (height, width)
-    reading = from_flags(ReadingConfig, given, base)
+    reading = from_flags(ReadingConfig, overrides, base)
     return dataclasses.replace(reading, image_size=size, in_channels=channels)
 
 

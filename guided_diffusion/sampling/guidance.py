@@ -27,8 +27,8 @@ class ClassifierFree:
 
     def __call__(self, x: th.Tensor, timesteps: th.Tensor, **kwargs: th.Tensor) -> th.Tensor:
         twice = {name: th.cat([value, value]) for name, value in kwargs.items()}
-        given = kwargs[self.name]
-        twice[self.name] = th.cat([given, th.full_like(given, self.null)])
+        condition = kwargs[self.name]
+        twice[self.name] = th.cat([condition, th.full_like(condition, self.null)])
         both = self.model(th.cat([x, x]), th.cat([timesteps, timesteps]), **twice)
         with_class, without = both.chunk(2)
         channels = x.shape[1]

@@ -93,16 +93,16 @@ class GuidingMasks:
         }
 
 
-def read_trained_image_network(path: str, given: Mapping[str, Any]) -> Trained:
+def read_trained_image_network(path: str, overrides: Mapping[str, Any]) -> Trained:
     """`read_trained` for a network that class maps may guide, or not, as its config.json says.
 
     :raises UserError: if the flags ask for guidance that it does not know.
     """
     stored = checkpoint.read_config(path) if path else None
     guided = stored is not None and stored.get("kind") == "segmentation_guided"
-    if given.get("segmentation_guided") and not guided:
+    if overrides.get("segmentation_guided") and not guided:
         raise UserError(f"{path} was trained without --segmentation_guided True")
-    return read_trained(path, given, "segmentation_guided" if guided else "diffusion")
+    return read_trained(path, overrides, "segmentation_guided" if guided else "diffusion")
 
 
 def guiding_masks(settings: GuidedSampleConfig, trained: Trained) -> GuidingMasks | None:

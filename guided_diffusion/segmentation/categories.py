@@ -153,10 +153,10 @@ def categories_for(num_classes: int, path: str | None = None) -> tuple[Category,
 Swaps = tuple[tuple[int, int], ...]
 
 
-def check_swaps(categories: Sequence[Category], swaps: Swaps, given: bool) -> None:
+def check_swaps(categories: Sequence[Category], swaps: Swaps, chosen: bool) -> None:
     """Refuse to mirror radiographs whose classes have a side that nobody said how to exchange.
 
-    :param given: whether somebody chose `swaps`, if only by choosing none.
+    :param chosen: whether somebody chose `swaps`, if only by choosing none.
     :raises UserError: also where a pair names a class that there is not.
     """
     missing = sorted({n for pair in swaps for n in pair if n >= len(categories)})
@@ -166,7 +166,7 @@ def check_swaps(categories: Sequence[Category], swaps: Swaps, given: bool) -> No
             f"{len(categories) - 1}"
         )
     sided = [c for c in categories if re.search(r"\b(left|right)\b", c.name.lower())]
-    if sided and not given:
+    if sided and not chosen:
         opposite = {"left": "right", "right": "left"}
         names = {c.name.lower(): c.index for c in sided}
         pairs = set()

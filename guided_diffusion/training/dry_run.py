@@ -49,20 +49,24 @@ class Estimate:
         )
 
 
-def dry_run(given: Mapping[str, Any], model_type: type = ModelConfig) -> Estimate:
+def dry_run(overrides: Mapping[str, Any], model_type: type = ModelConfig) -> Estimate:
     """Train some steps on random images, with the given flags, into nowhere.
 
-    :param given: the given flags; of `data_dir` only a sample is looked at, for the channels.
+    :param overrides: the given flags; of `data_dir` only a sample is looked at, for the channels.
     :param model_type: the configuration of the network.
     :raises UserError: for flags that make no network.
     """
-    given = dict(given)
-    if given.get("in_channels", "auto") == "auto":
-        grey = sample_is_grey(list_images(given["data_dir"])) if given.get("data_dir") else True
-        given["in_channels"] = 1 if grey else 3
-    model = from_flags(model_type, given).with_explicit_channel_mult()
-    train = with_global_batch(from_flags(TrainConfig, given))
-    diffusion = from_flags(DiffusionConfig, given)
+    overrides = dict(overrides)
+    if overrides.get("in_channels", "auto") == "auto":
+        grey = (
+            sample_is_grey(list_images(overrides["data_dir"]))
+            if overrides.get("data_dir")
+            else True
+        )
+        overrides["in_channels"] = 1 if grey else 3
+    model = from_flags(model_type, overrides).with_explicit_channel_mult()
+    train = with_global_batch(from_flags(TrainConfig, overrides))
+    diffusion = from_flags(DiffusionConfig, overrides)
     reading = ReadingConfig(model.image_size, model.in_channels)
     run = Run("", Start(), model, diffusion, reading, train)
     device = dist_util.dev()

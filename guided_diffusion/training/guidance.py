@@ -47,27 +47,27 @@ class GuidedTrainConfig(ConditionalTrainConfig):
     )
 
 
-def open_guided_run(given: Mapping[str, Any]) -> Run:
+def open_guided_run(overrides: Mapping[str, Any]) -> Run:
     """`open_run` for a network that class maps guide.
 
     :raises UserError: for masks that are not those of the images, or hold too many classes.
     """
-    if not given.get("seg_dir"):
+    if not overrides.get("seg_dir"):
         raise UserError("--seg_dir is missing: name the folder of the masks")
-    classes = given.get("num_segmentation_classes", 0)
+    classes = overrides.get("num_segmentation_classes", 0)
     check_classes(classes)
-    given = {**given, "seg_dir": split_folder(given["seg_dir"], "train")}
-    if given.get("data_dir"):
-        given["data_dir"] = split_folder(given["data_dir"], "train")
+    overrides = {**overrides, "seg_dir": split_folder(overrides["seg_dir"], "train")}
+    if overrides.get("data_dir"):
+        overrides["data_dir"] = split_folder(overrides["data_dir"], "train")
         if dist_util.is_main():
-            check_masks(pair_files(given["data_dir"], given["seg_dir"]), classes)
-    return open_run(given, "segmentation_guided", GuidedConfig, GuidedTrainConfig)
+            check_masks(pair_files(overrides["data_dir"], overrides["seg_dir"]), classes)
+    return open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig)
 
 
-def refuse_guidance(given: Mapping[str, Any]) -> None:
+def refuse_guidance(overrides: Mapping[str, Any]) -> None:
     """:raises UserError: for flags that mean something in guided runs alone."""
     for name in _ONLY_GUIDED:
-        if given.get(name):
+        if overrides.get(name):
             raise UserError(f"--{name} is for networks with --segmentation_guided True: add that")
 
 

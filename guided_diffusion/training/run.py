@@ -187,7 +187,7 @@ def run_folder() -> str:
 
 
 def open_run(
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     kind: str = "diffusion",
     model_type: type = ModelConfig,
     train_type: type[TrainConfig] = TrainConfig,
@@ -199,7 +199,7 @@ def open_run(
 
     With --init_checkpoint the network is that one's where the flags do not say otherwise.
 
-    :param given: the given flags.
+    :param overrides: the given flags.
     :param kind: of the network, for config.json.
     :param model_type: the configuration of such networks.
     :param train_type: the configuration of their training.
@@ -209,7 +209,7 @@ def open_run(
     :param folder: of the run; by default as `run_folder` says.
     :raises UserError: for whatever the user must mend before anything is written.
     """
-    train = from_flags(train_type, given)
+    train = from_flags(train_type, overrides)
     if not train.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
     train = with_global_batch(train)
@@ -221,13 +221,13 @@ def open_run(
     start = find_start(folder, train.resume_checkpoint)
     if stored is None and start.path:
         stored = checkpoint.read_config(start.path)
-    given = dict(given)
-    if given.get("in_channels") == "auto":
-        del given["in_channels"]
+    overrides = dict(overrides)
+    if overrides.get("in_channels") == "auto":
+        del overrides["in_channels"]
     paths = list_images(train.data_dir)
     init = None
     if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:
-        init = _read_init(train.init_checkpoint, given)
+        init = _read_init(train.init_checkpoint, overrides)
     note = ""
     if stored is not None and start.path:
         source = f"the run that {start.path} is of"
@@ -243,7 +243,7 @@ def open_run(
         }
         for base in bases.values():
             free = ("dropout", "use_checkpoint", "use_fp16", "timestep_respacing")
-            check_flags(given, base, source, free)
+            check_flags(overrides, base, source, free)
     elif init is not None:
         bases = {
             # a condition takes the place of the classes
@@ -255,7 +255,7 @@ def open_run(
         }
     else:
         defaults = {}
-        if "in_channels" not in given:
+        if "in_channels" not in overrides:
             grey = dist_util.broadcast_object(
                 sample_is_grey(paths) if dist_util.is_main() else None
             )
@@ -270,18 +270,18 @@ def open_run(
             "diffusion": DiffusionConfig(),
             "reading": reading or ReadingConfig(),
         }
-    model = from_flags(model_type, given, bases["model"]).with_explicit_channel_mult()
+    model = from_flags(model_type, overrides, bases["model"]).with_explicit_channel_mult()
     with th.device("meta"):
         model.build()  # refuses what makes no network, before anything is written
     classes = ()
     if model.class_cond:
         known = stored.get("classes", ()) if stored is not None and start.path else ()
         classes = _classes(train.data_dir, paths, model.num_classes, known)
-    reading = from_flags(ReadingConfig, given, bases["reading"])
+    reading = from_flags(ReadingConfig, overrides, bases["reading"])
     reading = dataclasses.replace(
         reading, image_size=model.image_size, in_channels=model.in_channels
     )
-    diffusion = from_flags(DiffusionConfig, given, bases["diffusion"])
+    diffusion = from_flags(DiffusionConfig, overrides, bases["diffusion"])
     if not repeats and len(paths) < train.batch_size * dist_util.world_size():
         raise UserError(
             f"{train.data_dir} holds {len(paths)} images, fewer than the"
@@ -315,19 +315,19 @@ def open_run(
     return Run(folder, start, model, diffusion, reading, train, classes, init)
 
 
-def _read_init(path: str, given: Mapping[str, Any]) -> Trained:
+def _read_init(path: str, overrides: Mapping[str, Any]) -> Trained:
     """The network without condition to begin from.
 
     What its weights hold must be as the flags say; its output, process and classes may differ.
     """
     free = ("learn_sigma", "class_cond", "num_classes", "cond_drop_prob")
     if checkpoint.read_config(path) is not None:
-        given = {
-            f.name: given[f.name]
+        overrides = {
+            f.name: overrides[f.name]
             for f in dataclasses.fields(ModelConfig)
-            if f.name in given and f.name not in free
+            if f.name in overrides and f.name not in free
         }
-    return read_trained(path, given)
+    return read_trained(path, overrides)
 
 
 def widen(network: ConditionalUNetModel, init: Trained, at: int = 0) -> None:

@@ -67,6 +67,6 @@ def test_the_given_heads_are_taken():
     config = dataclasses.replace(CONFIGS["plain"], num_heads=-1, num_head_channels=16)
     with th.device("meta"):
         state = config.build().state_dict()
-    given = {"num_head_channels": 16, "use_new_attention_order": True, "image_size": 64}
-    found = infer_model_config(state, given, "m.pt")
+    overrides = {"num_head_channels": 16, "use_new_attention_order": True, "image_size": 64}
+    found = infer_model_config(state, overrides, "m.pt")
     assert (found.num_head_channels, found.use_new_attention_order) == (16, True)

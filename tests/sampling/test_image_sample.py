@@ -159,9 +159,9 @@ class TestFolders:
 
 class TestFlags:
     def test_flags_that_agree_may_be_given(self, script, model):
-        given = ("--num_channels", 16, "--diffusion_steps", 50, "--noise_schedule", "cosine")
-        given += ("--in_channels", "auto")
-        assert script("image_sample.py", "--model_path", model, *QUICK, *given).code == 0
+        overrides = ("--num_channels", 16, "--diffusion_steps", 50, "--noise_schedule", "cosine")
+        overrides += ("--in_channels", "auto")
+        assert script("image_sample.py", "--model_path", model, *QUICK, *overrides).code == 0
 
     @pytest.mark.parametrize(
         ("flag", "value", "there"),

@@ -232,12 +232,12 @@ def test_network_is_told_the_original_timesteps(name, rescale):
     assert all(t.shape == (2,) and t.is_floating_point() == rescale for t in seen)
     scale = 1000 / 400 if rescale else 1
     allowed = {round(i * scale, 3) for i in diffusion.timestep_map}
-    told = [round(t[0].item(), 3) for t in seen]
-    assert set(told) <= allowed
-    assert told[0] == round(399 * scale, 3)
-    assert told[-1] == 0
+    network_timesteps = [round(t[0].item(), 3) for t in seen]
+    assert set(network_timesteps) <= allowed
+    assert network_timesteps[0] == round(399 * scale, 3)
+    assert network_timesteps[-1] == 0
     # Heun: twice a step, except the last one and those that are too long for it.
-    assert (7 <= len(told) <= 11) if name == "heun" else len(told) == 6
+    assert (7 <= len(network_timesteps) <= 11) if name == "heun" else len(network_timesteps) == 6
 
 
 @pytest.mark.parametrize("mean_type", [ModelMeanType.EPSILON, ModelMeanType.START_X])

@@ -26,7 +26,7 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import read_mask
 from guided_diffusion.runtime import checkpoint, rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_flags, given_flags, make_parser
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.categories import (
     BINARY,
     Category,
@@ -142,7 +142,7 @@ def parse_variants(definitions: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for definition in definitions:
         name, flags = _definition("--variant", definition)
         found[name] = tuple(shlex.split(flags))
-        from_flags(AveragingConfig, given_flags(make_parser("", AveragingConfig), found[name]))
+        from_flags(AveragingConfig, parse_flags(make_parser("", AveragingConfig), found[name]))
     return found
 
 
@@ -295,7 +295,7 @@ class LabelEfficiency:
     def _given(self, run: Run) -> dict[str, Any]:
         module = import_module(RUNNERS[run.method.script])
         try:
-            return given_flags(module.make_flags(), self.training_words(run))
+            return parse_flags(module.make_flags(), self.training_words(run))
         except UserError as error:
             raise UserError(f"method {run.method.name}: {error}") from error
 
@@ -360,7 +360,7 @@ class LabelEfficiency:
 
         :param flags: of evaluate.py.
         """
-        averaging = given_flags(make_parser("", AveragingConfig), flags)
+        averaging = parse_flags(make_parser("", AveragingConfig), flags)
         predictor = from_flags(AveragingConfig, averaging).load(path, dist_util.dev())
         classes = len(self.categories)
         confusion = np.zeros((classes, classes), np.int64)

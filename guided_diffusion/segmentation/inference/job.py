@@ -112,13 +112,15 @@ def parse_timesteps(text: str) -> tuple[float, ...]:
     return timesteps
 
 
-def settle_places(config: PredictConfig, given: Sequence[str]) -> tuple[str, list[str], list[str]]:
+def resolve_places(
+    config: PredictConfig, arguments: Sequence[str]
+) -> tuple[str, list[str], list[str]]:
     """(model, inputs, outputs) of the flags, the rest of them from positional arguments.
 
-    :param given: what stood on the command line without a flag: MODEL, INPUT and OUTPUT, less
+    :param arguments: what stood on the command line without a flag: MODEL, INPUT and OUTPUT, less
         those that flags name.
     """
-    rest = list(given)
+    rest = list(arguments)
     model = config.model or (rest.pop(0) if rest else "")
     takes_input = not config.interactive
     inputs = list(config.input) or ([rest.pop(0)] if rest and takes_input else [])
@@ -310,7 +312,7 @@ def predict(config: PredictConfig, averaging: AveragingConfig, places: Sequence[
     :param places: the arguments without flags.
     :return: the exit code.
     """
-    model, inputs, outputs = settle_places(config, places)
+    model, inputs, outputs = resolve_places(config, places)
     if config.batch_size < 1:
         raise UserError(f"--batch_size {config.batch_size} must be at least 1")
     predictor = averaging.load(model, dist_util.dev())

@@ -86,7 +86,7 @@ class FeatureClassifier(nn.Module):
         self.blocks, self.timesteps = tuple(blocks), tuple(timesteps)
         self.shared_head = shared_head
         self.noise_seed = noise_seed
-        self.told = [network_timestep(t, diffusion) for t in self.timesteps]
+        self.network_timesteps = [network_timestep(t, diffusion) for t in self.timesteps]
         process = dataclasses.replace(diffusion, timestep_respacing="").build()
         self.signal = np.sqrt(process.alphas_cumprod[list(self.timesteps)]).tolist()
         self.multiple = 2 ** (len(backbone.channel_mult) - 1)
@@ -135,9 +135,11 @@ class FeatureClassifier(nn.Module):
             for block in self.blocks
         ]
         try:
-            for signal, told in zip(self.signal, self.told):
+            for signal, network_timesteps in zip(self.signal, self.network_timesteps):
                 noised = signal * images + (1 - signal**2) ** 0.5 * noise
-                self.backbone(noised, th.full((len(images),), told, device=images.device))
+                self.backbone(
+                    noised, th.full((len(images),), network_timesteps, device=images.device)
+                )
         finally:
             for hook in hooks:
                 hook.remove()

@@ -99,29 +99,32 @@ def make_flags(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def prepare_given(given: Mapping[str, Any]) -> Finetuner | None:
+def prepare_given(overrides: Mapping[str, Any]) -> Finetuner | None:
     """Check everything, then build the run; None if it is complete already."""
-    settings = from_flags(BaselineConfig, given)
+    settings = from_flags(BaselineConfig, overrides)
     settings.check()
-    if ("train_img" in given) != ("train_mask" in given):
+    if ("train_img" in overrides) != ("train_mask" in overrides):
         raise UserError("TRAIN_IMG is given without TRAIN_MASK: give both folders or neither")
-    train_dirs = (given.get("train_img", "data/imgs"), given.get("train_mask", "data/masks"))
-    val_dirs = validation_folders(given)
+    train_dirs = (
+        overrides.get("train_img", "data/imgs"),
+        overrides.get("train_mask", "data/masks"),
+    )
+    val_dirs = validation_folders(overrides)
     if val_dirs and settings.validation:
         raise UserError("--validation takes from the training images; VAL_IMG is given as well")
     start = load_model(settings.load) if settings.load else None
-    pretrained = load_pretrained(settings.checkpoint, given) if settings.checkpoint else None
-    reading = _reading(settings, train_dirs, given, start and start[1], pretrained)
+    pretrained = load_pretrained(settings.checkpoint, overrides) if settings.checkpoint else None
+    reading = _reading(settings, train_dirs, overrides, start and start[1], pretrained)
     categories, train, val = load_data(settings, train_dirs, val_dirs, reading)
     if settings.validation:
         train, val = split(train, settings.validation, settings.seed)
     th.manual_seed(settings.seed)
     if start is not None:
-        baseline = _loaded(settings, given, start, len(categories))
+        baseline = _loaded(settings, overrides, start, len(categories))
     else:
         config = SegmentationConfig(None, reading, categories)
         baseline = {"smp": _smp, "unet": _unet, "features": _features}[settings.network](
-            config, settings, given, pretrained
+            config, settings, overrides, pretrained
         )
     groups = None
     if baseline.fresh is not None:
@@ -132,7 +135,7 @@ def prepare_given(given: Mapping[str, Any]) -> Finetuner | None:
     messages = [baseline.message, f"{baseline.config.kind}: {parameters} parameters train"]
     source = os.path.basename(settings.load or settings.checkpoint)
     plan = Plan(baseline.model, baseline.config, settings, train, val, source, messages, groups)
-    return begin(plan, settings.amp or bool(given.get("use_fp16")))
+    return begin(plan, settings.amp or bool(overrides.get("use_fp16")))
 
 
 def split(data: LabelledImages, percent: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
@@ -147,12 +150,12 @@ def split(data: LabelledImages, percent: float, seed: int) -> tuple[LabelledImag
 def _reading(
     settings: BaselineConfig,
     train_dirs: tuple[str, str],
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     start: SegmentationConfig | None,
     pretrained: Pretrained | None,
 ) -> ReadingConfig:
     """As the file to start from was read, else as the flags say, else as suits the images."""
-    wanted = {k: v for k, v in given.items() if not (k == "in_channels" and v == "auto")}
+    wanted = {k: v for k, v in overrides.items() if not (k == "in_channels" and v == "auto")}
     if start is not None:
         return from_flags(ReadingConfig, wanted, start.reading)
     if pretrained is not None:
@@ -172,7 +175,7 @@ def _reading(
 def _smp(
     config: SegmentationConfig,
     settings: BaselineConfig,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     pretrained: Pretrained | None,
 ) -> Baseline:
     from guided_diffusion.segmentation.networks.smp_unet import SmpUnet
@@ -194,7 +197,7 @@ def _smp(
 def _unet(
     config: SegmentationConfig,
     settings: BaselineConfig,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     pretrained: Pretrained | None,
 ) -> Baseline:
     if pretrained is not None:
@@ -206,7 +209,7 @@ def _unet(
             "in_channels": config.in_channels,
             "use_fp16": False,
         }
-        model = from_flags(ModelConfig, {**given, **own}).with_explicit_channel_mult()
+        model = from_flags(ModelConfig, {**overrides, **own}).with_explicit_channel_mult()
     config = dataclasses.replace(config, model=model)
     return Baseline(config.build(), config, None, "this package's U-Net from random weights")
 
@@ -214,7 +217,7 @@ def _unet(
 def _features(
     config: SegmentationConfig,
     settings: BaselineConfig,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     pretrained: Pretrained | None,
 ) -> Baseline:
     if pretrained is None:
@@ -253,12 +256,12 @@ def _features(
 
 def _loaded(
     settings: BaselineConfig,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     start: tuple[th.nn.Module, SegmentationConfig, dict[str, Any]],
     classes: int,
 ) -> Baseline:
     model, config, _ = start
-    if settings.network != config.kind and "network" in given:
+    if settings.network != config.kind and "network" in overrides:
         raise UserError(
             f"--load {settings.load} holds a network of kind {config.kind}, not {settings.network}"
         )

@@ -229,21 +229,21 @@ def make_flags(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def prepare_given(given: Mapping[str, Any]) -> MaskTraining:
+def prepare_given(overrides: Mapping[str, Any]) -> MaskTraining:
     """Check all that was given to scripts/mask_diffusion_train.py, then begin the run's log.
 
     :raises UserError: for whatever the user must mend.
     """
     for name, instead in _ELSEWHERE.items():
-        if name in given:
+        if name in overrides:
             raise UserError(f"--{name} has no meaning here: {instead}")
-    settings = from_flags(MaskTrainConfig, given)
+    settings = from_flags(MaskTrainConfig, overrides)
     swaps = parse_swaps(settings.flip_swap)
     augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
-    train_dirs = (given["train_img"], given["train_mask"])
-    val_dirs = validation_folders(given)
+    train_dirs = (overrides["train_img"], overrides["train_mask"])
+    val_dirs = validation_folders(overrides)
     folders = [dirs for dirs in (train_dirs, val_dirs) if dirs]
-    categories = _categories(settings, given.get("num_segmentation_classes", 0), folders)
+    categories = _categories(settings, overrides.get("num_segmentation_classes", 0), folders)
     if settings.threshold() is None:
         for dirs in folders:
             for _, _, path in pair_files(*dirs):
@@ -251,7 +251,7 @@ def prepare_given(given: Mapping[str, Any]) -> MaskTraining:
     run = open_run(
         {
             "predict_xstart": MaskProcessConfig.predict_xstart,
-            **given,
+            **overrides,
             "num_segmentation_classes": len(categories),
             "data_dir": train_dirs[0],
         },

@@ -72,5 +72,5 @@ class NoisedInput:
             images = signal * images + (1 - signal**2).sqrt() * noise
         if self.span is None:
             return images, None
-        told = [network_timestep(float(step), self.diffusion) for step in steps]
-        return images, th.tensor(told)
+        network_timesteps = [network_timestep(float(step), self.diffusion) for step in steps]
+        return images, th.tensor(network_timesteps)

@@ -68,10 +68,10 @@ class Pretrained:
     reading: ReadingConfig
 
 
-def load_pretrained(path: str, given: Mapping[str, Any]) -> Pretrained:
+def load_pretrained(path: str, overrides: Mapping[str, Any]) -> Pretrained:
     """Read a checkpoint and the configuration beside it, or infer that from the weights' shapes.
 
-    :param given: the given flags, checked against the configuration.
+    :param overrides: the given flags, checked against the configuration.
     :raises UserError: if the flags contradict it, naming flag and both values.
     """
     weights = checkpoint.load(path)
@@ -81,11 +81,11 @@ def load_pretrained(path: str, given: Mapping[str, Any]) -> Pretrained:
         )
     if not isinstance(weights, dict) or not all(map(th.is_tensor, weights.values())):
         raise UserError(f"{path} holds no weights: expected model*.pt or ema_*.pt")
-    given = {k: v for k, v in given.items() if not (k == "in_channels" and v == "auto")}
+    overrides = {k: v for k, v in overrides.items() if not (k == "in_channels" and v == "auto")}
     stored = checkpoint.read_config(path)
     if stored is None:
-        model = infer_model_config(weights, given, path)
-        diffusion = from_flags(DiffusionConfig, given)
+        model = infer_model_config(weights, overrides, path)
+        diffusion = from_flags(DiffusionConfig, overrides)
         reading = ReadingConfig(model.image_size, model.in_channels)
         source = f"the weights in {path}"
     else:
@@ -96,8 +96,8 @@ def load_pretrained(path: str, given: Mapping[str, Any]) -> Pretrained:
             reading = ReadingConfig.from_dict(stored["reading"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{source} lacks {error}: it is not of this package") from error
-        check_flags(given, diffusion, source)
-    check_flags(given, model, source)
+        check_flags(overrides, diffusion, source)
+    check_flags(overrides, model, source)
     return Pretrained(path, weights, model, diffusion, reading)
 
 
@@ -118,27 +118,27 @@ def add_validation_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("val_mask", nargs="?", help="folder of their masks")
 
 
-def validation_folders(given: Mapping[str, Any]) -> tuple[str, str] | None:
+def validation_folders(overrides: Mapping[str, Any]) -> tuple[str, str] | None:
     """:raises UserError: if only one of them is given."""
-    if ("val_img" in given) != ("val_mask" in given):
+    if ("val_img" in overrides) != ("val_mask" in overrides):
         raise UserError("VAL_IMG is given without VAL_MASK: give both folders or neither")
-    return (given["val_img"], given["val_mask"]) if "val_img" in given else None
+    return (overrides["val_img"], overrides["val_mask"]) if "val_img" in overrides else None
 
 
-def prepare_given(given: Mapping[str, Any]) -> Finetuner | None:
+def prepare_given(overrides: Mapping[str, Any]) -> Finetuner | None:
     """`prepare` from all that was given to scripts/finetune.py."""
-    train = (given["train_img"], given["train_mask"])
-    return prepare(given["checkpoint"], train, validation_folders(given), given)
+    train = (overrides["train_img"], overrides["train_mask"])
+    return prepare(overrides["checkpoint"], train, validation_folders(overrides), overrides)
 
 
 def train(
-    prepare: Callable[[Mapping[str, Any]], Finetuner | None], given: Mapping[str, Any]
+    prepare: Callable[[Mapping[str, Any]], Finetuner | None], overrides: Mapping[str, Any]
 ) -> int:
     """What a training script does with its given flags; its exit code."""
     dist_util.setup_dist()
     if dist_util.world_size() > 1:
         raise UserError("fine-tuning a few images runs in one process: start it without a launcher")
-    finetuner = prepare(given)
+    finetuner = prepare(overrides)
     if finetuner is None:
         print("this run is complete: nothing to do")
         return 0
@@ -179,26 +179,26 @@ def prepare(
     path: str,
     train_dirs: tuple[str, str],
     val_dirs: tuple[str, str] | None,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
 ) -> Finetuner | None:
     """Check everything, then build the run; None if it is complete already.
 
     :param train_dirs: folders of radiographs and of masks.
-    :param given: the given flags.
+    :param overrides: the given flags.
     """
-    settings = from_flags(FinetuneConfig, given)
+    settings = from_flags(FinetuneConfig, overrides)
     settings.check()
-    pretrained = load_pretrained(path, given)
+    pretrained = load_pretrained(path, overrides)
     settings = settings.for_width(pretrained.model.num_channels)
     reading = dataclasses.replace(pretrained.reading, resize="pad")
-    wanted = {k: v for k, v in given.items() if k != "in_channels"}
+    wanted = {k: v for k, v in overrides.items() if k != "in_channels"}
     reading = from_flags(ReadingConfig, wanted, reading)
     categories, train, val = load_data(settings, train_dirs, val_dirs, reading)
     diffusion = pretrained.diffusion
     config = SegmentationConfig(
         model=from_flags(
             ModelConfig,
-            {k: given[k] for k in ("dropout", "use_checkpoint") if k in given},
+            {k: overrides[k] for k in ("dropout", "use_checkpoint") if k in overrides},
             dataclasses.replace(pretrained.model, use_fp16=False),
         ),
         reading=reading,
@@ -229,11 +229,11 @@ def prepare(
     if frozen:
         messages.append(f"frozen: {', '.join(frozen)}")
     messages += [
-        f"--{n} is of pretraining and has no meaning here" for n in _NO_MEANING if n in given
+        f"--{n} is of pretraining and has no meaning here" for n in _NO_MEANING if n in overrides
     ]
     source = os.path.basename(path)
     plan = Plan(model, config, settings, train, val, source, messages, groups, noised_input)
-    return begin(plan, bool(given.get("use_fp16")))
+    return begin(plan, bool(overrides.get("use_fp16")))
 
 
 def load_data(

@@ -18,7 +18,7 @@ from guided_diffusion.segmentation.inference.job import (
     Job,
     PredictConfig,
     parse_timesteps,
-    settle_places,
+    resolve_places,
 )
 from guided_diffusion.segmentation.inference.results import find_items
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
@@ -68,7 +68,7 @@ def test_the_spellings_of_a_plain_unet(script, tmp_path, model):
 
 def test_places_that_cannot_be_settled():
     def settle(*places, **flags):
-        return settle_places(PredictConfig(**flags), places)
+        return resolve_places(PredictConfig(**flags), places)
 
     assert settle("m", "i", "o") == ("m", ["i"], ["o"])
     assert settle("m", "i") == ("m", ["i"], ["results"])

@@ -187,21 +187,26 @@ class TestTraining:
         draw_pairs(tmp_path, 1, (16, 16))
         values = np.tile(np.array([0, 150, 151, 255], np.uint8), (16, 4))
         Image.fromarray(values).save(tmp_path / "MASK" / "r0.png")
-        given = {"image_size": 16, "mask_threshold": 150, "channel_mult": "1,2", "num_channels": 32}
-        given |= {"train_img": str(tmp_path / "IMG"), "train_mask": str(tmp_path / "MASK")}
-        run = prepare_given(given)
+        overrides = {
+            "image_size": 16,
+            "mask_threshold": 150,
+            "channel_mult": "1,2",
+            "num_channels": 32,
+        }
+        overrides |= {"train_img": str(tmp_path / "IMG"), "train_mask": str(tmp_path / "MASK")}
+        run = prepare_given(overrides)
         assert np.array_equal(run.train.masks[0], values > 150)
-        run = prepare_given({**given, "binary": True, "mask_threshold": -1})
+        run = prepare_given({**overrides, "binary": True, "mask_threshold": -1})
         assert np.array_equal(run.train.masks[0], values > 0)
 
     def test_batches_are_a_function_of_seed_and_step(self, split, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("OPENAI_LOGDIR", "run")
-        given = {"image_size": 16, "channel_mult": "1,2", "num_channels": 32, "batch_size": 4}
-        given["train_img"], given["train_mask"] = (
+        overrides = {"image_size": 16, "channel_mult": "1,2", "num_channels": 32, "batch_size": 4}
+        overrides["train_img"], overrides["train_mask"] = (
             str(split / "TRAIN" / kind) for kind in ("IMG", "MASK")
         )
-        run = prepare_given(given)
+        run = prepare_given(overrides)
         batches = run.batches(0)
         seen = [next(batches) for _ in range(3)]
         later, cond = next(run.batches(2))

@@ -190,11 +190,11 @@ class TestFeatures:
         hook = model.backbone.output_blocks[3].register_forward_hook(lambda *a: seen.append(a[2]))
         signal = TINY_DIFFUSION.build().alphas_cumprod[30] ** 0.5
         # the noise is the same for all images: what a black one gets is what each gets
-        given = []
-        watch = model.backbone.register_forward_pre_hook(lambda _m, a: given.append(a[0]))
+        overrides = []
+        watch = model.backbone.register_forward_pre_hook(lambda _m, a: overrides.append(a[0]))
         model.features(th.zeros(1, 1, 16, 16))
         watch.remove()
-        noise = given[1] / (1 - signal**2) ** 0.5
+        noise = overrides[1] / (1 - signal**2) ** 0.5
         assert float(noise.std()) == pytest.approx(1, abs=0.15)
         seen.clear()
         noised = signal * images + (1 - signal**2) ** 0.5 * noise

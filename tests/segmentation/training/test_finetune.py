@@ -263,23 +263,25 @@ class TestNoisedInput:
     images = th.linspace(-1, 1, 64).view(1, 1, 8, 8).repeat(200, 1, 1, 1)
 
     def test_timesteps_fill_the_range_and_noise_follows_the_schedule(self):
-        noised, told = NoisedInput(TINY_DIFFUSION, 1, (10, 13), True)(self.images, 0)
-        assert set(told.tolist()) == {10, 11, 12, 13}
+        noised, network_timesteps = NoisedInput(TINY_DIFFUSION, 1, (10, 13), True)(self.images, 0)
+        assert set(network_timesteps.tolist()) == {10, 11, 12, 13}
         signal = TINY_DIFFUSION.build().alphas_cumprod
         for step in (10, 13):
-            chosen = told == step
+            chosen = network_timesteps == step
             noise = noised[chosen] - signal[step] ** 0.5 * self.images[chosen]
             assert float(noise.std()) == pytest.approx((1 - signal[step]) ** 0.5, rel=0.05)
 
     def test_without_noise_images_stay(self):
-        same_images, told = NoisedInput(TINY_DIFFUSION, 1, (0, 49), False)(self.images, 0)
+        same_images, network_timesteps = NoisedInput(TINY_DIFFUSION, 1, (0, 49), False)(
+            self.images, 0
+        )
         assert same_images is self.images
-        assert told.min() < 5
-        assert told.max() > 44
+        assert network_timesteps.min() < 5
+        assert network_timesteps.max() > 44
 
     def test_a_fixed_timestep_is_the_networks_own(self):
-        noised, told = NoisedInput(TINY_DIFFUSION, 3, None, True)(self.images, 0)
-        assert told is None
+        noised, network_timesteps = NoisedInput(TINY_DIFFUSION, 3, None, True)(self.images, 0)
+        assert network_timesteps is None
         assert not th.equal(noised[0], noised[1])
 
     def test_each_image_depends_on_its_number_alone(self):
@@ -290,8 +292,8 @@ class TestNoisedInput:
 
     def test_the_network_is_told_its_own_units(self):
         rescaled = dataclasses.replace(TINY_DIFFUSION, rescale_timesteps=True)
-        _, told = NoisedInput(rescaled, 1, (10, 10), False)(self.images, 0)
-        assert set(told.tolist()) == {200}
+        _, network_timesteps = NoisedInput(rescaled, 1, (10, 10), False)(self.images, 0)
+        assert set(network_timesteps.tolist()) == {200}
 
 
 class TestLoss:
