@@ -19,8 +19,8 @@ from guided_diffusion.preparation.organize import is_divided, keep_split, place,
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.preparation.repair import require_new_folder, write_faults, write_repaired
 from guided_diffusion.preparation.validation import validate
-from guided_diffusion.runtime.checkpoint import save_json
 from guided_diffusion.runtime.errors import UserError, command
+from guided_diffusion.runtime.files import save_json
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
 

@@ -11,6 +11,7 @@ import blobfile as bf
 
 from guided_diffusion.images import dicom_io
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import is_local
 
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 IMAGE_EXTENSIONS = (
@@ -27,7 +28,7 @@ def list_images(path: str) -> list[str]:
     Hidden files are passed over. Files without a usual extension count where they begin as DICOM.
     Raises UserError where there is none.
     """
-    if is_remote(path):
+    if not is_local(path):
         exists, isdir, expand = bf.exists, bf.isdir, bf.glob
     else:
         exists, isdir, expand = os.path.exists, os.path.isdir, glob.iglob
@@ -108,14 +109,9 @@ def split_folder(folder: str, split: str) -> str:
     return folder
 
 
-def is_remote(path: str) -> bool:
-    """Whether blobfile must fetch it."""
-    return "://" in path
-
-
 def open_file(path: str, mode: str = "rb") -> io.IOBase:
     """Open a local or a cloud file; folders are made when writing."""
-    if is_remote(path):
+    if not is_local(path):
         return bf.BlobFile(path, mode)
     if "w" in mode and os.path.dirname(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -124,7 +120,7 @@ def open_file(path: str, mode: str = "rb") -> io.IOBase:
 
 def _walk(folder: str) -> Iterator[str]:
     """Every file that is not hidden; links are followed, but no folder is entered twice."""
-    if is_remote(folder):
+    if not is_local(folder):
         for root, _, names in bf.walk(folder):
             if "/." not in root[len(folder.rstrip("/")) :]:
                 yield from (bf.join(root, name) for name in names if not name.startswith("."))
@@ -175,6 +171,6 @@ def _bare(stem: str) -> str:
 
 
 def _same_folder(one: str, other: str) -> bool:
-    if is_remote(one) or is_remote(other):
+    if not (is_local(one) and is_local(other)):
         return one.rstrip("/") == other.rstrip("/")
     return os.path.realpath(one) == os.path.realpath(other)

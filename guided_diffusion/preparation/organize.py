@@ -13,8 +13,8 @@ from guided_diffusion.images.image_io import ImageError, read_mask
 from guided_diffusion.preparation.division import divide, read_groups
 from guided_diffusion.preparation.layouts import Item
 from guided_diffusion.preparation.repair import copy_pair
-from guided_diffusion.runtime.checkpoint import write_atomically
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from guided_diffusion.preparation.advice import recommend
 from guided_diffusion.preparation.analysis import BINS, Analysis, class_counts
-from guided_diffusion.runtime.checkpoint import write_atomically
+from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category
 
 

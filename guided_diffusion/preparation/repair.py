@@ -12,8 +12,8 @@ from guided_diffusion.images.image_io import ImageError, read_image, write_mask
 from guided_diffusion.preparation.faults import KINDS, Fault
 from guided_diffusion.preparation.layouts import Item, Unpaired
 from guided_diffusion.preparation.validation import Report, repaired_mask
-from guided_diffusion.runtime.checkpoint import save_json, write_atomically
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import save_json, write_atomically
 from guided_diffusion.segmentation.categories import Category
 
 

@@ -7,79 +7,23 @@ how to rebuild the network, the diffusion and the reading of images.
 """
 
 import dataclasses
-import errno
 import io
-import json
 import os
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import blobfile as bf
 import torch as th
 
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import is_local, read_json, save_json, write_atomically
 
 CONFIG_NAME = "config.json"
 STEP_DIGITS = 6
-
-
-def is_local(path: str) -> bool:
-    """Whether a path is of this machine's file systems, not of a cloud."""
-    return "://" not in path
-
-
-def write_atomically(path: str, write: Callable[[io.IOBase], None]) -> None:
-    """Let `write` fill a file that appears under `path` only when complete and on the disk.
-
-    :raises UserError: if the disk is full; what was at `path` before is still there.
-    """
-    if not is_local(path):
-        with bf.BlobFile(path, "wb") as file:  # a cloud object appears when it is closed
-            write(file)
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        if _disk_full(error):
-            raise UserError(
-                f"no space left to write {path}: free some and run the same command again;"
-                " older checkpoints are intact"
-            ) from error
-        raise
-    _sync_folder(folder)
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk, or a quota, is behind an error: torch wraps what its file raises."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _sync_folder(folder: str) -> None:
-    """Make renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems cannot
-        pass
-    finally:
-        os.close(descriptor)
 
 
 class _Checksum(io.RawIOBase):
@@ -109,12 +53,6 @@ def save(path: str, value: Any) -> dict[str, int]:
 
     write_atomically(path, write)
     return result
-
-
-def save_json(path: str, value: Any) -> None:
-    """Save plain values as JSON, atomically."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def load(path: str, map_location: Any = "cpu") -> Any:
@@ -268,15 +206,3 @@ def read_config(checkpoint: str) -> dict[str, Any] | None:
     folder = checkpoint if bf.isdir(checkpoint) else bf.dirname(checkpoint)
     path = bf.join(folder, CONFIG_NAME) if folder else CONFIG_NAME
     return read_json(path) if bf.exists(path) else None
-
-
-def read_json(path: str) -> Any:
-    """Read what `save_json` wrote.
-
-    :raises UserError: if it is not JSON.
-    """
-    try:
-        with bf.BlobFile(path, "r") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error

@@ -17,8 +17,8 @@ from guided_diffusion.images.files import list_images
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import read_json, save_json, write_atomically
 from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.features import (
@@ -95,7 +95,7 @@ def evaluate(
         extractor = torchvision_features(settings.features, settings.weights, device)
     results, neighbours = compare(samples, reference, extractor, settings, device)
     folder = settings.out_dir or _folder_beside(samples_path, settings.features)
-    checkpoint.save_json(bf.join(folder, "metrics.json"), results)
+    save_json(bf.join(folder, "metrics.json"), results)
     write_neighbours(folder, samples, reference, neighbours)
     print(report(results))
     print(f"results: {folder}")
@@ -147,7 +147,7 @@ def reference_reading(
     folder = samples_path if bf.isdir(samples_path) else bf.dirname(samples_path)
     record = bf.join(folder, SETTINGS_NAME) if folder else SETTINGS_NAME
     if bf.exists(record):
-        base = ReadingConfig.from_dict(checkpoint.read_json(record)["reading"])
+        base = ReadingConfig.from_dict(read_json(record)["reading"])
     elif trained is not None:
         base = trained.reading
     else:
@@ -266,7 +266,7 @@ def write_neighbours(
         distance = f"{by_features.distance[k]:.6g}"
         rows.writerow([samples.names[k], one, distance, other, f"{difference[k]:.3f}"])
     table = text.getvalue().encode()
-    checkpoint.write_atomically(bf.join(folder, "nearest.csv"), lambda file: file.write(table))
+    write_atomically(bf.join(folder, "nearest.csv"), lambda file: file.write(table))
     for page, first in enumerate(range(0, len(order), _PAGE)):
         images, captions = [], []
         for k in order[first : first + _PAGE]:

@@ -7,8 +7,9 @@ import blobfile as bf
 import numpy as np
 import torch as th
 
-from guided_diffusion.runtime import checkpoint, rng
+from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.sampling.solvers import sampler_named
 
 
@@ -83,7 +84,7 @@ def save_grid(path: str, images: th.Tensor, columns: int | None = None) -> None:
     columns = columns or max(1, round(len(images) ** 0.5))
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)
     picture = Image.fromarray(to_uint8(grid[None])[0])
-    checkpoint.write_atomically(path, lambda file: picture.save(file, format="PNG"))
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
 
 
 def read_npz(path: str) -> tuple[np.ndarray, list[int] | None]:

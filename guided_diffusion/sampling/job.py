@@ -23,6 +23,7 @@ from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import save_json, write_atomically
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.sampling.config import (
@@ -188,7 +189,7 @@ class SampleJob:
             )
             bf.makedirs(bf.join(folder, "IMG" if self.names else "png"))
             record = {"reading": self.trained.reading.to_dict(), "images": identity}
-            checkpoint.save_json(bf.join(folder, SETTINGS_NAME), record)
+            save_json(bf.join(folder, SETTINGS_NAME), record)
             if self.prepare is not None:
                 self.prepare(folder)
         return dist_util.broadcast_object(folder)
@@ -288,7 +289,7 @@ class SampleJob:
         arrays = [images] if labels is None else [images, np.array(labels, np.int64)]
         shape = "x".join(map(str, images.shape))
         path = bf.join(folder, f"samples_{shape}.npz")
-        checkpoint.write_atomically(path, lambda file: np.savez(file, *arrays))
+        write_atomically(path, lambda file: np.savez(file, *arrays))
         shown = range(min(count, _GRID_IMAGES))
         captions = [self.names[index] if self.names else str(index) for index in shown]
         if labels is not None:

@@ -17,8 +17,9 @@ from guided_diffusion.image_datasets import class_labels
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import normalize
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint, rng
+from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.folder import results_folder
@@ -124,11 +125,11 @@ def _numbered_batches(
 def _write(folder: str, paths: Sequence[str], terms: dict[str, np.ndarray]) -> None:
     for name in _SAVED_TERMS:
         path, mean = bf.join(folder, f"{name}_terms.npz"), terms[name].mean(axis=0)
-        checkpoint.write_atomically(path, lambda file, mean=mean: np.savez(file, mean))
+        write_atomically(path, lambda file, mean=mean: np.savez(file, mean))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["image", "total_bpd", "prior_bpd"])
     for path, total, prior in zip(paths, terms["total_bpd"], terms["prior_bpd"]):
         rows.writerow([path, f"{total:.6f}", f"{prior:.6f}"])
     table = text.getvalue().encode()
-    checkpoint.write_atomically(bf.join(folder, "likelihood.csv"), lambda file: file.write(table))
+    write_atomically(bf.join(folder, "likelihood.csv"), lambda file: file.write(table))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from guided_diffusion.runtime.checkpoint import write_atomically
+from guided_diffusion.runtime.files import write_atomically
 
 # images narrower than this are enlarged, pixel by pixel, so that captions have room
 _MIN_WIDTH = 64

@@ -24,6 +24,7 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, check
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint, rng
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import is_local
 from guided_diffusion.runtime.flags import flag, from_flags, from_mapping
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.stepper import PRECISIONS
@@ -289,7 +290,7 @@ def open_run(
         )
     if dist_util.is_main() and not train.skip_bad_images:
         for path in paths:
-            if checkpoint.is_local(path):
+            if is_local(path):
                 check_header(path)
     also = ("wandb",) if train.wandb else ()
     logger.configure(folder, resume_step=start.step, comm=dist_util.Comm(), also=also)

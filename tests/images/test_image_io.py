@@ -781,7 +781,7 @@ class TestListing:
     def test_cloud_paths_go_through_blobfile(self, folder, save, monkeypatch):
         path = save("b.png", GREY)
         plain = list_images(str(folder))
-        monkeypatch.setattr(files, "is_remote", lambda path: True)
+        monkeypatch.setattr(files, "is_local", lambda path: False)
         assert sorted(list_images(str(folder))) == sorted(plain)
         assert np.array_equal(read_image(path), GREY)
         write_mask(str(folder / "m.png"), MASK)

@@ -15,8 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime import checkpoint, files
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import save_json, write_atomically
 
 
 def weights(seed: int, size: int = 1000) -> dict[str, th.Tensor]:
@@ -88,7 +89,7 @@ class TestFiles:
             raise error
 
         with pytest.raises(type(error)):
-            checkpoint.write_atomically(str(path), write)
+            write_atomically(str(path), write)
         assert path.read_bytes() == b"before"
         assert names(tmp_path) == {"x"}
 
@@ -110,10 +111,10 @@ class TestFiles:
 
     def test_json(self, tmp_path):
         path = tmp_path / "config.json"
-        checkpoint.save_json(str(path), {"a": [1, None]})
+        save_json(str(path), {"a": [1, None]})
         assert json.loads(path.read_text()) == {"a": [1, None]}
         with pytest.raises(ValueError, match="JSON"):
-            checkpoint.save_json(str(path), {"a": float("nan")})
+            save_json(str(path), {"a": float("nan")})
         assert json.loads(path.read_text()) == {"a": [1, None]}
 
 
@@ -153,7 +154,7 @@ class TestFullDisk:
             return _Full(open(*args), left)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "open", opened, raising=False)
+            patch.setattr(files, "open", opened, raising=False)
             try:
                 save_step(folder, 2)
             except UserError as error:
@@ -208,7 +209,7 @@ class TestSteps:
     @pytest.mark.parametrize("written", range(4))
     def test_complete_with_the_last_file_only(self, tmp_path, monkeypatch, written):
         save_step(tmp_path, 9)
-        order, write = [], checkpoint.write_atomically
+        order, write = [], write_atomically
 
         def interrupted(path, fill):
             if len(order) == written:
@@ -362,7 +363,9 @@ class _Cloud:
 
 def test_a_run_in_the_cloud(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(checkpoint, "bf", _Cloud(checkpoint.bf, tmp_path))
+    cloud = _Cloud(checkpoint.bf, tmp_path)
+    for module in (checkpoint, files):
+        monkeypatch.setattr(module, "bf", cloud)
     folder = "cloud://run"
     checkpoint.write_config(folder, {"kind": "x"})
     for step in (1, 2, 3):

@@ -23,7 +23,7 @@ from PIL import Image
 from process_util import HOST, LAUNCHERS, LONGEST_S, ROOT, Command, torchrun_environments
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime import checkpoint, failure
+from guided_diffusion.runtime import checkpoint, failure, files
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 
 FLAGS = """
@@ -47,7 +47,7 @@ def disturbed() -> None:
     from guided_diffusion.train_util import TrainLoop
 
     rank, action, when, *more = os.environ["DISTURB"].split()
-    step, write, remove = TrainLoop.run_step, checkpoint.write_atomically, checkpoint.bf.remove
+    step, write, remove = TrainLoop.run_step, files.write_atomically, checkpoint.bf.remove
 
     def act():
         if rank not in ("all", str(dist_util.rank())):
@@ -95,7 +95,7 @@ def disturbed() -> None:
     elif when == "without":
         checkpoint.bf.remove = remove_and_act
     else:
-        checkpoint.write_atomically = write_atomically
+        checkpoint.write_atomically = files.write_atomically = write_atomically
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guided_diffusion.runtime.checkpoint import write_atomically
+from guided_diffusion.runtime.files import write_atomically
 
 Result = Mapping[str, Any]
 

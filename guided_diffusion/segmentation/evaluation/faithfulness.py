@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import read_json, save_json, write_atomically
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import labelled_grid, write_png
 from guided_diffusion.segmentation.categories import Category
@@ -43,7 +43,7 @@ class GuidedImages:
                 f"{folder} holds no folders IMG and MASK: name what image_sample.py --seg_dir wrote"
             )
         settings = os.path.join(folder, SETTINGS_NAME)
-        record = checkpoint.read_json(settings) if os.path.exists(settings) else {}
+        record = read_json(settings) if os.path.exists(settings) else {}
         return cls(images, masks, tuple(record.get("images", {}).get("ablate_classes", ())))
 
 
@@ -149,10 +149,10 @@ class Faithfulness:
         """Write metrics.json, per_image.csv, confusion.png, where.png and worst.png."""
         failures = {"left_open": list(self.source.left_open), "failures": self.per_class()}
         record = {**self.evaluation.summary(), **failures}
-        checkpoint.save_json(os.path.join(folder, "metrics.json"), record)
+        save_json(os.path.join(folder, "metrics.json"), record)
         table = per_image_csv(self.evaluation).encode()
         path = os.path.join(folder, "per_image.csv")
-        checkpoint.write_atomically(path, lambda file: file.write(table))
+        write_atomically(path, lambda file: file.write(table))
         confusion = os.path.join(folder, "confusion.png")
         plot_confusion(self.evaluation.confusion, self.evaluation.categories, confusion)
         categories = self.evaluation.categories

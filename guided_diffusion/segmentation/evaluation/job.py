@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from guided_diffusion.images.files import IMAGE_EXTENSIONS
 from guided_diffusion.images.image_io import read_image
-from guided_diffusion.runtime.checkpoint import save_json, write_atomically
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import save_json, write_atomically
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.evaluation import calibration_plots

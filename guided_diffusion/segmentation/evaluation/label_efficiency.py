@@ -24,8 +24,9 @@ from tqdm import tqdm
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import read_mask
-from guided_diffusion.runtime import checkpoint, rng
+from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import read_json, save_json
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.categories import (
     BINARY,
@@ -346,7 +347,7 @@ class LabelEfficiency:
                 result["variants"][name] = {**scores, "command": line}
             except UserError as error:  # not every kind of network knows every flag
                 tqdm.write(f"{run.name} without {name}: {error}")
-        checkpoint.save_json(os.path.join(self._folder(run), _RESULT), result)
+        save_json(os.path.join(self._folder(run), _RESULT), result)
         os.remove(finetuner.last_path if finetuner else path.replace(".pth", "_last.pth"))
         if not self.settings.keep_models:
             os.remove(path)
@@ -394,7 +395,7 @@ class LabelEfficiency:
 def read_result(folder: str) -> dict[str, Any] | None:
     """What a finished run found, or None."""
     path = os.path.join(folder, _RESULT)
-    return checkpoint.read_json(path) if os.path.exists(path) else None
+    return read_json(path) if os.path.exists(path) else None
 
 
 def read_results(output: str) -> list[Mapping[str, Any]]:

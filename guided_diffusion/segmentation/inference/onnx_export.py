@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from guided_diffusion.runtime.checkpoint import write_atomically
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import to_plain
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.unet import UNetModel

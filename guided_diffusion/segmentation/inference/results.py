@@ -10,8 +10,8 @@ import numpy as np
 
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.image_io import write_image, write_mask
-from guided_diffusion.runtime.checkpoint import write_atomically
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.prediction import Prediction
 from guided_diffusion.segmentation.visuals.render import heat, overlay, save_color_mask

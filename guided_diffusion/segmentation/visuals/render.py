@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guided_diffusion.images.files import open_file
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.runtime.checkpoint import write_atomically
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category
 
 _IGNORE_COLOR = (128, 128, 128)

@@ -8,8 +8,8 @@ import statistics
 import pytest
 from conftest import draw_pairs
 
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import read_json
 from guided_diffusion.segmentation.evaluation.efficiency_tables import spread
 from guided_diffusion.segmentation.evaluation.label_efficiency import (
     draw,
@@ -132,7 +132,7 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
             assert script(train[0].removeprefix("scripts/"), *train[1:]).code == 0
         ended = script(evaluate[0].removeprefix("scripts/"), *evaluate[1:], "-o", "again")
         assert ended.code == 0, ended.err
-        again = checkpoint.read_json("again/metrics.json")
+        again = read_json("again/metrics.json")
         assert again["mean_dice"] == pytest.approx(expected, abs=1e-6)
     assert late[1] != scores[1]
 
