@@ -73,7 +73,6 @@ def load_pretrained(path: str, overrides: Mapping[str, Any]) -> Pretrained:
         )
     if not isinstance(weights, dict) or not all(map(th.is_tensor, weights.values())):
         raise UserError(f"{path} holds no weights: expected model*.pt or ema_*.pt")
-    overrides = {k: v for k, v in overrides.items() if not (k == "in_channels" and v == "auto")}
     stored = checkpoint.read_config(path)
     if stored is None:
         model = infer_model_config(weights, overrides, path)
