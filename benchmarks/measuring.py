@@ -50,6 +50,8 @@ class Case:
 class Settings:
     """The benchmark; model flags change the network."""
 
+    TITLE = "Benchmark; flags of the network change the network measured"
+
     device: str = flag("", "cpu or cuda; '': a GPU if there is one")
     threads: int = flag(0, "of the CPU; 0: torch's choice")
     json: str = flag("", "also write the numbers here")

@@ -385,8 +385,9 @@ def configure(
     Args:
         dir: the folder; by default $OPENAI_LOGDIR, else runs/DATE-TIME under the current folder
             (where there are several ranks, hand them all rank 0's choice).
-        format_strs: of stdout, log, json, csv, tensorboard, wandb; by default $OPENAI_LOG_FORMAT,
-            else all but json and wandb. On other ranks than 0 $OPENAI_LOG_FORMAT_MPI, else a log
+        format_strs: any of stdout, tqdm (messages only, printed above a progress bar), log, json,
+            csv, tensorboard, wandb; by default $OPENAI_LOG_FORMAT, else stdout, log, csv and
+            tensorboard. On other ranks than 0 $OPENAI_LOG_FORMAT_MPI, else a log
             file of their own.
         comm: average rows over its ranks; see Logger.
         log_suffix: goes into the file names.

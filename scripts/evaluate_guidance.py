@@ -19,6 +19,8 @@ from guided_diffusion.segmentation.inference.predictor import load_predictor
 class GuidanceConfig:
     """Evaluation."""
 
+    TITLE = "Evaluation"
+
     output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
     device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if there is one")
 

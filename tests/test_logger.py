@@ -193,6 +193,13 @@ class TestHuman:
             stream.seek(0)
             assert stream.read() == "x\n"
 
+    def test_above_a_progress_bar_only_messages(self, tmp_path, capsys):
+        logger.configure(str(tmp_path), ["tqdm", "csv"])
+        logger.log("epoch", 1)
+        logger.logkv("x", 1)
+        logger.dumpkvs()
+        assert capsys.readouterr().out == f"logging to {tmp_path}\nepoch 1\n"
+
 
 class TestCSV:
     @given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=5))

@@ -42,6 +42,8 @@ FAULTS_LEFT = 1
 class PrepareConfig:
     """What to do, and with which files"""
 
+    TITLE = "Preparation"
+
     action: str = flag("", "analyze, validate, organize or create-sample")
     image_dir: str = flag("", "folder of radiographs")
     mask_dir: str = flag("", "folder of their masks")

@@ -26,6 +26,8 @@ FORMATS = {"tif": ".tif", "png": ".png"}
 class ConvertConfig:
     """How to convert"""
 
+    TITLE = "Conversion"
+
     categories: str = flag("", "class table; '': flags/categories.json")
     format: str = flag("tif", "tif or png, both lossless", choices=sorted(FORMATS))
     unknown: str = flag(

@@ -20,6 +20,8 @@ _LOW_CONTRAST = 0.25
 class ReadingConfig:
     """Reading images; the intensity rules are explained at `image_io.Intensity`."""
 
+    TITLE = "Reading images"
+
     image_size: int | tuple[int, int] = flag(64, "side, or height and width, in pixels", type=int)
     in_channels: int = flag(3, "1 (grey) or 3 (colour; grey images are repeated)")
     resize: str = flag("crop", "to the network's size; pad keeps it all", choices=KINDS)

@@ -8,7 +8,7 @@ from typing import Any
 from guided_diffusion import gaussian_diffusion as gd
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_flags, str2bool
+from guided_diffusion.runtime.flags import NOT_GIVEN, flag, from_flags, str2bool
 from guided_diffusion.unet import (
     NORMS,
     EncoderUNetModel,
@@ -20,11 +20,11 @@ from guided_diffusion.unet import (
 NUM_CLASSES = 1000
 
 
-def _channels(text: str) -> int | str:
-    """Argument of --in_channels."""
+def _channels(text: str) -> int | object:
+    """Parse --in_channels."""
     if text not in ("1", "3", "auto"):
         raise ValueError(text)
-    return text if text == "auto" else int(text)
+    return NOT_GIVEN if text == "auto" else int(text)
 
 
 def _recompute(text: str) -> bool | str:
@@ -36,10 +36,12 @@ def _recompute(text: str) -> bool | str:
 class ModelConfig:
     """All that is needed to build a diffusion network; see UNetModel for what each field does."""
 
+    TITLE = "Network"
+
     image_size: int = flag(64, "height and width of the images, pixels; 2^(levels-1) divides it")
     in_channels: int = flag(
         3,
-        "1 for grey, 3 for colour; auto, as if not given: a checkpoint or a sample of images tells",
+        "1 for grey, 3 for colour, auto to infer it from the checkpoint or the images",
         type=_channels,
         metavar="1|3|auto",
     )
@@ -149,6 +151,8 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
     """All that is needed to build a diffusion process; see `create_gaussian_diffusion`."""
+
+    TITLE = "Diffusion process"
 
     learn_sigma: bool = flag(False, "the network also predicts variances")
     diffusion_steps: int = flag(1000, "timesteps of the diffusion")
@@ -264,10 +268,12 @@ class SuperResConfig(ModelConfig):
 class ClassifierConfig:
     """All that is needed to build a classifier of noised images (arXiv 2105.05233, section 4)."""
 
+    TITLE = "Classifier"
+
     image_size: int = flag(64, "height and width of the images, pixels")
     in_channels: int = flag(
         3,
-        "1 for grey, 3 for colour; auto, as if not given: a checkpoint or a sample of images tells",
+        "1 for grey, 3 for colour, auto to infer it from the checkpoint or the images",
         type=_channels,
         metavar="1|3|auto",
     )

@@ -82,7 +82,6 @@ def read_trained(
     :raises UserError: if the file is none, the network of another kind, a flag contradicts the
         configuration (naming both values) or must be given and is not.
     """
-    overrides = {k: v for k, v in overrides.items() if (k, v) != ("in_channels", "auto")}
     flag = "--classifier_path" if kind == "classifier" else "--model_path"
     if not path:
         raise UserError(f"{flag} is missing: name a checkpoint such as ema_0.9999_010000.pt")

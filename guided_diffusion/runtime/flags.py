@@ -1,33 +1,55 @@
-"""Flags: a script's flags are the fields of its configurations.
+"""Command-line flags: a script's flags are the fields of its configurations.
 
-A configuration is a frozen dataclass whose fields carry their help texts. Flags keep the original
-package's spelling with underscores and also accept hyphens; booleans are the words True and False.
+A configuration is a frozen dataclass whose fields carry help texts and whose class attribute TITLE
+heads its flags in --help:
+
+    @dataclass(frozen=True)
+    class TrainConfig:
+        TITLE = "Training"
+
+        lr: float = flag(1e-4, "learning rate")
+
+Flags keep the underscores of the original package and also accept hyphens; booleans are the words
+True and False.
 """
 
 import argparse
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from guided_diffusion.runtime.errors import UserError
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+# What the `type` of a flag returns for a value that is the same as leaving the flag out ("auto").
+NOT_GIVEN = object()
 
 
 def flag(default: Any, help: str, *aliases: str, **options: Any) -> Any:
-    """A configuration's field that is also a flag; `options` go to `add_argument`."""
+    """A configuration's field that is also a flag.
+
+    :param aliases: further spellings, such as "-o".
+    :param options: for `ArgumentParser.add_argument`.
+    """
     metadata = {"help": help, "aliases": aliases, **options}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def from_mapping(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """A configuration from those values that it has; what it derives itself is left out."""
+    """Build a configuration from those of the values that are its fields, ignoring all others."""
     names = {f.name for f in dataclasses.fields(config) if f.init}
     return config(**{name: value for name, value in values.items() if name in names})
 
 
 def str2bool(v: str | bool) -> bool:
-    """A word for yes or no to a boolean."""
+    """Parse a boolean flag.
+
+    :raises argparse.ArgumentTypeError: if it is none of yes, true, t, y, 1, no, false, f, n, 0.
+    """
     if isinstance(v, bool):
         return v
     if v.lower() in ("yes", "true", "t", "y", "1"):
@@ -56,34 +78,38 @@ def _add_flag(
 
 
 def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: Mapping[str, Any]) -> None:
-    """Add a flag for each entry, of its default's type; also spelt with hyphens."""
+    """Add a flag for each entry, of the type of its default; also spelt with hyphens."""
     for name, default in default_dict.items():
         _add_flag(parser, name, default, fallback=default, help=f"default: {default!r}")
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
-    """Those of the parsed flags that `keys` names."""
+    """The parsed flags named by `keys`."""
     return {key: getattr(args, key) for key in keys}
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    """Reports a wrong flag as a UserError, without printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def make_parser(description: str, *configs: type) -> argparse.ArgumentParser:
-    """A parser whose flags are the fields of the configurations, each in a group of its own.
+def make_parser(
+    description: str | None, *configs: "type[DataclassInstance]"
+) -> argparse.ArgumentParser:
+    """Build a parser whose flags are the fields of the configurations, one group each.
 
-    Flags that are not given are absent from the result of parsing, so that a checkpoint's
-    configuration can fill them in; see `from_flags`.
+    A field of several configurations is listed under the first. Flags that are not given are absent
+    from the result of parsing, so that a checkpoint's configuration can supply them; see
+    `from_flags`.
     """
     parser = _OneLineParser(
         description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    seen = set()
+    seen: set[str] = set()
     for config in configs:
-        title = (config.__doc__ or "").split("\n")[0].split(";")[0].rstrip(".")
-        group = parser.add_argument_group(title)
+        group = parser.add_argument_group(getattr(config, "TITLE", None))
         for f in dataclasses.fields(config):
             if f.name in seen or not f.init:
                 continue
@@ -95,17 +121,25 @@ def make_parser(description: str, *configs: type) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> dict:
-    """The flags that were given, by name.
+def parse_flags(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The flags and positional arguments that were given, by name.
 
-    :raises UserError: for an unknown flag or an impossible value.
+    :param argv: the command line without the command; by default that of this process.
+    :raises UserError: for an unknown flag or an invalid value.
     """
-    return vars(parser.parse_args(argv))
+    parsed = vars(parser.parse_args(argv))
+    return {name: value for name, value in parsed.items() if value is not NOT_GIVEN}
 
 
 def from_flags(
     config: type[Config], overrides: Mapping[str, Any], base: Config | None = None
 ) -> Config:
-    """`config` with the given flags, the rest from `base` or its defaults."""
+    """Build a configuration from the flags given; the other fields are those of `base`.
+
+    :param overrides: from `parse_flags`; names that are no fields of `config` are ignored.
+    :param base: by default the defaults of `config`.
+    """
     values = dataclasses.asdict(base) if base is not None else {}
     return from_mapping(config, {**values, **overrides})

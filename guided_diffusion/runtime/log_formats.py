@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import blobfile as bf
+from tqdm import tqdm
 
 from guided_diffusion.runtime.errors import UserError
 
@@ -192,8 +193,15 @@ class HumanOutputFormat(KVWriter, SeqWriter):
         return text if len(text) <= self.MAX_WIDTH else text[: self.MAX_WIDTH - 3] + "..."
 
 
+class ProgressBarOutputFormat(SeqWriter):
+    """Messages on the screen, printed above a progress bar so that they do not break it."""
+
+    def writeseq(self, seq: Sequence[str]) -> None:
+        tqdm.write(" ".join(seq))
+
+
 class JSONOutputFormat(KVWriter):
-    """One JSON object a line. `resume_step`: as for CSVOutputFormat."""
+    """One JSON object per line. `resume_step`: as for CSVOutputFormat."""
 
     def __init__(self, filename: str, resume_step: int | None = None) -> None:
         self.file = LogFile(filename)
@@ -368,13 +376,18 @@ class WandbOutputFormat(KVWriter):
 
 def make_output_format(
     format: str, ev_dir: str, log_suffix: str = "", resume_step: int | None = None
-) -> KVWriter:
-    """The writer that `format` names, under `ev_dir`.
+) -> KVWriter | SeqWriter:
+    """Create the writer named `format`, writing into the folder `ev_dir`.
 
-    :param format: stdout, log, json, csv, tensorboard or wandb.
+    :param format: stdout, tqdm (messages only, printed above a progress bar), log, json, csv,
+        tensorboard or wandb.
+    :param resume_step: as for CSVOutputFormat.
+    :raises UserError: for an unknown format.
     """
     if format == "stdout":
         return HumanOutputFormat(sys.stdout)
+    if format == "tqdm":
+        return ProgressBarOutputFormat()
     if format == "log":
         return HumanOutputFormat(bf.join(ev_dir, f"log{log_suffix}.txt"))
     if format == "json":
@@ -386,6 +399,6 @@ def make_output_format(
     if format == "wandb":
         return WandbOutputFormat(ev_dir)
     raise UserError(
-        f"OPENAI_LOG_FORMAT names the unknown format {format!r}; "
-        "known are stdout, log, json, csv, tensorboard and wandb, separated by commas"
+        f"OPENAI_LOG_FORMAT contains the unknown format {format!r}: choose from stdout, tqdm, log,"
+        " json, csv, tensorboard and wandb, separated by commas"
     )

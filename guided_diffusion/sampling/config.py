@@ -19,6 +19,8 @@ _TAKE_ETA = ("ddim", "dpm++2m")
 class SampleConfig:
     """Sampling."""
 
+    TITLE = "Sampling"
+
     model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
     num_samples: int = flag(10000, "images to sample")
     batch_size: int = flag(16, "images that a rank samples at once")

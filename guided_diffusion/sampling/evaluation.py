@@ -48,6 +48,8 @@ _PAGE, _TRIPLES_A_ROW = 32, 4
 class EvaluateSamplesConfig:
     """Comparison."""
 
+    TITLE = "Comparison"
+
     features: str = flag("inception", "network that sees the images", choices=FEATURES)
     weights: str = flag("", "file of its weights; '': torchvision downloads them")
     model_path: str = flag("", "pretrained checkpoint, for --features ddpm; needs no download")

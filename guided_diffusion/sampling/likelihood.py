@@ -35,6 +35,8 @@ _SAVED_TERMS = ("vb", "mse", "xstart_mse")
 class LikelihoodConfig:
     """Likelihood."""
 
+    TITLE = "Likelihood"
+
     data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
     model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
     num_samples: int = flag(1000, "images to measure, at most: the first by name")

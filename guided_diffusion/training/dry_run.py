@@ -57,7 +57,7 @@ def dry_run(overrides: Mapping[str, Any], model_type: type = ModelConfig) -> Est
     :raises UserError: for flags that make no network.
     """
     overrides = dict(overrides)
-    if overrides.get("in_channels", "auto") == "auto":
+    if "in_channels" not in overrides:
         grey = (
             sample_is_grey(list_images(overrides["data_dir"]))
             if overrides.get("data_dir")

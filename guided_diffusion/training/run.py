@@ -36,6 +36,8 @@ from guided_diffusion.unet import ConditionalUNetModel
 class TrainConfig:
     """Training."""
 
+    TITLE = "Training"
+
     data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
     schedule_sampler: str = flag("uniform", "timesteps: uniform or loss-second-moment")
     lr: float = flag(1e-4, "learning rate of AdamW")
@@ -222,9 +224,6 @@ def open_run(
     start = find_start(folder, train.resume_checkpoint)
     if stored is None and start.path:
         stored = checkpoint.read_config(start.path)
-    overrides = dict(overrides)
-    if overrides.get("in_channels") == "auto":
-        del overrides["in_channels"]
     paths = list_images(train.data_dir)
     init = None
     if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:

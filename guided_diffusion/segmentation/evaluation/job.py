@@ -45,6 +45,8 @@ from guided_diffusion.segmentation.visuals.report import Card, Report, make_card
 class EvaluateConfig:
     """What to compare, and how"""
 
+    TITLE = "Evaluation"
+
     model: str = flag("", "checkpoint to predict with, or several with commas: their mean", "-m")
     compare: tuple[str, ...] = flag(
         (), "two checkpoints, or folders of masks: is the second better?", type=str, nargs=2

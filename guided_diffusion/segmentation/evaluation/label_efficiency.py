@@ -64,6 +64,8 @@ _RESULT = "result.json"
 class LabelEfficiencyConfig:
     """What to compare."""
 
+    TITLE = "Comparison"
+
     checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
     k: str = flag("1,2,5,10", "numbers of labelled images, by commas")
     seeds: str = flag("0,1,2", "of the draw of the images and of the training, by commas")

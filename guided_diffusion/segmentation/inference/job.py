@@ -41,6 +41,8 @@ from guided_diffusion.stepper import PRECISIONS
 class AveragingConfig:
     """Averaging several predictions"""
 
+    TITLE = "Averaging several predictions"
+
     timesteps: str = flag("", "at which radiographs enter, such as 1,50,150; '': the model's own")
     tta: str = flag("none", "views to average over; flips exchange left and right", choices=TTA)
     flip_swap: str | None = flag(
@@ -77,6 +79,8 @@ class AveragingConfig:
 @dataclass(frozen=True)
 class PredictConfig:
     """Prediction"""
+
+    TITLE = "Prediction"
 
     model: str = flag("", "the same as the argument MODEL", "-m")
     input: tuple[str, ...] = flag((), "the same as INPUT; several", "-i", type=str, nargs="+")

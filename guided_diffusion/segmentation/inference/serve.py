@@ -30,6 +30,8 @@ _FONTS = ("system-ui", "sans-serif")
 class ServeConfig:
     """The page"""
 
+    TITLE = "Server"
+
     host: str = flag("127.0.0.1", "address to listen at; 0.0.0.0 lets other machines in")
     port: int = flag(7860, "number of the port")
     max_upload_mb: int = flag(64, "largest file taken, in MB")

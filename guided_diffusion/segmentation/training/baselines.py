@@ -155,21 +155,20 @@ def _reading(
     pretrained: Pretrained | None,
 ) -> ReadingConfig:
     """As the file to start from was read, else as the flags say, else as suits the images."""
-    wanted = {k: v for k, v in overrides.items() if not (k == "in_channels" and v == "auto")}
     if start is not None:
-        return from_flags(ReadingConfig, wanted, start.reading)
+        return from_flags(ReadingConfig, overrides, start.reading)
     if pretrained is not None:
         reading = dataclasses.replace(pretrained.reading, resize="pad")
-        return from_flags(ReadingConfig, wanted, reading)
+        return from_flags(ReadingConfig, overrides, reading)
     paths = [image for _, image, _ in pair_files(*train_dirs)]
     found: dict[str, Any] = {"resize": "pad"}
-    if "in_channels" not in wanted:
+    if "in_channels" not in overrides:
         found["in_channels"] = 1 if sample_is_grey(paths) else 3
-    if "image_size" not in wanted:
+    if "image_size" not in overrides:
         sizes = np.array([read_image(path, 1).shape for path in paths])
         sides = np.ceil(settings.scale * sizes.max(axis=0) / _MULTIPLE).astype(int) * _MULTIPLE
         found["image_size"] = tuple(sides.tolist())
-    return from_flags(ReadingConfig, {**found, **wanted})
+    return from_flags(ReadingConfig, {**found, **overrides})
 
 
 def _smp(

@@ -19,6 +19,8 @@ _MOST_EPOCHS = 100
 class LearningConfig:
     """Learning from a few labels."""
 
+    TITLE = "Training"
+
     out_channels: int = flag(
         0, "classes, background counted; 0: as the categories or masks have", "--classes", "-c"
     )
@@ -111,6 +113,8 @@ class Length(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(LearningConfig):
     """Fine-tuning."""
+
+    TITLE = "Fine-tuning"
 
     lr: float = flag(
         0.0,

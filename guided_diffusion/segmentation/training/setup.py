@@ -3,11 +3,10 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch as th
-from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.reading import ReadingConfig
@@ -50,13 +49,6 @@ _NO_MEANING = sorted(
 _MAY_CHANGE = ("resume_checkpoint", "val_interval", "microbatch", "max_skipped_steps", "wandb")
 
 
-class Messages(logger.SeqWriter):
-    """Messages on the screen, around the progress bar; the numbers go to the files."""
-
-    def writeseq(self, seq: Sequence[str]) -> None:
-        tqdm.write(" ".join(seq))
-
-
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A pretrained diffusion network."""
@@ -81,7 +73,6 @@ def load_pretrained(path: str, overrides: Mapping[str, Any]) -> Pretrained:
         )
     if not isinstance(weights, dict) or not all(map(th.is_tensor, weights.values())):
         raise UserError(f"{path} holds no weights: expected model*.pt or ema_*.pt")
-    overrides = {k: v for k, v in overrides.items() if not (k == "in_channels" and v == "auto")}
     stored = checkpoint.read_config(path)
     if stored is None:
         model = infer_model_config(weights, overrides, path)
@@ -291,8 +282,8 @@ def begin(plan: Plan, use_fp16: bool = False) -> Finetuner | None:
 
     resume_step = unfinished["stepper"]["steps"] if unfinished else 0
     also = ("wandb",) if settings.wandb else ()
-    logger.configure(folder, ["log", "csv", "tensorboard"], resume_step=resume_step, also=also)
-    logger.get_current().output_formats.append(Messages())
+    formats = ["tqdm", "log", "csv", "tensorboard"]
+    logger.configure(folder, formats, resume_step=resume_step, also=also)
     device = dist_util.dev()
     settings = dataclasses.replace(settings, precision=precision_of(settings.precision, use_fp16))
     for message in plan.messages:
