@@ -17,6 +17,8 @@ from pydicom.valuerep import VR
 Window = Callable[[np.ndarray], np.ndarray]
 
 _MAGIC, _MAGIC_OFFSET = b"DICM", 128
+HEAD_BYTES = _MAGIC_OFFSET + len(_MAGIC)
+"""How much of the beginning of a file `is_dicom` needs."""
 _PIXEL_KEYS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 # Files that lost their header begin with group 0008, sometimes after a few stray bytes.
@@ -31,7 +33,7 @@ _INSTALL_DECODERS = "install more decoders: pip install '.[dicom]' in the checko
 
 
 @dataclass
-class DicomImage:
+class DecodedImage:
     """Pixels as the file means them, before any grey-level rule.
 
     values     [H x W] or [H x W x 3], rescaled (slope and intercept, or modality table)
@@ -48,20 +50,20 @@ class DicomImage:
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these (132 or more) bytes says that it is DICOM."""
-    return head[_MAGIC_OFFSET : _MAGIC_OFFSET + len(_MAGIC)] == _MAGIC
+    """Whether a file that begins with these (HEAD_BYTES or more) bytes says that it is DICOM."""
+    return head[_MAGIC_OFFSET:HEAD_BYTES] == _MAGIC
 
 
-def read_dicom(content: bytes, max_pixels: int) -> DicomImage:
+def read_dicom(content: bytes, max_pixels: int) -> DecodedImage:
     """The one picture of a DICOM file. Raises ValueError, or pydicom's errors, if there is none."""
     dataset = _parse(content, max_pixels)
     stored = _stored(dataset, max_pixels)
     low, high = _stored_range(dataset, stored)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         colours = pixels.apply_color_lut(stored, dataset)
-        return DicomImage(colours, 0.0, float(np.iinfo(colours.dtype).max))
+        return DecodedImage(colours, 0.0, float(np.iinfo(colours.dtype).max))
     if stored.ndim == 3:
-        return DicomImage(stored, low, high)
+        return DecodedImage(stored, low, high)
     values = stored
     if "ModalityLUTSequence" in dataset:
         values, high = _look_up(dataset, "ModalityLUTSequence", stored)
@@ -74,7 +76,7 @@ def read_dicom(content: bytes, max_pixels: int) -> DicomImage:
             if low is not None:
                 low, high = sorted((low * slope + intercept, high * slope + intercept))
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    return DicomImage(values, low, high, inverted, _own_window(dataset))
+    return DecodedImage(values, low, high, inverted, _own_window(dataset))
 
 
 def read_dicom_stored(content: bytes, max_pixels: int) -> np.ndarray:

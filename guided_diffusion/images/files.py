@@ -2,10 +2,10 @@
 
 import contextlib
 import glob
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import blobfile as bf
 
@@ -19,7 +19,6 @@ IMAGE_EXTENSIONS = (
     *DICOM_EXTENSIONS,
 )
 MASK_SUFFIXES = ("_mask", "_gt", "_seg", "_label")
-_HEAD_BYTES = 132
 
 
 def list_images(path: str) -> list[str]:
@@ -109,13 +108,13 @@ def split_folder(folder: str, split: str) -> str:
     return folder
 
 
-def open_file(path: str, mode: str = "rb") -> io.IOBase:
-    """Open a local or a cloud file; folders are made when writing."""
-    if not is_local(path):
-        return bf.BlobFile(path, mode)
-    if "w" in mode and os.path.dirname(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    return open(path, mode)
+def has_dicom_extension(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in DICOM_EXTENSIONS
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a local or a cloud file for reading."""
+    return open(path, "rb") if is_local(path) else bf.BlobFile(path, "rb")
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -145,12 +144,8 @@ def _looks_like_image(path: str) -> bool:
     if (ending and not ending[1:].isdecimal()) or os.path.basename(path) == "DICOMDIR":
         return False
     with contextlib.suppress(OSError), open_file(path) as file:
-        return dicom_io.is_dicom(file.read(_HEAD_BYTES))
+        return dicom_io.is_dicom(file.read(dicom_io.HEAD_BYTES))
     return False
-
-
-def _named_dicom(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in DICOM_EXTENSIONS
 
 
 def _by_stem(folder: str) -> dict[str, list[str]]:

@@ -7,19 +7,21 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from guided_diffusion.images import dicom_io
+from guided_diffusion.images.dicom_io import DecodedImage
 from guided_diffusion.images.files import (
-    _HEAD_BYTES,
     DICOM_EXTENSIONS,
     IMAGE_EXTENSIONS,
-    _named_dicom,
+    has_dicom_extension,
     open_file,
 )
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_atomically
 
 LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 INTENSITY_RULES = ("full", "percentile", "window")
@@ -28,6 +30,13 @@ MAX_PIXELS = 100_000_000
 
 # What Pillow may try. Its other plugins include interpreters of whole languages.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".tif": {"compression": "tiff_deflate"},
+    ".tiff": {"compression": "tiff_deflate"},
+    ".webp": {"lossless": True, "exact": True},
+    ".jpg": {"quality": 95},
+    ".jpeg": {"quality": 95},
+}
 # What Pillow logs it also raises; without a handler of somebody's the log would go to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -86,13 +95,8 @@ def check_header(path: str) -> None:
     """Raise ImageError if the beginning of a file shows that it is no image. Reads no pixels, so
     that thousands of files can be looked at before a long run starts."""
     with _one_line_errors(path), open_file(path) as file:
-        head = file.read(_HEAD_BYTES)
-        if not head:
-            raise ValueError("the file is empty")
-        if dicom_io.is_dicom(head) or _named_dicom(path):
-            return
-        file.seek(0)
-        Image.open(file, formats=_FORMATS)
+        if not _begins_as_dicom(file) and not has_dicom_extension(path):
+            Image.open(file, formats=_FORMATS)
 
 
 def is_grey(path: str) -> bool:
@@ -140,29 +144,53 @@ def check_sizes(mask_path: str, mask: np.ndarray, path: str, image: np.ndarray) 
 
 
 def write_image(path: str, image: np.ndarray) -> None:
-    """Write [H x W] or [H x W x 3]: uint8, uint16 (grey, PNG or TIFF) or floats in [0, 1]."""
+    """Write an image atomically, in the format of the file's extension.
+
+    :param image: `[H x W]`, `[H x W x 1]` (both grey) or `[H x W x 3]`; uint8, floats in [0, 1]
+        (written as 8 bits), or uint16 (grey, to PNG or TIFF).
+    :raises ImageError: if the format does not exist or cannot hold the image.
+    """
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
     if image.dtype.kind == "f":
         image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
-    _save(path, Image.fromarray(image))
+    save_picture(path, Image.fromarray(image))
 
 
 def write_mask(path: str, mask: np.ndarray) -> None:
-    """Write class indices uint8 [H x W] losslessly as grey values."""
+    """Write class indices uint8 [H x W] losslessly as grey values, atomically."""
     if os.path.splitext(path)[1].lower() not in LOSSLESS_EXTENSIONS:
         raise ImageError(
             f"{path} would not keep class indices exactly; masks are written as "
             f"{', '.join(LOSSLESS_EXTENSIONS)}"
         )
-    _save(path, Image.fromarray(mask.astype(np.uint8)))
+    save_picture(path, Image.fromarray(mask.astype(np.uint8)))
+
+
+def save_picture(path: str, picture: Image.Image, **options: Any) -> None:
+    """Write a Pillow picture of any mode atomically, in the format of the file's extension.
+
+    :param options: of the format, for `Image.save`.
+    :raises ImageError: if the format does not exist or cannot hold the picture.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in IMAGE_EXTENSIONS or ending in DICOM_EXTENSIONS:
+        raise ImageError(f"{path} cannot be written; choose .png or .tif")
+    options = {**_SAVE_OPTIONS.get(ending, {}), **options}
+    encoded = io.BytesIO()
+    try:
+        picture.save(encoded, Image.registered_extensions()[ending], **options)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path} cannot be written: {error}") from error
+    write_atomically(path, lambda file: file.write(encoded.getvalue()))
 
 
 def pixel_spacing(path: str) -> tuple[float, float] | None:
-    """Millimetres between (rows, columns) where a DICOM file tells, else None."""
+    """Millimetres between (rows, columns) where a DICOM file states them, else None."""
     with _one_line_errors(path), open_file(path) as file:
-        head = file.read(_HEAD_BYTES)
-        if not dicom_io.is_dicom(head) and not _named_dicom(path):
+        if not _begins_as_dicom(file) and not has_dicom_extension(path):
             return None
-        return dicom_io.read_dicom_spacing(head + file.read(), MAX_PIXELS)
+        return dicom_io.read_dicom_spacing(file.read(), MAX_PIXELS)
 
 
 @contextlib.contextmanager
@@ -187,47 +215,53 @@ def _one_line_errors(path: str) -> Iterator[None]:
         raise ImageError(f"{path} cannot be read: {reason}") from error
 
 
-def _decode(path: str) -> dicom_io.DicomImage:
+def _decode(path: str) -> DecodedImage:
     """A file's values and their range."""
-    with open_file(path) as file:
-        head = file.read(_HEAD_BYTES)
-        if not head:
-            raise ValueError("the file is empty")
-        if dicom_io.is_dicom(head):
-            return dicom_io.read_dicom(head + file.read(), MAX_PIXELS)
-        file.seek(0)
-        try:
-            picture = _open_picture(file)
-        except Image.UnidentifiedImageError:
-            if not _named_dicom(path):
-                raise
-            file.seek(0)
-            return dicom_io.read_dicom(file.read(), MAX_PIXELS)
-        return _picture_values(picture)
+    opened = _open(path)
+    if isinstance(opened, bytes):
+        return dicom_io.read_dicom(opened, MAX_PIXELS)
+    return _picture_values(opened)
 
 
 def _decode_indices(path: str) -> np.ndarray:
     """A file's values as stored, [H x W] or [H x W x 3]."""
+    picture = _open(path)
+    if isinstance(picture, bytes):
+        return dicom_io.read_dicom_stored(picture, MAX_PIXELS)
+    if picture.format == "GIF" and picture.mode == "P":
+        # GIF has no grey mode: where the colours are grey, they are what was meant
+        colours = np.asarray(picture.convert("RGB"))
+        return colours if _equal_channels(colours) else np.asarray(picture)
+    if picture.mode in ("P", "1", "L", "I", "F") or picture.mode.startswith("I;16"):
+        return np.asarray(picture)
+    if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
+        raise ValueError("it has transparent pixels; save the mask without transparency")
+    return np.asarray(picture.convert("L" if picture.mode in ("LA", "La") else "RGB"))
+
+
+def _open(path: str) -> Image.Image | bytes:
+    """The decoded picture, or the content of a DICOM file."""
     with open_file(path) as file:
-        head = file.read(_HEAD_BYTES)
-        if not head:
-            raise ValueError("the file is empty")
-        if dicom_io.is_dicom(head):
-            return dicom_io.read_dicom_stored(head + file.read(), MAX_PIXELS)
-        file.seek(0)
-        picture = _open_picture(file)
-        if picture.format == "GIF" and picture.mode == "P":
-            # GIF has no grey mode: where the colours are grey, it is they that were meant
-            colours = np.asarray(picture.convert("RGB"))
-            return colours if _equal_channels(colours) else np.asarray(picture)
-        if picture.mode in ("P", "1", "L", "I", "F") or picture.mode.startswith("I;16"):
-            return np.asarray(picture)
-        if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
-            raise ValueError("it has transparent pixels; save the mask without transparency")
-        return np.asarray(picture.convert("L" if picture.mode in ("LA", "La") else "RGB"))
+        if not _begins_as_dicom(file):
+            try:
+                return _open_picture(file)
+            except Image.UnidentifiedImageError:
+                if not has_dicom_extension(path):
+                    raise
+            file.seek(0)
+        return file.read()
 
 
-def _open_picture(file: io.IOBase) -> Image.Image:
+def _begins_as_dicom(file: BinaryIO) -> bool:
+    """Whether a file says that it is DICOM; it is at its start again afterwards."""
+    head = file.read(dicom_io.HEAD_BYTES)
+    if not head:
+        raise ValueError("the file is empty")
+    file.seek(0)
+    return dicom_io.is_dicom(head)
+
+
+def _open_picture(file: BinaryIO) -> Image.Image:
     """Open and decode with Pillow, upright."""
     picture = Image.open(file, formats=_FORMATS)
     if picture.width * picture.height > MAX_PIXELS:
@@ -265,7 +299,7 @@ def _silent_libtiff() -> Iterator[None]:
         os.close(kept)
 
 
-def _picture_values(picture: Image.Image) -> dicom_io.DicomImage:
+def _picture_values(picture: Image.Image) -> DecodedImage:
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return _deep_values(picture)
     mode = picture.mode
@@ -275,25 +309,25 @@ def _picture_values(picture: Image.Image) -> dicom_io.DicomImage:
     values = np.array(picture.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
     if mode in ("P", "PA") and _equal_channels(values):
         values = values[..., 0]
-    return dicom_io.DicomImage(values, 0.0, 255.0)
+    return DecodedImage(values, 0.0, 255.0)
 
 
-def _deep_values(picture: Image.Image) -> dicom_io.DicomImage:
+def _deep_values(picture: Image.Image) -> DecodedImage:
     """One channel of more than 8 bits. Only TIFF tells its bits, signs and direction."""
     values = np.array(picture)
     tags = getattr(picture, "tag_v2", {})
     inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     if picture.mode == "F":
-        return dicom_io.DicomImage(values, None, None, inverted)
+        return DecodedImage(values, None, None, inverted)
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     if tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2:
-        return dicom_io.DicomImage(values, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, inverted)
+        return DecodedImage(values, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, inverted)
     if bits == 32:
         values = values.view(np.uint32)  # Pillow knows signed ones only
-    return dicom_io.DicomImage(values, 0.0, 2.0**bits - 1, inverted)
+    return DecodedImage(values, 0.0, 2.0**bits - 1, inverted)
 
 
-def _apply_intensity(image: dicom_io.DicomImage, intensity: Intensity) -> np.ndarray:
+def _apply_intensity(image: DecodedImage, intensity: Intensity) -> np.ndarray:
     """uint8 where nothing changes, else float32 in [0, 1]; black is 0 afterwards."""
     values, low, high = image.values, image.low, image.high
     if values.size == 0:
@@ -358,23 +392,3 @@ def _outside_classes(path: str, mask: np.ndarray, num_classes: int) -> str:
     if os.path.splitext(path)[1].lower() in (".jpg", ".jpeg"):
         return message + "JPEG alters values; save masks as PNG or TIFF."
     return message + "Give the number of classes that the masks hold, or mend the mask."
-
-
-def _save(path: str, picture: Image.Image) -> None:
-    ending = os.path.splitext(path)[1].lower()
-    if ending not in IMAGE_EXTENSIONS or ending in DICOM_EXTENSIONS:
-        raise ImageError(f"{path} cannot be written; choose .png or .tif")
-    options = {
-        ".tif": {"compression": "tiff_deflate"},
-        ".tiff": {"compression": "tiff_deflate"},
-        ".webp": {"lossless": True, "exact": True},
-        ".jpg": {"quality": 95},
-        ".jpeg": {"quality": 95},
-    }
-    encoded = io.BytesIO()
-    try:
-        picture.save(encoded, Image.registered_extensions()[ending], **options.get(ending, {}))
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be written: {error}") from error
-    with open_file(path, "wb") as file:
-        file.write(encoded.getvalue())

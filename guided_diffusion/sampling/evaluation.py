@@ -14,7 +14,7 @@ import torch as th
 import torch.nn.functional as F
 
 from guided_diffusion.images.files import list_images
-from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
@@ -29,7 +29,7 @@ from guided_diffusion.sampling.features import (
 )
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.images import read_npz
-from guided_diffusion.sampling.pictures import labelled_grid, write_png
+from guided_diffusion.sampling.pictures import labelled_grid
 from guided_diffusion.sampling.quality import (
     Neighbours,
     copying,
@@ -277,4 +277,4 @@ def write_neighbours(
             images.append(reference.images[by_pixels.index[k]])
             captions += [f"sample {samples.names[k]}", "by features", f"pixels {difference[k]:.1f}"]
         picture = labelled_grid(np.stack(images), captions, columns=3 * _TRIPLES_A_ROW)
-        write_png(bf.join(folder, "nearest", f"page_{page:03d}.png"), picture)
+        write_image(bf.join(folder, "nearest", f"page_{page:03d}.png"), picture)

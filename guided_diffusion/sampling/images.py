@@ -7,9 +7,9 @@ import blobfile as bf
 import numpy as np
 import torch as th
 
+from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.sampling.solvers import sampler_named
 
 
@@ -78,13 +78,11 @@ def to_uint8(images: th.Tensor) -> np.ndarray:
 
 def save_grid(path: str, images: th.Tensor, columns: int | None = None) -> None:
     """Write `[N x C x H x W]` in [-1, 1] as one PNG, row by row; atomically."""
-    from PIL import Image
     from torchvision.utils import make_grid  # takes seconds to import
 
     columns = columns or max(1, round(len(images) ** 0.5))
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)
-    picture = Image.fromarray(to_uint8(grid[None])[0])
-    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+    write_image(path, to_uint8(grid[None])[0])
 
 
 def read_npz(path: str) -> tuple[np.ndarray, list[int] | None]:

@@ -18,7 +18,7 @@ import torch as th
 from tqdm import tqdm
 
 from guided_diffusion import dist_util
-from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import checkpoint
@@ -36,7 +36,7 @@ from guided_diffusion.sampling.config import (
 from guided_diffusion.sampling.folder import SETTINGS_NAME, samples_folder
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.images import sample_images, to_uint8
-from guided_diffusion.sampling.pictures import labelled_grid, write_gif, write_png
+from guided_diffusion.sampling.pictures import labelled_grid, write_gif
 
 # a run through all of more timesteps than these deserves a word
 _MANY_STEPS = 100
@@ -273,7 +273,7 @@ class SampleJob:
                 with contextlib.suppress(_Stopped):
                     images = to_uint8(self._draw(mine, after_step)) if mine else ()
                     for index, image in zip(mine, images):
-                        write_png(self._path(folder, index), image)
+                        write_image(self._path(folder, index), image)
                 if dist_util.agree_max(int(stop.requested is not None)):
                     return stop.requested or "a signal on another rank"
         return None
@@ -294,7 +294,7 @@ class SampleJob:
         captions = [self.names[index] if self.names else str(index) for index in shown]
         if labels is not None:
             captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
-        write_png(bf.join(folder, "grid.png"), labelled_grid(images[: len(shown)], captions))
+        write_image(bf.join(folder, "grid.png"), labelled_grid(images[: len(shown)], captions))
         if self.settings.save_process:
             self._write_process(folder)
 
@@ -315,7 +315,7 @@ class SampleJob:
         cells = [images[i] for i in indices for _, images in seen]
         captions = [f"t {timestep}" for timestep, _ in seen] * len(indices)
         strip = labelled_grid(np.stack(cells), captions, columns=len(seen))
-        write_png(bf.join(folder, "process.png"), strip)
+        write_image(bf.join(folder, "process.png"), strip)
         frames = [labelled_grid(images, [f"t {t}"] * len(images)) for t, images in seen]
         write_gif(bf.join(folder, "process.gif"), frames)
 

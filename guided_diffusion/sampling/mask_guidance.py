@@ -15,7 +15,7 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.images.files import list_images, split_folder
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.images.image_io import read_mask
+from guided_diffusion.images.image_io import read_mask, write_image
 from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
@@ -24,7 +24,6 @@ from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.config import Labels, SampleConfig
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.job import SampleJob, guided
-from guided_diffusion.sampling.pictures import write_png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ class GuidingMasks:
         for index, name in enumerate(self.image_names()[:count]):
             path = bf.join(folder, "MASK", f"{name}.png")
             if not bf.exists(path):
-                write_png(path, self.mask(index))
+                write_image(path, self.mask(index))
 
     def identity(self) -> dict[str, Any]:
         """What tells the images from those of other masks, as plain values."""

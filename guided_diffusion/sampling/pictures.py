@@ -16,14 +16,6 @@ _CAPTION_HEIGHT = 14
 _GAP = 2
 
 
-def write_png(path: str, image: np.ndarray) -> None:
-    """Write uint8 `[H x W]`, `[H x W x 1]` (both grey) or `[H x W x 3]`, whole or not at all."""
-    picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG")
-    write_atomically(path, lambda file: file.write(encoded.getvalue()))
-
-
 def labelled_grid(
     images: np.ndarray, captions: Sequence[str], columns: int | None = None
 ) -> np.ndarray:

@@ -30,6 +30,7 @@ from guided_diffusion.images.image_io import (
     write_image,
     write_mask,
 )
+from guided_diffusion.runtime import files as runtime_files
 from guided_diffusion.runtime.errors import UserError
 
 GREY = (np.arange(6 * 9) * 4).astype(np.uint8).reshape(6, 9)
@@ -709,6 +710,8 @@ class TestWriting:
             path = str(tmp_path / name)
             write_image(path, image)
             assert np.array_equal(read_image(path), image)
+        write_image(str(tmp_path / "one_channel.png"), GREY[..., None])
+        assert np.array_equal(read_image(str(tmp_path / "one_channel.png")), GREY)
         write_image(str(tmp_path / "d.png"), DEEP)
         np.testing.assert_allclose(read_image(str(tmp_path / "d.png")), DEEP / 65535, rtol=1e-6)
         write_image(str(tmp_path / "e.png"), GREY / np.float32(255))
@@ -781,7 +784,8 @@ class TestListing:
     def test_cloud_paths_go_through_blobfile(self, folder, save, monkeypatch):
         path = save("b.png", GREY)
         plain = list_images(str(folder))
-        monkeypatch.setattr(files, "is_local", lambda path: False)
+        for module in (files, runtime_files):
+            monkeypatch.setattr(module, "is_local", lambda path: False)
         assert sorted(list_images(str(folder))) == sorted(plain)
         assert np.array_equal(read_image(path), GREY)
         write_mask(str(folder / "m.png"), MASK)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json, save_json, write_atomically
 from guided_diffusion.sampling.folder import SETTINGS_NAME
-from guided_diffusion.sampling.pictures import labelled_grid, write_png
+from guided_diffusion.sampling.pictures import labelled_grid
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair, predict_mask_pairs
 from guided_diffusion.segmentation.evaluation.scoring import Evaluation, evaluate
@@ -158,7 +159,7 @@ class Faithfulness:
         categories = self.evaluation.categories
         where = self.failures.picture(categories)
         if where is not None:
-            write_png(os.path.join(folder, "where.png"), where)
+            write_image(os.path.join(folder, "where.png"), where)
         images, masks = [], []
         for name in self.worst():
             folders = (self.source.images, self.source.masks)
@@ -169,7 +170,7 @@ class Faithfulness:
             wrong = np.where(pair.predicted == pair.true, 0, pair.true)
             masks.append((pair.true, pair.predicted, wrong.astype(np.uint8)))
         if len({image.shape for image in images}) == 1:
-            write_png(os.path.join(folder, "worst.png"), comparison(images, masks, categories))
+            write_image(os.path.join(folder, "worst.png"), comparison(images, masks, categories))
 
 
 def look(predictor: Predictor, source: GuidedImages) -> Faithfulness:

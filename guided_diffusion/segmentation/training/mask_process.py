@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime import rng
 from guided_diffusion.sampling.images import to_uint8
-from guided_diffusion.sampling.pictures import labelled_grid, write_gif, write_png
+from guided_diffusion.sampling.pictures import labelled_grid, write_gif
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.networks.mask_diffusion import MaskDiffusionModel, decode, encode
 from guided_diffusion.segmentation.networks.padding import crop_to
@@ -43,7 +44,7 @@ def write_process(
     for name, row in zip(("to noise", "from noise", "its guess"), rows):
         cells += [shown, *(_coloured(state, categories) for _, state in row)]
         captions += [name, *(f"t {timestep}" for timestep, _ in row)]
-    write_png(f"{stem}.png", labelled_grid(np.stack(cells), captions, columns=_SHOWN + 1))
+    write_image(f"{stem}.png", labelled_grid(np.stack(cells), captions, columns=_SHOWN + 1))
     frames = [
         labelled_grid(np.stack([shown, _coloured(state, categories)]), ["", f"t {timestep}"])
         for timestep, state in (*forward, *backward)

@@ -13,7 +13,7 @@ import torch as th
 from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import read_mask
+from guided_diffusion.images.image_io import read_mask, write_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
@@ -21,7 +21,6 @@ from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser
-from guided_diffusion.sampling.pictures import write_png
 from guided_diffusion.segmentation.categories import (
     BINARY,
     Category,
@@ -188,7 +187,7 @@ class MaskTraining:
         logger.log(f"step {step}: mean Dice of the foreground {scores.mean_dice():.4f} ({part})")
         pictures = ((images + 1) / 2).movedim(1, -1).numpy()
         rows = [[masks[i], *drawn[:, i]] for i in numbers]
-        write_png(grid_path(run.folder, step), comparison(list(pictures), rows, categories))
+        write_image(grid_path(run.folder, step), comparison(list(pictures), rows, categories))
         if run.train.visualize_process:
             stem = bf.join(run.folder, f"process_{step:06d}")
             write_process(model, images[:1], masks[0], categories, stem)

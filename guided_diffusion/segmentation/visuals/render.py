@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guided_diffusion.images.files import open_file
 from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.image_io import save_picture
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category
@@ -36,10 +37,7 @@ def save_color_mask(path: str, mask: np.ndarray, categories: Sequence[Category])
     """Write uint8 [H x W] as a palette PNG: it shows the colours and holds the class indices."""
     picture = Image.fromarray(mask.astype(np.uint8)).convert("L")
     picture.putpalette(palette(categories).tobytes())
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG", optimize=True)
-    with open_file(path, "wb") as file:
-        file.write(encoded.getvalue())
+    save_picture(path, picture, optimize=True)
 
 
 def overlay(
@@ -173,7 +171,7 @@ def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = (
 
     :raises UserError: where the log has no such column.
     """
-    with open_file(csv_path, "rb") as file:
+    with open_file(csv_path) as file:
         rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
     names = [name for name in (rows[0] if rows else {}) if name]
     panels = {
