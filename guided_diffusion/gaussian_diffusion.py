@@ -1,4 +1,4 @@
-"""The diffusion process: noise added in steps, and what a network's output says about removing it.
+"""The diffusion process: adding noise step by step, and removing it with a network.
 
 Notation of the docstrings, that of arXiv 2006.11239 (DDPM): x_0 is an image, x_t the image after
 timestep t, t = 0 .. T - 1; beta_t the variance that step t adds, and abar_t the product of
@@ -12,17 +12,18 @@ import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from tqdm.auto import tqdm
 
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .runtime.errors import UserError
+from .runtime.progress import progress_bar
 
 Model = Callable[..., th.Tensor]
 Terms = dict[str, th.Tensor]
+Timesteps = TypeVar("Timesteps", float, th.Tensor)
 # (x, timestep) -> standard normal noise of x's shape, dtype and device.
 NoiseFn = Callable[[th.Tensor, Any], th.Tensor]
 
@@ -74,6 +75,14 @@ def betas_for_alpha_bar(
     return np.minimum(1 - np.array(ratios, dtype=np.float64), max_beta)
 
 
+def network_timesteps(t: Timesteps, num_timesteps: int, rescale: bool) -> Timesteps:
+    """Timesteps of a process of `num_timesteps` in the units its network was trained with.
+
+    :param rescale: the network expects numbers in [0, 1000) whatever the length of the process.
+    """
+    return t * (1000.0 / num_timesteps) if rescale else t
+
+
 class ModelMeanType(enum.Enum):
     """What the network predicts: x_{t-1}, x_0 or the noise eps."""
 
@@ -83,7 +92,7 @@ class ModelMeanType(enum.Enum):
 
 
 class ModelVarType(enum.Enum):
-    """The variance of p(x_{t-1} | x_t): fixed to a bound, or told by a second half of the channels.
+    """The variance of p(x_{t-1} | x_t): fixed to a bound, or predicted in extra channels.
 
     FIXED_SMALL is the posterior variance of q, FIXED_LARGE is beta_t (section 3.2 of
     arXiv 2006.11239); LEARNED is the log-variance itself; LEARNED_RANGE is a number in [-1, 1] that
@@ -209,7 +218,7 @@ class GaussianDiffusion:
     def _at(self, name: str, t: th.Tensor, x: th.Tensor) -> th.Tensor:
         """Entries t of the table called `name`, shaped [N x 1 x ...] to multiply x.
 
-        A table is uploaded once a device, so that a step costs no transfer and no synchronisation.
+        Each table is uploaded once per device, so that steps need no transfer or synchronisation.
         """
         dtype = th.float64 if x.dtype == th.float64 else th.float32
         key = (name, t.device, dtype)
@@ -219,32 +228,25 @@ class GaussianDiffusion:
             self._device_tables[key] = table
         return table[t].reshape(-1, *[1] * (x.ndim - 1))
 
-    def _scale_timesteps(self, t: th.Tensor) -> th.Tensor:
-        """What the network is told for the indices t."""
-        if self.rescale_timesteps:
-            return t.float() * (1000.0 / self.num_timesteps)
-        return t
-
-    def _wrap_model(self, model: Model) -> Model:
-        """The callable that takes `_scale_timesteps(t)`; a respaced diffusion translates here."""
-        return model
+    def _network_timesteps(self, t: th.Tensor) -> th.Tensor:
+        """What networks and guidance functions receive for the timesteps t [N]."""
+        return network_timesteps(t, self.num_timesteps, self.rescale_timesteps)
 
     def _call(self, fn: Model, x: th.Tensor, t: th.Tensor, kwargs: dict | None) -> th.Tensor:
-        """Answer of a network or of a guidance function to (x, t), at least in float32."""
-        answer = self._wrap_model(fn)(x, self._scale_timesteps(t), **(kwargs or {}))
-        return _at_least_float32(answer)
+        """Output of a network or a guidance function at (x, t), in float32 or better."""
+        return _at_least_float32(fn(x, self._network_timesteps(t), **(kwargs or {})))
 
     def _predict(
         self, model: Model, x: th.Tensor, t: th.Tensor, model_kwargs: dict | None
     ) -> tuple[th.Tensor, th.Tensor | None]:
-        """One call of the network: its prediction, and its numbers for the variance or None."""
+        """Call the network once: its prediction and its variance values, None if not learned."""
         output = self._call(model, x, t, model_kwargs)
         channels = x.shape[1]
         learned = self.model_var_type.is_learned()
         expected = (x.shape[0], channels * 2 if learned else channels, *x.shape[2:])
         if tuple(output.shape) != expected:
             raise UserError(
-                f"the network answers with shape {tuple(output.shape)}, this diffusion expects "
+                f"the network's output has shape {tuple(output.shape)}, this diffusion expects "
                 f"{expected}: give both the same learn_sigma and the same number of channels"
             )
         if not learned:
@@ -344,9 +346,9 @@ class GaussianDiffusion:
         :raises UserError: the network's output has not the shape that the diffusion expects.
         """
         prediction, variance_values = self._predict(model, x, t, model_kwargs)
-        return self._p_of(prediction, variance_values, x, t, clip_denoised, denoised_fn)
+        return self._p_from_output(prediction, variance_values, x, t, clip_denoised, denoised_fn)
 
-    def _p_of(
+    def _p_from_output(
         self,
         prediction: th.Tensor,
         variance_values: th.Tensor | None,
@@ -355,10 +357,10 @@ class GaussianDiffusion:
         clip_denoised: bool,
         denoised_fn: Callable[[th.Tensor], th.Tensor] | None,
     ) -> Terms:
-        """`p_mean_variance` of what the network has answered."""
+        """`p_mean_variance` from the two halves of the network's output."""
         x = _at_least_float32(x)
         variance, log_variance = self._p_variance(variance_values, x, t)
-        pred_xstart = self._denoised(prediction, x, t, clip_denoised, denoised_fn)
+        pred_xstart = self._predict_xstart(prediction, x, t, clip_denoised, denoised_fn)
         if self.model_mean_type == ModelMeanType.PREVIOUS_X:
             mean = prediction
         else:
@@ -370,7 +372,7 @@ class GaussianDiffusion:
             "pred_xstart": pred_xstart,
         }
 
-    def _denoised(
+    def _predict_xstart(
         self,
         prediction: th.Tensor,
         x: th.Tensor,
@@ -378,7 +380,7 @@ class GaussianDiffusion:
         clip_denoised: bool,
         denoised_fn: Callable[[th.Tensor], th.Tensor] | None,
     ) -> th.Tensor:
-        """The x_0 that the network's prediction stands for."""
+        """The x_0 that the network's prediction implies."""
         x = _at_least_float32(x)
         if self.model_mean_type == ModelMeanType.START_X:
             pred_xstart = prediction
@@ -394,21 +396,20 @@ class GaussianDiffusion:
         self, values: th.Tensor | None, x: th.Tensor, t: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         """Variance and log-variance of p(x_{t-1} | x_t), see `ModelVarType`."""
-        if self.model_var_type == ModelVarType.LEARNED:
-            return values.exp(), values
-        if self.model_var_type == ModelVarType.LEARNED_RANGE:
-            low = self._at("posterior_log_variance_clipped", t, x)
-            high = self._at("log_betas", t, x)
-            log_variance = th.lerp(low, high, (values + 1) / 2)
+        if values is not None:
+            log_variance = values
+            if self.model_var_type == ModelVarType.LEARNED_RANGE:
+                # Equation 15 of arXiv 2102.09672, with v = (values + 1) / 2.
+                low = self._at("posterior_log_variance_clipped", t, x)
+                high = self._at("log_betas", t, x)
+                log_variance = th.lerp(low, high, (values + 1) / 2)
             return log_variance.exp(), log_variance
         if self.model_var_type == ModelVarType.FIXED_LARGE:
-            variance, log_variance = "_large_variance", "_large_log_variance"
+            names = "_large_variance", "_large_log_variance"
         else:
-            variance, log_variance = "posterior_variance", "posterior_log_variance_clipped"
-        return (
-            self._at(variance, t, x).expand(x.shape),
-            self._at(log_variance, t, x).expand(x.shape),
-        )
+            names = "posterior_variance", "posterior_log_variance_clipped"
+        variance, log_variance = (self._at(name, t, x).expand(x.shape) for name in names)
+        return variance, log_variance
 
     def _predict_xstart_from_eps(self, x_t: th.Tensor, t: th.Tensor, eps: th.Tensor) -> th.Tensor:
         """Equation 4 of arXiv 2006.11239 solved for x_0."""
@@ -444,8 +445,8 @@ class GaussianDiffusion:
         """The reverse mean shifted by variance times gradient, algorithm 1 of arXiv 2105.05233.
 
         :param cond_fn: callable (x, timesteps, **model_kwargs) -> gradient of log p(y | x_t) with
-            respect to x_t, of x's shape. It is told the same timesteps as the network.
-        :param p_mean_var: what `p_mean_variance` gave for (x, t).
+            respect to x_t, of x's shape. It receives the same timesteps as the network.
+        :param p_mean_var: the result of `p_mean_variance` at (x, t).
         :return: the new mean, of x's shape.
         """
         gradient = self._call(cond_fn, x, t, model_kwargs)
@@ -524,20 +525,11 @@ class GaussianDiffusion:
         :param noise: x_T to start from; drawn where None.
         :param device: where to draw it; that of the noise or of the model where None.
         :param progress: show a progress bar.
-        :param noise_fn: callable (x, timestep as int) -> noise like x, for the steps.
+        :param noise_fn: callable (x, timestep as int) -> standard normal noise like x, for the
+            steps; `th.randn_like` where None.
         """
-        steps = self.p_sample_loop_progressive(
-            model,
-            shape,
-            noise=noise,
-            clip_denoised=clip_denoised,
-            denoised_fn=denoised_fn,
-            cond_fn=cond_fn,
-            model_kwargs=model_kwargs,
-            device=device,
-            progress=progress,
-            noise_fn=noise_fn,
-        )
+        args = (noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress)
+        steps = self.p_sample_loop_progressive(model, shape, *args, noise_fn=noise_fn)
         return _last(steps)["sample"]
 
     def p_sample_loop_progressive(
@@ -553,22 +545,13 @@ class GaussianDiffusion:
         progress: bool = False,
         noise_fn: NoiseFn | None = None,
     ) -> Iterator[Terms]:
-        """`p_sample_loop` as a generator of what `p_sample` gives at each timestep, T - 1 first."""
+        """`p_sample_loop`, yielding the result of `p_sample` at every timestep, T - 1 first."""
 
-        def step(x: th.Tensor, t: th.Tensor, step_noise: NoiseFn | None) -> Terms:
-            return self.p_sample(
-                model,
-                x,
-                t,
-                clip_denoised=clip_denoised,
-                denoised_fn=denoised_fn,
-                cond_fn=cond_fn,
-                model_kwargs=model_kwargs,
-                noise_fn=step_noise,
-            )
+        def step(x: th.Tensor, t: th.Tensor, noise_fn: NoiseFn | None) -> Terms:
+            options = (clip_denoised, denoised_fn, cond_fn, model_kwargs)
+            return self.p_sample(model, x, t, *options, noise_fn)
 
-        x = starting_noise(model, shape, noise, device)
-        yield from self._loop(step, x, progress, noise_fn)
+        return self._sample_loop(step, model, shape, noise, device, progress, noise_fn)
 
     # ---- DDIM ----
 
@@ -648,19 +631,8 @@ class GaussianDiffusion:
 
         Parameters as in `p_sample_loop` and `ddim_sample`.
         """
-        steps = self.ddim_sample_loop_progressive(
-            model,
-            shape,
-            noise=noise,
-            clip_denoised=clip_denoised,
-            denoised_fn=denoised_fn,
-            cond_fn=cond_fn,
-            model_kwargs=model_kwargs,
-            device=device,
-            progress=progress,
-            eta=eta,
-            noise_fn=noise_fn,
-        )
+        args = (noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, eta)
+        steps = self.ddim_sample_loop_progressive(model, shape, *args, noise_fn=noise_fn)
         return _last(steps)["sample"]
 
     def ddim_sample_loop_progressive(
@@ -677,45 +649,42 @@ class GaussianDiffusion:
         eta: float = 0.0,
         noise_fn: NoiseFn | None = None,
     ) -> Iterator[Terms]:
-        """`ddim_sample_loop` as a generator of what `ddim_sample` gives at each timestep."""
+        """`ddim_sample_loop`, yielding the result of `ddim_sample` at every timestep."""
 
-        def step(x: th.Tensor, t: th.Tensor, step_noise: NoiseFn | None) -> Terms:
-            return self.ddim_sample(
-                model,
-                x,
-                t,
-                clip_denoised=clip_denoised,
-                denoised_fn=denoised_fn,
-                cond_fn=cond_fn,
-                model_kwargs=model_kwargs,
-                eta=eta,
-                noise_fn=step_noise,
-            )
+        def step(x: th.Tensor, t: th.Tensor, noise_fn: NoiseFn | None) -> Terms:
+            options = (clip_denoised, denoised_fn, cond_fn, model_kwargs, eta)
+            return self.ddim_sample(model, x, t, *options, noise_fn)
 
-        x = starting_noise(model, shape, noise, device)
-        yield from self._loop(step, x, progress, noise_fn)
+        return self._sample_loop(step, model, shape, noise, device, progress, noise_fn)
 
-    def _loop(
+    def _sample_loop(
         self,
         step: Callable[[th.Tensor, th.Tensor, NoiseFn | None], Terms],
-        x: th.Tensor,
+        model: Model,
+        shape: Sequence[int],
+        noise: th.Tensor | None,
+        device: th.device | str | None,
         progress: bool,
         noise_fn: NoiseFn | None,
     ) -> Iterator[Terms]:
-        """Apply `step` at T - 1, ..., 0, each to the sample of the one before; no gradients."""
-        for i in tqdm(
-            reversed(range(self.num_timesteps)),
-            total=self.num_timesteps,
-            desc="sampling",
-            disable=not progress,
-        ):
-            t = th.full((x.shape[0],), i, device=x.device, dtype=th.int64)
+        """Apply `step` at T - 1, ..., 0, each time to the last sample; no gradients."""
+        x = starting_noise(model, shape, noise, device)
+        for i, t in self._descending_timesteps(x, progress, "sampling"):
             step_noise = None if noise_fn is None else (lambda x, _, i=i: noise_fn(x, i))
-            # Entered anew each step: the caller's own code runs between two of them.
+            # Entered anew at every step: the caller's own code runs between two of them.
             with th.no_grad():
                 out = step(x, t, step_noise)
             yield out
             x = out["sample"]
+
+    def _descending_timesteps(
+        self, x: th.Tensor, progress: bool, title: str
+    ) -> Iterator[tuple[int, th.Tensor]]:
+        """T - 1, ..., 0, each as a number and as int64 [N] for the batch x."""
+        timesteps = reversed(range(self.num_timesteps))
+        total = self.num_timesteps if progress else 0
+        for i in progress_bar(total, desc=title, iterable=timesteps):
+            yield i, th.full((x.shape[0],), i, device=x.device, dtype=th.int64)
 
     # ---- Training ----
 
@@ -727,7 +696,7 @@ class GaussianDiffusion:
         model_kwargs: dict | None = None,
         noise: th.Tensor | None = None,
     ) -> Terms:
-        """The terms of the training loss, one number an image.
+        """The terms of the training loss, one number per image.
 
         :param x_start: [N x C x ...] images in [-1, 1]; :param t: int64 [N] timesteps.
         :param noise: eps of x_start's shape; drawn where None.
@@ -741,8 +710,8 @@ class GaussianDiffusion:
         prediction, variance_values = self._predict(model, x_t, t, model_kwargs)
 
         if self.loss_type.is_vb():
-            p = self._p_of(prediction, variance_values, x_t, t, False, None)
-            loss = self._vb_of(p, x_start, x_t, t)
+            p = self._p_from_output(prediction, variance_values, x_t, t, False, None)
+            loss = self._vb_from_p(p, x_start, x_t, t)
             if self.loss_type == LossType.RESCALED_KL:
                 loss = loss * self.num_timesteps
             return {"loss": loss}
@@ -750,8 +719,8 @@ class GaussianDiffusion:
         terms = {}
         if variance_values is not None:
             # The bound teaches the variance alone: section 3.1 of arXiv 2102.09672.
-            p = self._p_of(prediction.detach(), variance_values, x_t, t, False, None)
-            vb = self._vb_of(p, x_start, x_t, t)
+            p = self._p_from_output(prediction.detach(), variance_values, x_t, t, False, None)
+            vb = self._vb_from_p(p, x_start, x_t, t)
             if self.loss_type == LossType.RESCALED_MSE:
                 vb = vb * (self.num_timesteps / 1000.0)
             terms["vb"] = vb
@@ -784,11 +753,11 @@ class GaussianDiffusion:
         :return: `output` [N] and `pred_xstart` of x_start's shape.
         """
         p = self.p_mean_variance(model, x_t, t, clip_denoised, model_kwargs=model_kwargs)
-        output = self._vb_of(p, x_start, x_t, t)
+        output = self._vb_from_p(p, x_start, x_t, t)
         return {"output": output, "pred_xstart": p["pred_xstart"]}
 
-    def _vb_of(self, p: Terms, x_start: th.Tensor, x_t: th.Tensor, t: th.Tensor) -> th.Tensor:
-        """The bits per dimension [N] of `_vb_terms_bpd`, of what `p_mean_variance` gave."""
+    def _vb_from_p(self, p: Terms, x_start: th.Tensor, x_t: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """The bits per dimension [N] of `_vb_terms_bpd`, from the result of `p_mean_variance`."""
         q_mean, _, q_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
         divergence = normal_kl(q_mean, q_log_variance, p["mean"], p["log_variance"])
         decoder_nll = -discretized_gaussian_log_likelihood(
@@ -826,13 +795,7 @@ class GaussianDiffusion:
         """
         x_start = _at_least_float32(x_start)
         columns: dict[str, list[th.Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
-        for i in tqdm(
-            reversed(range(self.num_timesteps)),
-            total=self.num_timesteps,
-            desc="likelihood",
-            disable=not progress,
-        ):
-            t = th.full((x_start.shape[0],), i, device=x_start.device, dtype=th.int64)
+        for i, t in self._descending_timesteps(x_start, progress, "likelihood"):
             noise = _draw(noise_fn, x_start, i)
             x_t = self.q_sample(x_start, t, noise=noise)
             out = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised, model_kwargs)

@@ -1,12 +1,13 @@
-"""A diffusion that visits only some timesteps of a longer one, for faster sampling."""
+"""A diffusion over only some of the timesteps of a longer one, for faster sampling."""
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, repeat
+from typing import Any
 
 import numpy as np
 import torch as th
 
-from .gaussian_diffusion import GaussianDiffusion, Model
+from .gaussian_diffusion import GaussianDiffusion, network_timesteps
 from .runtime.errors import UserError
 
 
@@ -70,19 +71,27 @@ def _ddim_timesteps(num_timesteps: int, count: int) -> set[int]:
     )
 
 
+def respaced_betas(alphas_cumprod: np.ndarray, timesteps: Sequence[int]) -> np.ndarray:
+    """Variances of the process over some timesteps S_0 < S_1 < ... of a longer one, float64 [S].
+
+    beta_i = 1 - abar_{S_i} / abar_{S_{i-1}}, equation 19 of arXiv 2102.09672.
+    """
+    abar = alphas_cumprod[timesteps]
+    return 1.0 - abar / np.append(1.0, abar[:-1])
+
+
 class SpacedDiffusion(GaussianDiffusion):
     """The diffusion over a subset of another's timesteps, with the same abar at each of them.
 
-    beta_i = 1 - abar_{S_i} / abar_{S_{i-1}} for the retained timesteps S_0 < S_1 < ..., equation 19
-    of arXiv 2102.09672. Its own timesteps are 0 .. len(S) - 1; networks and guidance functions are
-    told those of the original process.
+    Its own timesteps are 0 .. len(S) - 1 where S are the retained ones; networks and guidance
+    functions receive those of the original process.
 
-    :param use_timesteps: timesteps of the original process to retain.
+    :param use_timesteps: timesteps S of the original process to retain.
     :param kwargs: the arguments of the original GaussianDiffusion.
-    :raises UserError: no timestep, or one outside of the original process.
+    :raises UserError: no timestep, or one outside the original process.
     """
 
-    def __init__(self, use_timesteps: Iterable[int], **kwargs) -> None:
+    def __init__(self, use_timesteps: Iterable[int], **kwargs: Any) -> None:
         self.use_timesteps = set(use_timesteps)
         self.timestep_map = sorted(self.use_timesteps)
         original = GaussianDiffusion(**kwargs)
@@ -94,40 +103,13 @@ class SpacedDiffusion(GaussianDiffusion):
                 f"timesteps {self.timestep_map[0]} to {self.timestep_map[-1]} to retain, of a "
                 f"diffusion that has 0 to {self.original_num_steps - 1}"
             )
-        abar = original.alphas_cumprod[self.timestep_map]
-        kwargs["betas"] = 1.0 - abar / np.append(1.0, abar[:-1])
+        kwargs["betas"] = respaced_betas(original.alphas_cumprod, self.timestep_map)
         super().__init__(**kwargs)
         self._original_timesteps: dict[th.device, th.Tensor] = {}
 
-    def _scale_timesteps(self, t: th.Tensor) -> th.Tensor:
-        """Left as they are: the wrapped model translates the indices of this process."""
-        return t
-
-    def _wrap_model(self, model: Model) -> Model:
-        """The model as a callable of this process's own timesteps."""
-        if isinstance(model, _RespacedModel):
-            return model
-        return _RespacedModel(model, self)
-
-    def to_original(self, t: th.Tensor) -> th.Tensor:
-        """What the network is told for the indices t [N]: original timesteps, in [0, 1000) where
-        they are rescaled."""
+    def _network_timesteps(self, t: th.Tensor) -> th.Tensor:
         table = self._original_timesteps.get(t.device)
         if table is None:
             table = th.tensor(self.timestep_map, dtype=th.int64, device=t.device)
             self._original_timesteps[t.device] = table
-        original = table[t]
-        if self.rescale_timesteps:
-            return original.float() * (1000.0 / self.original_num_steps)
-        return original
-
-
-class _RespacedModel:
-    """A model seen through the timesteps of a SpacedDiffusion."""
-
-    def __init__(self, model: Model, diffusion: SpacedDiffusion) -> None:
-        self.model = model
-        self.diffusion = diffusion
-
-    def __call__(self, x: th.Tensor, ts: th.Tensor, **kwargs) -> th.Tensor:
-        return self.model(x, self.diffusion.to_original(ts), **kwargs)
+        return network_timesteps(table[t], self.original_num_steps, self.rescale_timesteps)

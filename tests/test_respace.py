@@ -134,13 +134,6 @@ def test_network_and_guidance_are_told_original_timesteps(rescale):
     assert len(calls) == 9
 
 
-def test_a_wrapped_model_is_wrapped_once():
-    spaced = SpacedDiffusion({3, 40, 98}, **process())
-    t = th.tensor([1])
-    wrapped = spaced._wrap_model(lambda x, t: t)
-    assert spaced._wrap_model(wrapped)(None, spaced._scale_timesteps(t)).item() == 40
-
-
 def test_timesteps_that_are_not_there():
     with pytest.raises(UserError, match="at least one"):
         SpacedDiffusion([], **process())

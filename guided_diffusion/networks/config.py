@@ -412,7 +412,5 @@ def _canonical(config: Any, name: str) -> Any:
 
 
 def network_timestep(timestep: float, diffusion: DiffusionConfig) -> float:
-    """A timestep of the diffusion as the network is told it."""
-    if diffusion.rescale_timesteps:
-        return timestep * 1000.0 / diffusion.diffusion_steps
-    return timestep
+    """A timestep of the diffusion in the units its network was trained with."""
+    return gd.network_timesteps(timestep, diffusion.diffusion_steps, diffusion.rescale_timesteps)

@@ -9,6 +9,7 @@ import torch as th
 import torch.nn.functional as F
 
 from guided_diffusion.images.reading import normalize
+from guided_diffusion.networks.config import network_timestep
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
@@ -109,10 +110,10 @@ def ddpm_features(trained: Trained, share: float, device: th.device | str) -> Ex
     timestep = round(share * (steps - 1))
     seen: list[th.Tensor] = []
     network.middle_block.register_forward_hook(lambda _, __, output: seen.append(output))
-    scale = 1000 / steps if trained.diffusion.rescale_timesteps else 1
+    entry = network_timestep(timestep, trained.diffusion)
 
     def extract(images: th.Tensor) -> th.Tensor:
-        times = th.full((len(images),), timestep * scale, device=images.device)
+        times = th.full((len(images),), entry, device=images.device)
         classes = {}
         if trained.model.class_cond:
             null = trained.model.num_classes
