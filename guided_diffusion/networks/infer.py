@@ -1,4 +1,4 @@
-"""The architecture of a network from the shapes of its weights, for checkpoints without config."""
+"""The architecture of a diffusion U-Net from the shapes of its weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,91 +10,89 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags
 
-# what no shape tells; one of each group of flags must be given
-_UNSEEN = (("num_head_channels", "num_heads"), ("use_new_attention_order",))
+# shapes do not depend on these: of each group one flag must be given
+_NOT_IN_SHAPES = (
+    ("image_size",),
+    ("num_head_channels", "num_heads"),
+    ("use_new_attention_order",),
+)
 
 
 def infer_model_config(
     state: Mapping[str, th.Tensor],
     overrides: Mapping[str, Any],
     source: str,
-    also: Sequence[str] = (),
+    also_required: Sequence[str] = (),
 ) -> ModelConfig:
-    """The configuration of the diffusion network that a state_dict is of.
+    """The configuration of the diffusion network that a state_dict belongs to.
 
-    :param overrides: the flags that were given; they say what shapes cannot.
+    :param overrides: the flags that the user gave; they supply what shapes cannot.
     :param source: the checkpoint's name, for messages.
-    :param also: further flags that must be given, since no shape tells them either.
-    :raises UserError: if it is no such network, or flags are missing (naming them all).
+    :param also_required: further flags that the caller needs and no shape determines.
+    :raises UserError: if it is not a diffusion U-Net, or flags are missing (naming them all).
     """
     try:
-        seen = _from_shapes(state, overrides.get("image_size", 256))
+        inferred, attention_levels = _from_shapes(state)
     except (KeyError, IndexError, StopIteration):
         raise UserError(
-            f"{source} holds no diffusion U-Net: expected the state_dict of a guided-diffusion"
-            " image model (model*.pt or ema_*.pt)"
+            f"{source} does not hold a diffusion U-Net: expected the state_dict of a"
+            " guided-diffusion image model (model*.pt or ema_*.pt)"
         ) from None
+    required = (*_NOT_IN_SHAPES, *((name,) for name in also_required))
     missing = [
         " or ".join(f"--{name}" for name in names)
-        for names in (*_UNSEEN, *((name,) for name in also))
+        for names in required
         if not any(name in overrides for name in names)
     ]
     if missing:
         raise UserError(
-            f"there is no config.json beside {source}, and its weights do not tell"
+            f"{source} has no config.json beside it, and the shapes of its weights do not determine"
             f" {' nor '.join(missing)}: give the flags that it was trained with"
         )
-    unseen = {name: overrides[name] for names in _UNSEEN for name in names if name in overrides}
-    if "num_heads_upsample" in overrides:
-        unseen["num_heads_upsample"] = overrides["num_heads_upsample"]
-    return from_flags(ModelConfig, {**seen, **unseen})
+    size = overrides["image_size"]
+    inferred["attention_resolutions"] = ",".join(str(size // 2**lvl) for lvl in attention_levels)
+    supplied = (*(name for names in _NOT_IN_SHAPES for name in names), "num_heads_upsample")
+    given = {name: overrides[name] for name in supplied if name in overrides}
+    return from_flags(ModelConfig, {**inferred, **given})
 
 
-def _from_shapes(state: Mapping[str, th.Tensor], image_size: int) -> dict[str, Any]:
-    def blocks(part: str) -> int:
+def _from_shapes(state: Mapping[str, th.Tensor]) -> tuple[dict[str, Any], list[int]]:
+    """Fields of the configuration, and the levels that have attention, 0 being the finest."""
+
+    def count_blocks(part: str) -> int:
         return 1 + max(int(k.split(".")[1]) for k in state if k.startswith(f"{part}."))
 
     in_channels = state["input_blocks.0.0.weight"].shape[1]
     model_channels = state["time_embed.0.weight"].shape[1]
-    out_blocks = blocks("output_blocks")
-    if blocks("input_blocks") != out_blocks:
+    blocks = count_blocks("output_blocks")
+    if count_blocks("input_blocks") != blocks:
         raise KeyError("input_blocks")
     # a decoder level ends with what doubles the size: a convolution or a second residual block
     ends = [
         i
-        for i in range(out_blocks)
+        for i in range(blocks)
         if any(
             re.match(rf"output_blocks\.{i}\.[1-9]\d*\.(conv\.weight|in_layers\.0\.weight)", key)
             for key in state
         )
     ]
-    a_level = ends[0] + 1 if ends else out_blocks
-    levels = out_blocks // a_level
-
-    def has(key: str) -> bool:
-        return key in state
-
-    mult, attention = [], set()
-    for level in range(levels):
-        first = 1 + level * a_level
-        widest = state[f"input_blocks.{first}.0.out_layers.3.weight"].shape[0]
-        mult.append(widest / model_channels)
-        if has(f"input_blocks.{first}.1.qkv.weight"):
-            attention.add(image_size // 2**level)
+    per_level = ends[0] + 1 if ends else blocks
+    levels = blocks // per_level
+    first_blocks = [f"input_blocks.{1 + level * per_level}" for level in range(levels)]
+    widths = [state[f"{block}.0.out_layers.3.weight"].shape[0] for block in first_blocks]
+    attention = [n for n, block in enumerate(first_blocks) if f"{block}.1.qkv.weight" in state]
     embedded = state["input_blocks.1.0.emb_layers.1.weight"].shape[0]
-    second = state["input_blocks.1.0.out_layers.3.weight"].shape[0]
     outputs = state["out.2.weight"].shape[0]
     label = state.get("label_emb.weight")
-    return {
-        "image_size": image_size,
+    inferred = {
         "in_channels": int(in_channels),
         "num_channels": int(model_channels),
-        "num_res_blocks": a_level - 1,
-        "channel_mult": ",".join(f"{m:g}" for m in mult),
-        "attention_resolutions": ",".join(map(str, sorted(attention, reverse=True))),
+        "num_res_blocks": per_level - 1,
+        "channel_mult": ",".join(f"{width / model_channels:g}" for width in widths),
         "class_cond": label is not None,
         **({} if label is None else {"num_classes": label.shape[0]}),
-        "use_scale_shift_norm": embedded == 2 * second,
-        "resblock_updown": levels > 1 and has(f"input_blocks.{a_level}.0.in_layers.0.weight"),
+        "use_scale_shift_norm": embedded == 2 * widths[0],
+        "resblock_updown": levels > 1 and f"input_blocks.{per_level}.0.in_layers.0.weight" in state,
         "learn_sigma": outputs == 2 * in_channels,
     }
+    return inferred, attention

@@ -280,7 +280,9 @@ def sample_ddpm(run: _Run, x: th.Tensor) -> th.Tensor:
     for k in run.steps():
         t = run.index(x, k)
         prediction, variance_values = diffusion._predict(run.model, x, t, run.model_kwargs)
-        pred_xstart = diffusion._predict_xstart(prediction, x, t, run.clip_denoised, run.denoised_fn)
+        pred_xstart = diffusion._predict_xstart(
+            prediction, x, t, run.clip_denoised, run.denoised_fn
+        )
         place = th.full_like(t, run.last - k)
         mean = coarse._posterior_mean(pred_xstart, x, place)
         variance, log_variance = coarse._p_variance(variance_values, x, place)

@@ -49,17 +49,21 @@ def test_the_inferred_architecture_has_the_same_tensors(name):
     assert found.mult() == config.mult()
 
 
-def test_what_no_shape_tells_must_be_given():
+def test_what_shapes_cannot_determine_must_be_given():
     with th.device("meta"):
         state = CONFIGS["plain"].build().state_dict()
     with pytest.raises(UserError, match=r"--num_head_channels or --num_heads nor --use_new_att"):
         infer_model_config(state, {}, "m.pt")
     with pytest.raises(UserError, match="--use_new_attention_order: give"):
         infer_model_config(state, {"num_heads": 2}, "m.pt")
+    with pytest.raises(UserError, match="determine --image_size: give"):
+        infer_model_config(state, HEADS, "m.pt")
+    with pytest.raises(UserError, match="determine --noise_schedule: give"):
+        infer_model_config(state, {**HEADS, "image_size": 64}, "m.pt", ("noise_schedule",))
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(UserError, match=r"m\.pt holds no diffusion U-Net"):
+    with pytest.raises(UserError, match=r"m\.pt does not hold a diffusion U-Net"):
         infer_model_config({"conv1.weight": th.zeros(1)}, HEADS, "m.pt")
 
 

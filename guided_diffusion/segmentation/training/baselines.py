@@ -14,6 +14,7 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser
@@ -25,11 +26,9 @@ from guided_diffusion.segmentation.training.layers import parameter_groups
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.setup import (
     Plan,
-    Pretrained,
     add_validation_folders,
     begin,
     load_data,
-    load_pretrained,
     validation_folders,
 )
 
@@ -113,7 +112,11 @@ def prepare_given(overrides: Mapping[str, Any]) -> Finetuner | None:
     if val_dirs and settings.validation:
         raise UserError("--validation takes from the training images; VAL_IMG is given as well")
     start = load_model(settings.load) if settings.load else None
-    pretrained = load_pretrained(settings.checkpoint, overrides) if settings.checkpoint else None
+    pretrained = (
+        read_trained(settings.checkpoint, overrides, for_tuning=True)
+        if settings.checkpoint
+        else None
+    )
     reading = _reading(settings, train_dirs, overrides, start and start[1], pretrained)
     categories, train, val = load_data(settings, train_dirs, val_dirs, reading)
     if settings.validation:
@@ -152,7 +155,7 @@ def _reading(
     train_dirs: tuple[str, str],
     overrides: Mapping[str, Any],
     start: SegmentationConfig | None,
-    pretrained: Pretrained | None,
+    pretrained: Trained[ModelConfig] | None,
 ) -> ReadingConfig:
     """As the file to start from was read, else as the flags say, else as suits the images."""
     if start is not None:
@@ -175,7 +178,7 @@ def _smp(
     config: SegmentationConfig,
     settings: BaselineConfig,
     overrides: Mapping[str, Any],
-    pretrained: Pretrained | None,
+    pretrained: Trained[ModelConfig] | None,
 ) -> Baseline:
     from guided_diffusion.segmentation.networks.smp_unet import SmpUnet
 
@@ -197,7 +200,7 @@ def _unet(
     config: SegmentationConfig,
     settings: BaselineConfig,
     overrides: Mapping[str, Any],
-    pretrained: Pretrained | None,
+    pretrained: Trained[ModelConfig] | None,
 ) -> Baseline:
     if pretrained is not None:
         model = dataclasses.replace(pretrained.model, use_fp16=False)
@@ -217,7 +220,7 @@ def _features(
     config: SegmentationConfig,
     settings: BaselineConfig,
     overrides: Mapping[str, Any],
-    pretrained: Pretrained | None,
+    pretrained: Trained[ModelConfig] | None,
 ) -> Baseline:
     if pretrained is None:
         raise UserError("--network features needs --checkpoint, the pretrained diffusion network")

@@ -13,13 +13,11 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import (
     DiffusionConfig,
     ModelConfig,
-    check_flags,
     network_timestep,
 )
-from guided_diffusion.networks.infer import infer_model_config
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags, from_mapping, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import (
     BINARY,
@@ -27,7 +25,7 @@ from guided_diffusion.segmentation.categories import (
     categories_for,
     load_categories,
 )
-from guided_diffusion.segmentation.model_file import FORMAT, SegmentationConfig
+from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.consistency import load_unlabelled
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
@@ -47,49 +45,6 @@ _NO_MEANING = sorted(
 )
 # settings that may differ when the same command goes on
 _MAY_CHANGE = ("resume_checkpoint", "val_interval", "microbatch", "max_skipped_steps", "wandb")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A pretrained diffusion network."""
-
-    path: str
-    weights: dict[str, th.Tensor]
-    model: ModelConfig
-    diffusion: DiffusionConfig
-    reading: ReadingConfig
-
-
-def load_pretrained(path: str, overrides: Mapping[str, Any]) -> Pretrained:
-    """Read a checkpoint and the configuration beside it, or infer that from the weights' shapes.
-
-    :param overrides: the given flags, checked against the configuration.
-    :raises UserError: if the flags contradict it, naming flag and both values.
-    """
-    weights = checkpoint.load(path)
-    if isinstance(weights, dict) and weights.get("format") == FORMAT:
-        raise UserError(
-            f"{path} is a segmentation model already: name the pretrained checkpoint (model*.pt)"
-        )
-    if not isinstance(weights, dict) or not all(map(th.is_tensor, weights.values())):
-        raise UserError(f"{path} holds no weights: expected model*.pt or ema_*.pt")
-    stored = checkpoint.read_config(path)
-    if stored is None:
-        model = infer_model_config(weights, overrides, path)
-        diffusion = from_flags(DiffusionConfig, overrides)
-        reading = ReadingConfig(model.image_size, model.in_channels)
-        source = f"the weights in {path}"
-    else:
-        source = f"the config.json beside {path}"
-        try:
-            model = from_mapping(ModelConfig, stored["model"])
-            diffusion = from_mapping(DiffusionConfig, stored["diffusion"])
-            reading = ReadingConfig.from_dict(stored["reading"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{source} lacks {error}: it is not of this package") from error
-        check_flags(overrides, diffusion, source)
-    check_flags(overrides, model, source)
-    return Pretrained(path, weights, model, diffusion, reading)
 
 
 def make_flags(description: str = "") -> argparse.ArgumentParser:
@@ -179,7 +134,7 @@ def prepare(
     """
     settings = from_flags(FinetuneConfig, overrides)
     settings.check()
-    pretrained = load_pretrained(path, overrides)
+    pretrained: Trained[ModelConfig] = read_trained(path, overrides, for_tuning=True)
     settings = settings.for_width(pretrained.model.num_channels)
     reading = dataclasses.replace(pretrained.reading, resize="pad")
     wanted = {k: v for k, v in overrides.items() if k != "in_channels"}

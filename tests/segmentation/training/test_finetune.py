@@ -103,7 +103,7 @@ def test_flags_of_pretraining_are_accepted_and_checked(script, pretrained, split
     assert wrong.err.count("\n") == 1
 
 
-def test_a_checkpoint_without_config_needs_what_shapes_do_not_tell(
+def test_a_checkpoint_without_config_needs_what_shapes_cannot_determine(
     script, pretrained, split, tmp_path
 ):
     bare = tmp_path / "checkpoints" / "model410000.pt"
@@ -112,6 +112,7 @@ def test_a_checkpoint_without_config_needs_what_shapes_do_not_tell(
     argv = [bare, *folders(split), "--epochs", 1]
     ended = script("finetune.py", *argv)
     assert ended.code == 2
+    assert "--image_size" in ended.err
     assert "--num_head_channels" in ended.err
     assert "--use_new_attention_order" in ended.err
     flags = "--image_size 16 --num_head_channels 16 --use_new_attention_order False"
