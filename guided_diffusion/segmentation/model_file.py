@@ -6,6 +6,7 @@ tensors and plain values, written atomically.
 
 import dataclasses
 import importlib
+from types import ModuleType
 from typing import Any
 
 import torch as th
@@ -19,13 +20,13 @@ from guided_diffusion.segmentation.categories import Category, from_plain, to_pl
 
 FORMAT = "guided-diffusion segmentation 1"
 
-# what builds each kind of network: "module:function" of (SegmentationConfig) -> nn.Module. Each
+# the module of each kind of network; `networks.kind` says what such a module must define. Each
 # network maps [N x in_channels x H x W] in [-1, 1], of any size, to logits [N x classes x H x W]
 KINDS = {
-    "unet": "guided_diffusion.segmentation.model_file:build_unet",
-    "smp": "guided_diffusion.segmentation.networks.smp_unet:build",
-    "features": "guided_diffusion.segmentation.networks.feature_classifier:build",
-    "mask_diffusion": "guided_diffusion.segmentation.networks.mask_diffusion:build",
+    "unet": "guided_diffusion.segmentation.networks.unet",
+    "smp": "guided_diffusion.segmentation.networks.smp_unet",
+    "features": "guided_diffusion.segmentation.networks.feature_classifier",
+    "mask_diffusion": "guided_diffusion.segmentation.networks.mask_diffusion",
 }
 
 
@@ -52,8 +53,11 @@ class SegmentationConfig:
 
     def build(self) -> th.nn.Module:
         """The network with random weights."""
-        module, function = KINDS[self.kind].split(":")
-        return getattr(importlib.import_module(module), function)(self)
+        return self.kind_module().build(self)
+
+    def kind_module(self) -> ModuleType:
+        """The module of KINDS that this kind of network is defined in."""
+        return importlib.import_module(KINDS[self.kind])
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -90,11 +94,6 @@ class SegmentationConfig:
             kind=kind,
             options=values.get("options", {}),
         )
-
-
-def build_unet(config: SegmentationConfig) -> th.nn.Module:
-    """The U-Net of a diffusion model as a segmentation network."""
-    return config.model.build_segmentation(len(config.categories), config.depth, config.timestep)
 
 
 def save_model(

@@ -11,7 +11,7 @@ class Prediction:
 
     probabilities: of the classes, float32 `[C x H x W]`. uncertainty: entropy of these as a share
     of log C, float32 `[H x W]` in [0, 1]. disagreement: between the members of an ensemble (see
-    `uncertainty.Members`), `[H x W]` in [0, 1]; None where there is one member.
+    `uncertainty.EnsembleMean`), `[H x W]` in [0, 1]; None where there is one member.
     """
 
     probabilities: np.ndarray

@@ -15,6 +15,7 @@ from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.inference.predictor import Predictor
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.kind import MemberOptions
 from guided_diffusion.segmentation.networks.mask_diffusion import describe
 
 
@@ -53,7 +54,7 @@ def test_prediction(calls, resize):
     image = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     plain = Predictor(network, config).segment([image])[0]
     assert not calls
-    found = Predictor(network, config, compile=True).segment([image])[0]
+    found = Predictor(network, config, options=MemberOptions(compile=True)).segment([image])[0]
     assert calls
     np.testing.assert_allclose(found, plain, atol=1e-5)
 
@@ -63,7 +64,7 @@ def test_a_network_that_draws_masks(calls):
     config = describe(config_of(3), DIFFUSION, ReadingConfig(16, 1, "pad"), generic_categories(3))
     plain = Predictor(build(), config).segment([image])[0]
     assert not calls
-    found = Predictor(build(), config, compile=True).segment([image])[0]
+    found = Predictor(build(), config, options=MemberOptions(compile=True)).segment([image])[0]
     assert calls
     np.testing.assert_allclose(found, plain, atol=1e-5)
 

@@ -14,7 +14,7 @@ from guided_diffusion.segmentation.model_file import SegmentationConfig, load_mo
 CONFIG = SegmentationConfig(TINY, ReadingConfig(16, 1, "pad"), generic_categories(3))
 
 
-def build_of_no_model(config):
+def build(config):
     return th.nn.Conv2d(config.in_channels, len(config.categories), config.options["kernel"])
 
 
@@ -38,7 +38,7 @@ def test_a_file_without_kind_is_a_unet(tmp_path):
 
 
 def test_other_kinds_are_built_from_their_options(tmp_path, monkeypatch):
-    monkeypatch.setitem(model_file.KINDS, "line", f"{__name__}:build_of_no_model")
+    monkeypatch.setitem(model_file.KINDS, "line", __name__)
     config = SegmentationConfig(
         None, CONFIG.reading, CONFIG.categories, kind="line", options={"kernel": 5}
     )

@@ -24,7 +24,7 @@ def entropy_map(probabilities: np.ndarray) -> np.ndarray:
     return entropy(th.from_numpy(probabilities), 0).numpy()
 
 
-class Members:
+class EnsembleMean:
     """The mean of several predictions, and how far they disagree, without keeping them all.
 
     The disagreement is the mutual information between the class of a pixel and the member that is
@@ -34,7 +34,7 @@ class Members:
 
     def __init__(self) -> None:
         self.count = 0
-        self._sum = self._entropies = 0.0
+        self._sum = self._entropies = th.zeros(())
 
     def add(self, probabilities: th.Tensor) -> None:
         """Add a member's probabilities `[N x C x H x W]`."""

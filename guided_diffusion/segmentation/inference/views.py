@@ -48,6 +48,11 @@ def _move(images: th.Tensor, down: int, right: int) -> th.Tensor:
     return images
 
 
+def mirrors(tta: str) -> bool:
+    """Whether `--tta` exchanges left and right."""
+    return tta in ("flips", "all")
+
+
 def views_for(tta: str, swaps: Swaps = ()) -> tuple[View, ...]:
     """The views that `--tta` names; the radiograph itself is the first.
 
@@ -59,5 +64,5 @@ def views_for(tta: str, swaps: Swaps = ()) -> tuple[View, ...]:
     shifts = [(0, 0)]
     if tta in ("shifts", "all"):
         shifts += [(down, right) for down in (-SHIFT, SHIFT) for right in (-SHIFT, SHIFT)]
-    mirrors = (False, True) if tta in ("flips", "all") else (False,)
-    return tuple(View(shift, mirror, swaps) for shift in shifts for mirror in mirrors)
+    mirrored = (False, True) if mirrors(tta) else (False,)
+    return tuple(View(shift, mirror, swaps) for shift in shifts for mirror in mirrored)

@@ -20,6 +20,12 @@ from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.kind import (
+    Member,
+    MemberOptions,
+    architecture,
+    single_member,
+)
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
 from guided_diffusion.unet import UNetModel
 
@@ -39,10 +45,11 @@ class PixelHead(nn.Module):
     def __init__(self, widths: Sequence[int], classes: int):
         super().__init__()
         hidden = next(sizes for most, sizes in _HIDDEN if classes < most)
-        self.first = nn.ModuleList(nn.Conv2d(w, hidden[0], 1, bias=False) for w in widths)
-        self.bias = nn.Parameter(th.zeros(hidden[0], 1, 1))
-        for layer in self.first:  # as one layer on all channels would start
+        first = [nn.Conv2d(w, hidden[0], 1, bias=False) for w in widths]
+        for layer in first:  # as one layer on all channels would be initialised
             nn.init.uniform_(layer.weight, -(sum(widths) ** -0.5), sum(widths) ** -0.5)
+        self.first = nn.ModuleList(first)
+        self.bias = nn.Parameter(th.zeros(hidden[0], 1, 1))
         self.rest = nn.Sequential(
             nn.ReLU(),
             nn.BatchNorm2d(hidden[0]),
@@ -62,13 +69,13 @@ class PixelHead(nn.Module):
 
 
 class FeatureClassifier(nn.Module):
-    """Frozen diffusion network, noised images, pixel head.
+    """A pixel head on a frozen diffusion network's features of noised images.
 
     :param backbone: network of the diffusion, without classes; it never trains.
     :param blocks: decoder blocks whose outputs are features, 0 being the deepest.
-    :param timesteps: of the diffusion's steps.
+    :param timesteps: to which images are noised, counted in the diffusion's steps.
     :param shared_head: one head for all timesteps instead of one on all their features.
-    :param noise_seed: of the noise, which is the same for all images and timesteps.
+    :param noise_seed: seeds the noise, which is the same for all images and timesteps.
     """
 
     def __init__(
@@ -92,8 +99,11 @@ class FeatureClassifier(nn.Module):
         self.multiple = 2 ** (len(backbone.channel_mult) - 1)
         widths = [_width(backbone.output_blocks[block]) for block in self.blocks]
         self.head = PixelHead(widths * (1 if shared_head else len(self.timesteps)), classes)
-        # features of images seen before, by their bytes; None keeps nothing
-        self.known: dict[bytes, list[th.Tensor]] | None = None
+        self._remembered: dict[bytes, list[th.Tensor]] | None = None  # by the images' bytes
+
+    def remember_features(self) -> None:
+        """Keep the features of every image seen from now on: for training without augmentation."""
+        self._remembered = {}
 
     def train(self, mode: bool = True) -> "FeatureClassifier":
         super().train(mode)
@@ -101,7 +111,7 @@ class FeatureClassifier(nn.Module):
         return self
 
     def forward(self, images: th.Tensor) -> th.Tensor:
-        """`[N x in_channels x H x W]` in [-1, 1] to logits `[N x classes x H x W]`."""
+        """Maps `[N x in_channels x H x W]` in [-1, 1] to logits `[N x classes x H x W]`."""
         padded = pad_to_multiple(images, self.multiple)
         features, size = self.features(padded), padded.shape[2:]
         if not self.shared_head:
@@ -116,14 +126,14 @@ class FeatureClassifier(nn.Module):
 
     @th.no_grad()
     def features(self, images: th.Tensor) -> list[th.Tensor]:
-        """Activations `[N x width x h x w]`: all blocks of the first timestep, then of the next."""
-        if self.known is None:
+        """Activations `[N x width x h x w]`: all blocks at the first timestep, then the next."""
+        if self._remembered is None:
             return self._compute(images)
         keys = [image.cpu().numpy().tobytes() for image in images]
         for key, image in zip(keys, images):
-            if key not in self.known:
-                self.known[key] = self._compute(image[None])
-        return [th.cat(maps) for maps in zip(*(self.known[key] for key in keys))]
+            if key not in self._remembered:
+                self._remembered[key] = self._compute(image[None])
+        return [th.cat(maps) for maps in zip(*(self._remembered[key] for key in keys))]
 
     def _compute(self, images: th.Tensor) -> list[th.Tensor]:
         noise = rng.normal(self.noise_seed, "features", [0], images.shape[1:]).to(images)
@@ -147,10 +157,10 @@ class FeatureClassifier(nn.Module):
 
 
 def build(config: SegmentationConfig) -> FeatureClassifier:
-    """The network of a model file of kind "features"; see `model_file.KINDS`."""
+    """The network of a model file of kind "features", with random weights."""
     options = config.options
     return FeatureClassifier(
-        config.model.build(),
+        architecture(config).build(),
         from_mapping(DiffusionConfig, options["diffusion"]),
         len(config.categories),
         options["blocks"],
@@ -160,8 +170,14 @@ def build(config: SegmentationConfig) -> FeatureClassifier:
     )
 
 
+def members(model: FeatureClassifier, device: th.device, options: MemberOptions) -> list[Member]:
+    """The network alone."""
+    options.check("features")
+    return single_member(model, device, options)
+
+
 def existing_blocks(wanted: Sequence[int], count: int) -> list[int]:
-    """Those of the decoder blocks that a decoder of `count` blocks has, in rising order.
+    """The wanted blocks that a decoder of `count` blocks has, in ascending order.
 
     :raises UserError: if it has none of them.
     """
@@ -176,5 +192,6 @@ def existing_blocks(wanted: Sequence[int], count: int) -> list[int]:
 
 def _width(block: nn.Module) -> int:
     """Channels of a decoder block's output."""
-    last = block[-1]  # an attention block keeps its input's channels
-    return getattr(last, "out_channels", last.channels)
+    last = list(block.children())[-1]  # an attention block keeps its input's channels
+    sizes = vars(last)
+    return sizes.get("out_channels", sizes["channels"])

@@ -6,6 +6,7 @@ Implicit Image Segmentation Ensembles").
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -15,26 +16,28 @@ import torch.nn.functional as F
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
-from guided_diffusion.runtime.flags import from_flags, from_mapping
+from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.sampling.images import sample_images
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.kind import Member, MemberOptions, architecture
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
 from guided_diffusion.unet import ConditionalUNetModel
 
-# how masks are drawn unless told otherwise
+# how masks are drawn by default
 NUM_SAMPLES = 4
 STEPS = 20
 SAMPLER = "dpm++2m"
-# how far a drawn value may be from 1 or -1: its standard deviation, in the same units
+# standard deviation of a drawn value around 1 or -1
 _ERROR = 0.4
 
 
 def encode(masks: th.Tensor, classes: int) -> th.Tensor:
     """Class maps as what is diffused.
 
-    :param masks: integers `[N x H x W]`; what is no class (IGNORE) becomes background.
-    :return: float32 `[N x C x H x W]` of 1 and -1, a channel a class; of two classes the second's.
+    :param masks: integers `[N x H x W]`; IGNORE becomes background.
+    :return: float32 `[N x C x H x W]` of 1 and -1, one channel per class; for two classes only the
+        second's.
     """
     masks = masks.long()
     masks = masks.where(masks < classes, 0)
@@ -44,11 +47,11 @@ def encode(masks: th.Tensor, classes: int) -> th.Tensor:
 
 
 def decode(drawn: th.Tensor) -> th.Tensor:
-    """What was drawn, `[N x C x H x W]` about 1 and -1, as class probabilities.
+    """Drawn class maps, `[N x C x H x W]` around 1 and -1, as class probabilities.
 
-    By Bayes' rule, all classes being as likely and the error of a drawn value normal: the squared
-    distances from the classes' own maps differ by four times what their channels differ by. So
-    the highest channel wins also where none comes near 1.
+    By Bayes' rule, with equally likely classes and a normal error of each drawn value: the squared
+    distances from two classes' own maps differ by four times the difference of their channels. So
+    the highest channel wins even where none comes near 1.
 
     :return: `[N x classes x H x W]`, above 0 and summing to 1.
     """
@@ -62,12 +65,12 @@ class MaskDiffusionModel(nn.Module):
 
     The same radiograph and seed give the same masks, whatever else is in the batch.
 
-    :param network: predicts the noise in a class map, given the radiograph.
-    :param diffusion: the process of the class maps.
-    :param num_samples: masks to draw of each radiograph.
-    :param steps: of the sampler for each mask.
-    :param sampler: a name of `solvers.SAMPLERS`.
-    :param seed: of the noise; mask s is a function of it and of s.
+    :param network: predicts the noise in a class map, conditioned on the radiograph.
+    :param diffusion: the diffusion process of the class maps.
+    :param num_samples: masks to draw per radiograph.
+    :param steps: sampler steps per mask.
+    :param sampler: a name from `solvers.SAMPLERS`.
+    :param seed: seeds the noise; mask s is a function of the seed and of s.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class MaskDiffusionModel(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """What sides are padded to a multiple of, in pixels."""
+        """Sides are padded to a multiple of this, in pixels."""
         return 2 ** (len(self.network.channel_mult) - 1)
 
     def forward(self, images: th.Tensor) -> th.Tensor:
@@ -127,12 +130,29 @@ class MaskDiffusionModel(nn.Module):
 
 
 def build(config: SegmentationConfig) -> MaskDiffusionModel:
-    """The network that a model file of kind "mask_diffusion" describes, with random weights."""
-    model = from_flags(
-        MaskDiffusionConfig, {"num_segmentation_classes": len(config.categories)}, config.model
-    )
-    diffusion = from_mapping(DiffusionConfig, config.options["diffusion"])
-    return MaskDiffusionModel(model.build(), diffusion.build())
+    """The network of a model file of kind "mask_diffusion", with random weights."""
+    fields = dataclasses.asdict(architecture(config))
+    fields["num_segmentation_classes"] = len(config.categories)
+    network = from_mapping(MaskDiffusionConfig, fields).build()
+    diffusion = from_mapping(DiffusionConfig, config.options["diffusion"]).build()
+    return MaskDiffusionModel(network, diffusion)
+
+
+def members(model: MaskDiffusionModel, device: th.device, options: MemberOptions) -> list[Member]:
+    """One member for each mask drawn."""
+    drawing = ("num_samples", "steps", "sampler", "seed")
+    options.check("mask_diffusion", accepted=drawing)
+    for name in drawing:
+        if (value := getattr(options, name)) is not None:
+            setattr(model, name, value)
+    model.to(device)
+    if options.compile:
+        model.network.compile()
+    return [partial(_draw_scores, model, number) for number in range(model.num_samples)]
+
+
+def _draw_scores(model: MaskDiffusionModel, number: int, images: th.Tensor) -> th.Tensor:
+    return model.draw(images, number).float().clamp_min(1e-12).log()
 
 
 def describe(
@@ -141,7 +161,7 @@ def describe(
     reading: ReadingConfig,
     categories: tuple[Category, ...],
 ) -> SegmentationConfig:
-    """What the model file of such a network says."""
+    """What the model file of a network that draws masks says."""
     return SegmentationConfig(
         model=dataclasses.replace(model, use_fp16=False),
         reading=reading,

@@ -1,4 +1,4 @@
-"""Images of any size for networks that want sides of a multiple."""
+"""Padding images to the multiples of pixels that a network needs, and cropping its scores back."""
 
 import torch as th
 import torch.nn.functional as F

@@ -2,16 +2,17 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
 
 import torch as th
 
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.kind import Member, MemberOptions, single_member
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
 
-# of ImageNet's training images, red, green, blue: what pretrained encoders expect to be taken off
+# of ImageNet's training images (red, green, blue), by which pretrained encoders standardise
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # the encoder halves the size five times
 _MULTIPLE = 32
@@ -21,8 +22,11 @@ class SmpUnet(th.nn.Module):
     """segmentation_models_pytorch's Unet for images in [-1, 1] of any size.
 
     :param encoder: one of the package's encoders, such as resnet34.
-    :param encoder_weights: None for random ones, or a name that the package fetches ("imagenet").
+    :param encoder_weights: None for random ones, or a name that the package downloads ("imagenet").
     """
+
+    mean: th.Tensor
+    deviation: th.Tensor
 
     def __init__(
         self, encoder: str, in_channels: int, classes: int, encoder_weights: str | None = None
@@ -34,7 +38,7 @@ class SmpUnet(th.nn.Module):
                 encoder, encoder_weights=encoder_weights, in_channels=in_channels, classes=classes
             )
         except (KeyError, ValueError, RuntimeError, OSError) as error:
-            raise UserError(_why_not(encoder, encoder_weights, error)) from error
+            raise UserError(_reason(encoder, encoder_weights, error)) from error
         mean, deviation = th.tensor(_MEAN), th.tensor(_DEVIATION)
         if in_channels == 1:
             mean, deviation = mean.mean(0, keepdim=True), deviation.mean(0, keepdim=True)
@@ -47,9 +51,9 @@ class SmpUnet(th.nn.Module):
         return crop_to(self.network(pad_to_multiple(standard, _MULTIPLE)), images)
 
     def load_encoder(self, path: str) -> None:
-        """Take the encoder from a file: its state_dict, or that of a network which contains it.
+        """Load the encoder from a file: its state_dict, or that of a network which contains it.
 
-        The first layer of colour images is summed for grey ones.
+        For grey images the first layer of a colour encoder is summed over its input channels.
 
         :raises UserError: if the file's tensors are not this encoder's.
         """
@@ -77,12 +81,17 @@ class SmpUnet(th.nn.Module):
 
 
 def build(config: SegmentationConfig) -> SmpUnet:
-    """The network of a model file of kind "smp"; see `model_file.KINDS`."""
-    options: dict[str, Any] = config.options
-    return SmpUnet(options["encoder"], config.in_channels, len(config.categories))
+    """The network of a model file of kind "smp", with random weights."""
+    return SmpUnet(config.options["encoder"], config.in_channels, len(config.categories))
 
 
-def _package():
+def members(model: SmpUnet, device: th.device, options: MemberOptions) -> list[Member]:
+    """The network alone."""
+    options.check("smp")
+    return single_member(model, device, options)
+
+
+def _package() -> ModuleType:
     try:
         import segmentation_models_pytorch  # takes seconds to import
     except ImportError as error:
@@ -94,12 +103,11 @@ def _package():
     return segmentation_models_pytorch
 
 
-def _why_not(encoder: str, weights: str | None, error: Exception) -> str:
+def _reason(encoder: str, weights: str | None, error: Exception) -> str:
     if weights is None or isinstance(error, KeyError):
         reason = str(error).strip("\"'").split("\n")[0][:300]
         return f"--encoder {encoder} --encoder_weights {weights or 'none'}: {reason}"
     return (
-        f"--encoder_weights {weights}: the weights of {encoder} cannot be fetched"
-        f" ({type(error).__name__}); without a network give a file of the encoder's state_dict, or"
-        " none"
+        f"--encoder_weights {weights}: cannot download the weights of {encoder}"
+        f" ({type(error).__name__}); offline, give a file of the encoder's state_dict, or none"
     )

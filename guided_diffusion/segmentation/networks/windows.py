@@ -19,4 +19,7 @@ def sliding_scores(
     """
     from monai.inferers import sliding_window_inference  # importing monai takes seconds
 
-    return sliding_window_inference(images, window, 4, model, OVERLAP, mode="gaussian")
+    scores = sliding_window_inference(images, window, 4, model, OVERLAP, mode="gaussian")
+    if not isinstance(scores, th.Tensor):
+        raise TypeError(f"the network returned {type(scores).__name__}, not one tensor of scores")
+    return scores

@@ -19,7 +19,10 @@ from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
-from guided_diffusion.segmentation.networks.feature_classifier import existing_blocks
+from guided_diffusion.segmentation.networks.feature_classifier import (
+    FeatureClassifier,
+    existing_blocks,
+)
 from guided_diffusion.segmentation.training.dataset import LabelledImages
 from guided_diffusion.segmentation.training.finetune import Finetuner
 from guided_diffusion.segmentation.training.layers import parameter_groups
@@ -132,8 +135,9 @@ def prepare_given(overrides: Mapping[str, Any]) -> Finetuner | None:
     groups = None
     if baseline.fresh is not None:
         groups = parameter_groups(baseline.model, 1.0, baseline.fresh, settings.head_lr_scale)
-    if settings.network == "features" and settings.augmentation == settings.flip == "none":
-        baseline.model.known = {}
+    model = baseline.model
+    if isinstance(model, FeatureClassifier) and settings.augmentation == settings.flip == "none":
+        model.remember_features()
     parameters = sum(p.numel() for p in baseline.model.parameters() if p.requires_grad)
     messages = [baseline.message, f"{baseline.config.kind}: {parameters} parameters train"]
     source = os.path.basename(settings.load or settings.checkpoint)

@@ -14,18 +14,19 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import Category, generic_categories
 from guided_diffusion.segmentation.inference.predictor import Ensemble, Predictor, load_predictor
-from guided_diffusion.segmentation.inference.uncertainty import Members, entropy, next_to_label
+from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy, next_to_label
 from guided_diffusion.segmentation.inference.views import SHIFT, View, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
+from guided_diffusion.segmentation.networks.kind import MemberOptions
 
 SIDED = tuple(
     Category(i, name, (i, i, i)) for i, name in enumerate(["background", "right lung", "left lung"])
 )
 
 
-def config(resize="pad", categories=None, **reading):
+def config(resize="pad", categories=None, kind="unet", **reading):
     reading = ReadingConfig(16, 1, resize, **reading)
-    return SegmentationConfig(TINY, reading, categories or generic_categories(3))
+    return SegmentationConfig(TINY, reading, categories or generic_categories(3), kind=kind)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,9 @@ class Draws(th.nn.Module):
 
     num_samples = 2
 
-    def draws(self, x):
+    def draw(self, x, number):
         bright = (x > 0).float()
-        masks = [th.cat(m, 1) for m in ((1 - bright, bright, 0 * x), (1 - bright, 0 * x, bright))]
-        return th.stack(masks)
-
-    def forward(self, x):
-        return self.draws(x).mean(0).clamp_min(1e-12).log()
+        return th.cat([1 - bright, bright * (number == 0), bright * (number == 1)], 1)
 
 
 def test_views_are_brought_back():
@@ -96,7 +93,7 @@ def test_entropy():
 def test_disagreement_is_mutual_information(seed, members, classes):
     p = th.from_numpy(np.random.default_rng(seed).dirichlet([0.3] * classes, (members, 1, 2, 3)))
     p = p.movedim(-1, 2)
-    tally = Members()
+    tally = EnsembleMean()
     for one in p:
         tally.add(one)
     mean = p.mean(0)
@@ -107,9 +104,10 @@ def test_disagreement_is_mutual_information(seed, members, classes):
 
 
 def test_timesteps_are_averaged(network, image):
-    several = Predictor(network, config(), timesteps=(1, 50, 150)).segment([image])[0]
+    several = Predictor(network, config(), options=MemberOptions((1, 50, 150))).segment([image])[0]
     single = [
-        Predictor(network, config(), timesteps=(t,)).segment([image])[0] for t in (1, 50, 150)
+        Predictor(network, config(), options=MemberOptions((t,))).segment([image])[0]
+        for t in (1, 50, 150)
     ]
     np.testing.assert_allclose(several, np.mean(single, axis=0), atol=1e-6)
     assert np.abs(single[0] - single[2]).max() > 1e-4
@@ -120,12 +118,13 @@ def test_timesteps_are_averaged(network, image):
 @pytest.mark.parametrize("resize", ["pad", "crop", "native"])
 def test_every_pixel_has_an_uncertainty(network, image, resize):
     predictor = Predictor(network, config(resize), views=views_for("shifts"))
-    probabilities, uncertainty = predictor.segment_with_uncertainty([image])[0]
+    prediction = predictor.start([image])[0]()
+    probabilities, uncertainty = prediction.probabilities, prediction.uncertainty
     assert uncertainty.shape == image.shape
     assert uncertainty.dtype == np.float32
     expected = -(probabilities * np.log(probabilities.clip(1e-30))).sum(0) / math.log(3)
     np.testing.assert_allclose(uncertainty, expected, atol=1e-5)
-    disagreement = predictor.start([image])[0]().disagreement
+    disagreement = prediction.disagreement
     assert disagreement.shape == image.shape
     assert 0 <= disagreement.min() <= disagreement.max()
     assert (disagreement <= uncertainty + 1e-5).all()
@@ -138,7 +137,7 @@ def test_every_pixel_has_an_uncertainty(network, image, resize):
 def test_draws_are_members(resize):
     image = np.full((16, 16), 10, np.uint8)
     image[4:9, 4:9] = 250
-    settings = config(resize)
+    settings = config(resize, kind="mask_diffusion")
     prediction = Predictor(Draws(), settings).start([image])[0]()
     inside, outside = prediction.probabilities[:, 6, 6], prediction.probabilities[:, 0, 0]
     np.testing.assert_allclose(inside, [0, 0.5, 0.5], atol=1e-4)
@@ -201,13 +200,10 @@ def test_sides_need_a_word_before_a_mirror(tmp_path, image):
 
 def test_settings_that_do_not_fit_are_refused(tmp_path, network):
     path = save(tmp_path / "a.pth", config())
-    with pytest.raises(UserError, match="kind unet and draws no masks: leave out --steps"):
+    with pytest.raises(UserError, match=r"a\.pth: networks of kind unet have no --steps: leave"):
         load_predictor(path, "cpu", drawing={"steps": 3})
-    other = SegmentationConfig(
-        None, ReadingConfig(16, 1), generic_categories(3), kind="mask_diffusion"
-    )
-    with pytest.raises(UserError, match="--timesteps is for networks of kind unet"):
-        Predictor(Draws(), other, timesteps=(1,))
+    with pytest.raises(UserError, match="kind mask_diffusion have no --timesteps"):
+        Predictor(Draws(), config(kind="mask_diffusion"), options=MemberOptions((1,)))
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         Predictor(network, config(), precision="fp16")
     with pytest.raises(UserError, match="--tta rotations"):

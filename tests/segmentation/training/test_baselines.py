@@ -205,10 +205,10 @@ class TestFeatures:
     def test_what_is_kept_is_what_would_be_computed(self):
         model, images = classifier(), pictures(3)
         fresh = model(images)
-        model.known = {}
+        model.remember_features()
         assert th.allclose(model(images[:2]), fresh[:2], atol=1e-5)
         assert th.allclose(model(images.flip(0)), fresh.flip(0), atol=1e-5)
-        assert len(model.known) == 3
+        assert len(model._remembered) == 3
         model.backbone.forward = None  # now it can only remember
         assert th.allclose(model(images), fresh, atol=1e-5)
 

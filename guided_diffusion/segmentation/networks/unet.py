@@ -1,0 +1,35 @@
+"""The U-Net of a diffusion model as a segmentation network."""
+
+from functools import partial
+
+import torch as th
+
+from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.kind import (
+    Member,
+    MemberOptions,
+    architecture,
+    single_member,
+)
+from guided_diffusion.unet import SegmentationUNetModel
+
+
+def build(config: SegmentationConfig) -> SegmentationUNetModel:
+    """The network of a model file of kind "unet", with random weights."""
+    classes = len(config.categories)
+    return architecture(config).build_segmentation(classes, config.depth, config.timestep)
+
+
+def members(
+    model: SegmentationUNetModel, device: th.device, options: MemberOptions
+) -> list[Member]:
+    """The network at each of the timesteps; a single timestep is folded into its weights."""
+    options.check("unet", accepted=("timesteps",))
+    if len(options.timesteps) < 2:
+        return single_member(model.folded(*options.timesteps), device, options)
+    (network,) = single_member(model, device, options)
+    return [partial(_at_timestep, network, timestep) for timestep in options.timesteps]
+
+
+def _at_timestep(network: Member, timestep: float, images: th.Tensor) -> th.Tensor:
+    return network(images, th.full((len(images),), float(timestep), device=images.device))
