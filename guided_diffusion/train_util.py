@@ -375,7 +375,7 @@ class TrainLoop:
             rows = slice(first, first + self.microbatch)
             is_last = rows.stop >= len(batch)
             share = len(batch[rows]) / len(batch)
-            context = contextlib.nullcontext() if is_last else self.stepper.gradients_stay_here()
+            context = contextlib.nullcontext() if is_last else self.stepper.no_sync()
             with context:
                 ts, weights, losses = self.losses(self.stepper.model, batch, cond, rows)
                 if isinstance(self.schedule_sampler, LossAwareSampler):

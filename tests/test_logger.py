@@ -193,12 +193,8 @@ class TestConfigure:
                 logger.logkv("step", step)
                 logger.dumpkvs()
             logger.reset()
-        assert [row["step"] for row in read_rows(tmp_path / "progress.csv")] == [
-            "10",
-            "20",
-            "30",
-            "40",
-        ]
+        steps = [row["step"] for row in read_rows(tmp_path / "progress.csv")]
+        assert steps == ["10", "20", "30", "40"]
         assert (tmp_path / "log.txt").read_text().count("| step |") == 5
 
     def test_scope(self, tmp_path):
