@@ -41,7 +41,6 @@ class _World:
     """All ranks, as this one sees them."""
 
     rank: int
-    local_rank: int
     size: int
     device: th.device
     timeout_s: float
@@ -90,11 +89,6 @@ def rank() -> int:
 def world_size() -> int:
     """The number of ranks."""
     return 1 if _world is None else _world.size
-
-
-def local_rank() -> int:
-    """This rank's number among those on its node, from 0."""
-    return 0 if _world is None else _world.local_rank
 
 
 def is_main() -> bool:
@@ -173,10 +167,6 @@ class Comm:
     @property
     def rank(self) -> int:
         return rank()
-
-    @property
-    def size(self) -> int:
-        return world_size()
 
     def gather(self, obj: Any) -> list[Any] | None:
         """All ranks' objects on rank 0, None on the others. Collective."""
@@ -276,7 +266,7 @@ def _default_timeout() -> float:
 
 def _form_group(meeting: Meeting, timeout_s: float) -> _World:
     """Form the process group, the control group and the failure watch. Collective."""
-    rank, peers, me, device = meeting.rank, meeting.peers, meeting.me, meeting.device
+    rank, peers, device = meeting.rank, meeting.peers, meeting.device
     control_timeout = datetime.timedelta(seconds=timeout_s)
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -293,7 +283,6 @@ def _form_group(meeting: Meeting, timeout_s: float) -> _World:
     one_node = len({peer.node for peer in peers}) == 1
     return _World(
         rank=rank,
-        local_rank=sum(peer.node == me.node for peer in peers[:rank]),
         size=len(peers),
         device=device,
         timeout_s=timeout_s,

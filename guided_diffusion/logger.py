@@ -342,9 +342,9 @@ def mpi_weighted_mean(
 def _open_logger(
     dir: str | None,
     format_strs: Sequence[str] | None,
-    comm: Any,
-    log_suffix: str,
-    resume_step: int | None,
+    comm: Any = None,
+    log_suffix: str = "",
+    resume_step: int | None = None,
     also: Sequence[str] = (),
 ) -> Logger:
     if dir is None:
@@ -387,8 +387,7 @@ def configure(
             several ranks, pass rank 0's choice to all).
         format_strs: any of stdout, tqdm (messages only, printed above a progress bar), log, json,
             csv, tensorboard, wandb; by default $OPENAI_LOG_FORMAT, else stdout, log, csv and
-            tensorboard. On ranks other than 0 $OPENAI_LOG_FORMAT_MPI, else a
-            log file of their own.
+            tensorboard. On ranks other than 0, $OPENAI_LOG_FORMAT_MPI, else a log file per rank.
         comm: average rows over its ranks; see Logger.
         log_suffix: part of the file names.
         resume_step: the step from which the run continues; see CSVOutputFormat. None: only append.
@@ -417,7 +416,7 @@ def scoped_configure(
 ) -> Iterator[None]:
     """Log into `dir` in the context, then restore the previous logger."""
     previous = Logger.CURRENT
-    Logger.CURRENT = _open_logger(dir, format_strs, comm, "", None)
+    Logger.CURRENT = _open_logger(dir, format_strs, comm)
     try:
         yield
     finally:

@@ -488,7 +488,7 @@ class TrainLoop:
     def save(self) -> None:
         """Write a complete checkpoint; prune old ones. Collective."""
         logger.flush()
-        pending = dist_util.all_gather_object(logger.get_current().get_pending())
+        pending = dist_util.all_gather_object(logger.get_pending())
         if dist_util.is_main():
             parts = {"model": self.stepper.weights_as_state_dict()}
             for name, rate in self.ema_rates.items():

@@ -203,7 +203,7 @@ def remove_temporaries(folder: str) -> None:
     """Remove files that killed processes left half-written."""
     if is_local(folder) and os.path.isdir(folder):
         for name in os.listdir(folder):
-            if re.fullmatch(r"\.(config|model|ema_|opt|state|progress).*\.\d+\.tmp", name):
+            if re.fullmatch(r"\.(config|model|ema_|opt|state|progress\.).*\.\d+\.tmp", name):
                 os.remove(os.path.join(folder, name))
 
 

@@ -37,6 +37,13 @@ class Launch:
     world_size: int | None = 1
     address: tuple[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.world_size is not None and not 0 <= self.rank < self.world_size:
+            raise UserError(
+                f"the environment says rank {self.rank} of {self.world_size} ({self.kind}): left "
+                "over from another launcher? Start from a fresh shell"
+            )
+
 
 def find_launch(env: Mapping[str, str]) -> Launch:
     """Read the launchers' variables from `env` (os.environ).
@@ -48,19 +55,19 @@ def find_launch(env: Mapping[str, str]) -> Launch:
     :raises UserError: if the variables are inconsistent or cannot be parsed.
     """
     if all(env.get(name) for name in TORCHRUN_VARIABLES):
-        address = env["MASTER_ADDR"], _integer(env, "MASTER_PORT")
-        return _launch("torchrun", _integer(env, "RANK"), _integer(env, "WORLD_SIZE"), address)
+        address = env["MASTER_ADDR"], _get_int(env, "MASTER_PORT")
+        return Launch("torchrun", _get_int(env, "RANK"), _get_int(env, "WORLD_SIZE"), address)
     for size, rank in MPI_VARIABLES:
         if env.get(size):
-            return _launch("mpi", _integer(env, rank), _integer(env, size))
+            return Launch("mpi", _get_int(env, rank), _get_int(env, size))
     # PMI variables are set by mpiexec of MPICH and Intel MPI, which also count the ranks per node,
     # and by srun --mpi=pmi2, where Slurm's own variables are more informative.
     in_slurm = bool(env.get("SLURM_JOB_ID"))
     if env.get("PMI_SIZE") and (env.get("MPI_LOCALNRANKS") or not in_slurm):
-        return _launch("mpi", _integer(env, "PMI_RANK"), _integer(env, "PMI_SIZE"))
+        return Launch("mpi", _get_int(env, "PMI_RANK"), _get_int(env, "PMI_SIZE"))
     if env.get("PMIX_RANK") and not in_slurm:
-        return _launch("mpi", _integer(env, "PMIX_RANK"), None)
-    if env.get("SLURM_STEP_ID") and _integer(env, "SLURM_STEP_ID") < SLURM_SPECIAL_STEPS:
+        return Launch("mpi", _get_int(env, "PMIX_RANK"), None)
+    if env.get("SLURM_STEP_ID") and _get_int(env, "SLURM_STEP_ID") < SLURM_SPECIAL_STEPS:
         return _find_slurm_step(env)
     return Launch("alone")
 
@@ -91,7 +98,7 @@ def _expand_brackets(part: str) -> list[str]:
 
 def _find_slurm_step(env: Mapping[str, str]) -> Launch:
     size = "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
-    world_size = _integer(env, size, 1)
+    world_size = _get_int(env, size, 1)
     if world_size == 1:
         return Launch("slurm")
     nodelist = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST") or ""
@@ -106,23 +113,12 @@ def _find_slurm_step(env: Mapping[str, str]) -> Launch:
             "of the first node"
         )
     # Two jobs, or two steps of one job, may share a node: each gets its own port.
-    number = 64 * _integer(env, "SLURM_JOB_ID", 0) + _integer(env, "SLURM_STEP_ID")
-    port = _integer(env, "MASTER_PORT", SLURM_FIRST_PORT + number % SLURM_NUM_PORTS)
-    return _launch("slurm", _integer(env, "SLURM_PROCID"), world_size, (host, port))
+    number = 64 * _get_int(env, "SLURM_JOB_ID", 0) + _get_int(env, "SLURM_STEP_ID")
+    port = _get_int(env, "MASTER_PORT", SLURM_FIRST_PORT + number % SLURM_NUM_PORTS)
+    return Launch("slurm", _get_int(env, "SLURM_PROCID"), world_size, (host, port))
 
 
-def _launch(
-    kind: str, rank: int, world_size: int | None, address: tuple[str, int] | None = None
-) -> Launch:
-    if world_size is not None and not 0 <= rank < world_size:
-        raise UserError(
-            f"the environment says rank {rank} of {world_size} ({kind}): left over from another "
-            "launcher? Start from a fresh shell"
-        )
-    return Launch(kind, rank, world_size, address)
-
-
-def _integer(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+def _get_int(env: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = env.get(name, "")
     if not text and default is not None:
         return default

@@ -39,10 +39,6 @@ class Meeting:
     peers: Sequence[Peer]  # all ranks
     device: th.device  # of this rank
 
-    @property
-    def me(self) -> Peer:
-        return self.peers[self.rank]
-
 
 def meet(launch: Launch) -> Meeting | None:
     """Find the other ranks and share out the GPUs; None if there are no others. Collective.

@@ -312,8 +312,14 @@ class TestPrune:
             ".model000007.pt.12.tmp",
             ".ema_0.9_000007.pt.12.tmp",
             ".state000007.pt.99.tmp",
+            ".progress.csv.12.tmp",
         }
-        others = {".samples.npz.12.tmp", "model.tmp", ".segm.pth.12.tmp"}
+        others = {
+            ".samples.npz.12.tmp",
+            "model.tmp",
+            ".segm.pth.12.tmp",
+            ".progress-rank001.csv.1.tmp",
+        }
         for name in mine | others:
             (tmp_path / name).write_text("")
         save_step(tmp_path, 8)

@@ -71,7 +71,7 @@ PROGRAM = """
     def main():
         with dist_util.failure_guard():
             dist_util.setup_dist()
-            print(f"{dist_util.all_gather_object(dist_util.local_rank())}\\n", end="", flush=True)
+            print(f"{dist_util.all_gather_object(dist_util.rank())}\\n", end="", flush=True)
             if dist_util.rank() == 1 and sys.argv[1:] == ["fail"]:
                 raise UserError("broken")
             dist_util.barrier()
