@@ -225,7 +225,7 @@ def _broadcast(tensors: Sequence[th.Tensor]) -> None:
 
 @contextmanager
 def failure_guard() -> Iterator[None]:
-    """Around the whole of a script: when one rank fails, all end, and one line says which.
+    """Wrap a whole script: when one rank fails, all end, and one line names it.
 
     A UserError ends all ranks with exit code 2, an interrupt with 130, any other error with 1 after
     its traceback. Rank 0 names a rank that was killed. Without an error, or after SystemExit with

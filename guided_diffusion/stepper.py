@@ -26,8 +26,8 @@ INITIAL_LOSS_SCALE = 2.0**16
 class _AdamW(th.optim.AdamW):
     """AdamW with the attributes that GradScaler sets and torch's fused kernel reads."""
 
-    found_inf: th.Tensor | None = None  # 1.0: leave weights and state unchanged
-    grad_scale: th.Tensor | None = None
+    found_inf: th.Tensor | None  # 1.0: leave weights and state unchanged
+    grad_scale: th.Tensor | None
 
 
 class Stepper:

@@ -1,4 +1,4 @@
-"""When one rank fails, all end, and one line says which rank failed and why.
+"""When one rank fails, all end, and one line names it and the reason.
 
 Every rank keeps a socket open to rank 0. A rank that fails reports its reason there; the socket of
 a process that was killed closes at once, without a report. Rank 0 prints one line and tells all
@@ -36,8 +36,8 @@ COLLECT_S = 1.0
 # Seconds to wait for the report of the rank that failed first, of whose death this rank's error may
 # be only the consequence.
 ECHO_S = 3.0
-# Seconds that the main thread may still run (to finish writing a file, say) after the decision to
-# end.
+# Seconds that the main thread may still run after the decision to end, to finish writing a file,
+# say.
 GRACE_S = 5.0
 CONNECT_S = 60.0
 
@@ -63,7 +63,7 @@ def describe(error: BaseException) -> Failure:
         return Failure("interrupted", EXIT_INTERRUPTED)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else EXIT_FAILED
-        return Failure(f"left by sys.exit({error.code!r})", code)
+        return Failure(f"called sys.exit({error.code!r})", code)
     return Failure(f"{type(error).__name__}: {text}"[:500], EXIT_FAILED)
 
 
@@ -121,7 +121,7 @@ class _Hub(threading.Thread):
         super().__init__(name="failure-hub", daemon=True)
         self.hosts = hosts
         self.connections = connections
-        self.running = set(connections)  # ranks that have not said goodbye
+        self.running = set(connections)  # ranks that have not finished
         self.failures: dict[int, Failure] = {}  # in the order of their arrival
         self.decide_at: float | None = None
         self.all_left = threading.Event()
@@ -154,7 +154,7 @@ class _Hub(threading.Thread):
             yield key.data, messages
 
     def _add(self, rank: int, failure: Failure) -> None:
-        """Note a rank's first failure, and when to decide."""
+        """Record a rank's first failure, and set when to decide."""
         if rank in self.failures:
             return
         self.failures[rank] = failure

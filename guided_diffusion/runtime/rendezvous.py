@@ -197,8 +197,8 @@ def _exchange(store: dist.Store, rank: int, world_size: int, me: Peer) -> list[P
         except RuntimeError as error:
             missing = [number for number, key in enumerate(keys) if not store.check([key])]
             raise UserError(
-                f"rank {rank} ({me.host}) waited {START_TIMEOUT_S:.0f} s in vain for ranks "
-                f"{missing}: did they start, and can they reach rank 0?"
+                f"rank {rank} ({me.host}) gave up waiting for ranks {missing} after "
+                f"{START_TIMEOUT_S:.0f} s: did they start, and can they reach rank 0?"
             ) from error
         return keys
 

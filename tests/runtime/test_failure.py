@@ -96,7 +96,7 @@ class Fail:
         (kill_rank_1, (1, -9), [f"error: rank 1 ({HOST}): {failure.DIED}"]),
         (interrupt_all, (130, 130), ["error: interrupted"]),
         (stop_all, (EXIT_STOPPED, EXIT_STOPPED), []),
-        (leave_rank_1, (3, 3), [f"error: rank 1 ({HOST}): left by sys.exit(3)"]),
+        (leave_rank_1, (3, 3), [f"error: rank 1 ({HOST}): called sys.exit(3)"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
