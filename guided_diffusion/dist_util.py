@@ -1,10 +1,10 @@
-"""Ranks: who they are, which device each uses, and what they tell each other.
+"""Ranks: which one this process is, which device it uses, and collective calls among them.
 
-A process finds by itself how it was started (launch.py): by `mpiexec -n N`, torchrun, Slurm's srun,
+A process detects how it was started (runtime/launch.py): by `mpiexec -n N`, torchrun, Slurm's srun,
 or alone, which needs neither MPI nor a process group. All ranks use NCCL on CUDA or all use Gloo on
-the CPU; a second Gloo group carries small messages ("control group").
+the CPU; a second Gloo group carries small messages (the "control group").
 
-Environment variables of this module:
+Environment variables:
     GUIDED_DIFFUSION_DEVICE   cpu or cuda; by default cuda where a GPU is visible
     GUIDED_DIFFUSION_TIMEOUT  seconds a collective call may wait; by default 1800
 """
@@ -12,64 +12,47 @@ Environment variables of this module:
 import atexit
 import datetime
 import os
-import pickle
-import socket
 import sys
-import time
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
-from .runtime.errors import EXIT_USER_ERROR, UserError
-from .runtime.failure import ECHO_S, Watch, describe, leave
-from .runtime.launch import Launch, find_launch
+from .runtime import checkpoint
+from .runtime.devices import device_type
+from .runtime.errors import UserError
+from .runtime.failure import Watch, describe, leave
+from .runtime.launch import find_launch
 from .runtime.memory import keep_freed_memory
+from .runtime.rendezvous import Meeting, meet
 from .runtime.signals import EXIT_STOPPED
 
 DEFAULT_TIMEOUT_S = 1800.0
-# Seconds in which all ranks must have come up.
-MEET_S = 300.0
-# NCCL ends the process when it times out; Gloo, which can still say who is missing, goes first.
+# NCCL kills the process when it times out; Gloo, which can still report who is missing, goes first.
 NCCL_EXTRA_S = 60.0
-# So long the other ranks leave rank 0 to print what all of them found wrong.
-FIRST_WORD_S = 2.0
 BUCKET_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class _Peer:
-    """What a rank tells the others about itself."""
-
-    host: str
-    node: str  # tells nodes of equal host name apart
-    device: str  # "cuda" or "cpu"
-    gpus: tuple[str, ...] = ()  # the identities of its visible GPUs
-
-
-@dataclass
 class _World:
-    """The ranks, as this one sees them; one rank: no process group, no watch."""
+    """All ranks, as this one sees them."""
 
     rank: int
-    local_rank: int
-    hosts: tuple[str, ...]
+    size: int
     device: th.device
     timeout_s: float
-    control: dist.ProcessGroup | None = None
-    watch: Watch | None = None
+    control: dist.ProcessGroup
+    watch: Watch
 
 
-_world: _World | None = None
+_world: _World | None = None  # None: one rank
 
 
 def setup_dist(timeout_s: float | None = None) -> None:
-    """Find the other ranks and form a group with them. Collective; a second call does nothing.
+    """Find the other ranks and form a process group. Collective; a second call does nothing.
 
     Args:
         timeout_s: seconds a collective call may wait for another rank; by default
@@ -77,35 +60,25 @@ def setup_dist(timeout_s: float | None = None) -> None:
 
     Raises:
         UserError: mpi4py does not work under mpiexec; more ranks than visible GPUs on a node; GPUs
-            on some nodes only; a rank does not come up. Rank 0 raises it; where all ranks find the
-            same error, the others end silently with exit code 2, so that one line is printed.
+            on some nodes only; a rank does not start. Where all ranks find the same error, it is
+            raised on rank 0 and the others exit silently with code 2, so that it is printed once.
     """
     global _world
     if _world is not None:
         return
     keep_freed_memory()
-    timeout_s = _timeout() if timeout_s is None else timeout_s
-    launch = find_launch(os.environ)
-    if launch.world_size == 1:
-        device = _device_kind()
-        host = socket.gethostname()
-        _world = _World(0, 0, (host,), th.device(device), timeout_s)
+    timeout_s = _default_timeout() if timeout_s is None else timeout_s
+    meeting = meet(find_launch(os.environ))
+    if meeting is None:
+        device_type()  # raises for an impossible GUIDED_DIFFUSION_DEVICE
         return
-    store, launch = _meet(launch)
-    if launch.world_size == 1:
-        _world = _World(0, 0, (socket.gethostname(),), th.device(_device_kind()), timeout_s)
-        return
-    me = _refuse_together(launch.rank, _describe_self)
-    peers = _exchange(store, launch, me)
-    index = _refuse_together(launch.rank, lambda: choose_devices(peers)[launch.rank])
-    device = th.device(me.device, index)
-    _world = _join(store, launch, peers, device, timeout_s)
+    _world = _form_group(meeting, timeout_s)
     atexit.register(_at_exit)
 
 
 def dev() -> th.device:
     """The device of this rank."""
-    return th.device(_device_kind()) if _world is None else _world.device
+    return th.device(device_type()) if _world is None else _world.device
 
 
 def rank() -> int:
@@ -115,12 +88,7 @@ def rank() -> int:
 
 def world_size() -> int:
     """The number of ranks."""
-    return 1 if _world is None else len(_world.hosts)
-
-
-def local_rank() -> int:
-    """This rank's number among those of its node, from 0."""
-    return 0 if _world is None else _world.local_rank
+    return 1 if _world is None else _world.size
 
 
 def is_main() -> bool:
@@ -129,23 +97,23 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until all ranks are here."""
-    if world_size() > 1:
+    """Wait until all ranks are here. Collective."""
+    if _world is not None:
         dist.barrier(group=_world.control)
 
 
 def all_gather_object(obj: Any) -> list[Any]:
-    """The objects of all ranks, in their order. They travel pickled. Collective."""
-    if world_size() == 1:
+    """All ranks' objects, in the order of the ranks; pickled on the way. Collective."""
+    if _world is None:
         return [obj]
-    gathered = [None] * world_size()
+    gathered = [None] * _world.size
     dist.all_gather_object(gathered, obj, group=_world.control)
     return gathered
 
 
 def broadcast_object(obj: Any) -> Any:
-    """Rank 0's object, on all ranks. It travels pickled. Collective."""
-    if world_size() == 1:
+    """Rank 0's object, on all ranks; pickled on the way. Collective."""
+    if _world is None:
         return obj
     box = [obj]
     dist.broadcast_object_list(box, src=0, group=_world.control, device=th.device("cpu"))
@@ -153,14 +121,14 @@ def broadcast_object(obj: Any) -> Any:
 
 
 def agree_max(value: int) -> int:
-    """The greatest of all ranks' numbers. Collective, waits; see Agreement."""
+    """The maximum of all ranks' numbers. Collective, waits; see Agreement."""
     agreement = Agreement()
     agreement.post(value)
     return agreement.result()
 
 
 class Agreement:
-    """The greatest of all ranks' numbers, without waiting: posted at one step, read at the next.
+    """The maximum of all ranks' numbers, without waiting: posted at one step, read at the next.
 
         stop = Agreement()
         for step in steps:
@@ -177,16 +145,16 @@ class Agreement:
         self._work: dist.Work | None = None
 
     def post(self, value: int) -> None:
-        """Hand in this rank's number; reads the previous round's first, if nobody did."""
+        """Contribute this rank's number to a new round, after finishing the previous one."""
         self.result()
         self._value.fill_(value)
-        if world_size() > 1:
+        if _world is not None:
             self._work = dist.all_reduce(
                 self._value, op=dist.ReduceOp.MAX, group=_world.control, async_op=True
             )
 
     def result(self) -> int:
-        """The greatest number of the latest round, 0 before the first."""
+        """The maximum of the latest round; 0 before the first."""
         if self._work is not None:
             self._work.wait()
             self._work = None
@@ -194,58 +162,43 @@ class Agreement:
 
 
 class Comm:
-    """All ranks, as `logger.configure(comm=...)` wants them."""
+    """All ranks, as `logger.configure(comm=...)` expects them."""
 
     @property
     def rank(self) -> int:
         return rank()
 
-    @property
-    def size(self) -> int:
-        return world_size()
-
     def gather(self, obj: Any) -> list[Any] | None:
-        """All ranks' objects on rank 0, None elsewhere. Collective."""
-        if world_size() == 1:
+        """All ranks' objects on rank 0, None on the others. Collective."""
+        if _world is None:
             return [obj]
-        gathered = [None] * world_size() if is_main() else None
+        gathered = [None] * _world.size if is_main() else None
         dist.gather_object(obj, gathered, dst=0, group=_world.control)
         return gathered
 
 
 def load_state_dict(path: str, **kwargs: Any) -> Any:
-    """Read a checkpoint file of plain tensors and plain Python values, local or blobfile's.
+    """Read a checkpoint file of plain tensors and plain Python values, local or in the cloud.
 
-    Every rank reads for itself, so this is no collective call and may be made on one rank alone.
+    Not collective: every rank reads the file itself, so it may be called on one rank alone.
 
     Args:
         path: the file.
         kwargs: for torch.load; by default map_location="cpu" and weights_only=True.
 
     Raises:
-        UserError: no such file, or not such a file.
+        UserError: there is no such file, or it is not a readable checkpoint.
     """
-    kwargs = {"map_location": "cpu", "weights_only": True, **kwargs}
-    if not bf.exists(path):
-        raise UserError(f"{path} does not exist: give the path of a checkpoint file")
-    try:
-        # torch.load jumps about in the file: a remote one is fetched whole first.
-        with bf.BlobFile(path, "rb", streaming="://" not in path) as file:
-            return th.load(file, **kwargs)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors and plain values ({reason})"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    return checkpoint.load(path, **kwargs)
 
 
 @th.no_grad()
 def sync_params(params: Iterable[th.Tensor]) -> None:
-    """Give all ranks rank 0's values of these tensors, in place and in few messages. Collective."""
-    if world_size() == 1:
+    """Copy rank 0's values of these tensors to all ranks, in place and in few messages. Collective.
+
+    Tensors of equal type and device are sent together, up to BUCKET_BYTES at a time.
+    """
+    if _world is None:
         return
     bucket: list[th.Tensor] = []
     for param in params:
@@ -253,7 +206,7 @@ def sync_params(params: Iterable[th.Tensor]) -> None:
         if bucket and (
             tensor.dtype != bucket[0].dtype
             or tensor.device != bucket[0].device
-            or _num_bytes([*bucket, tensor]) > BUCKET_BYTES
+            or sum(t.nbytes for t in [*bucket, tensor]) > BUCKET_BYTES
         ):
             _broadcast(bucket)
             bucket = []
@@ -262,92 +215,45 @@ def sync_params(params: Iterable[th.Tensor]) -> None:
         _broadcast(bucket)
 
 
+def _broadcast(tensors: Sequence[th.Tensor]) -> None:
+    """Copy rank 0's values of tensors of one type, on one device, to all ranks."""
+    flat = th.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.broadcast(flat, src=0)
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(values.view(tensor.shape))
+
+
 @contextmanager
 def failure_guard() -> Iterator[None]:
-    """Around all that a script does: when one rank fails, all end, and one line says which.
+    """Wrap a whole script: when one rank fails, all end, and one line names it.
 
     A UserError ends all ranks with exit code 2, an interrupt with 130, any other error with 1 after
-    its traceback. A rank that was killed is named by rank 0. Left without an error, or by
-    SystemExit with code 0 or EXIT_STOPPED, it closes the process group. With one rank, errors pass
-    through.
+    its traceback. Rank 0 names a rank that was killed. Without an error, or after SystemExit with
+    code 0 or EXIT_STOPPED, the process group is closed. With one rank, errors pass through.
     """
     try:
         yield
     except BaseException as error:
-        if _world is None or _world.watch is None:
+        if _world is None:
             raise
         if isinstance(error, SystemExit) and error.code in (None, 0, EXIT_STOPPED):
             cleanup()
             raise
-        leave(_report(error))
+        leave(_world.watch.report(error, _world.timeout_s))
     else:
         cleanup()
 
 
 def cleanup() -> None:
-    """Leave the group, once everything is done. Rank 0 waits for the others."""
+    """Leave the process group at the end of the work. Rank 0 waits for the others."""
     global _world
-    if _world is not None and _world.watch is not None:
+    if _world is not None:
         _world.watch.bye(_world.timeout_s)
         dist.destroy_process_group()
     _world = None
 
 
-def choose_devices(peers: list[_Peer]) -> list[int | None]:
-    """The GPU of every rank, counted among those visible to it; None on the CPU.
-
-    Ranks of a node that see the same GPUs share them out in the order of the ranks. A launcher that
-    shows each rank a GPU of its own works just as well.
-
-    Raises:
-        UserError: GPUs on some ranks only; more ranks than GPUs on a node.
-    """
-    for number, peer in enumerate(peers):
-        if peer.device != peers[0].device:
-            raise UserError(
-                f"rank 0 ({peers[0].host}) would use {peers[0].device}, rank {number} "
-                f"({peer.host}) {peer.device}: leave out the nodes without a GPU, or set "
-                "GUIDED_DIFFUSION_DEVICE=cpu for all"
-            )
-    if peers[0].device == "cpu":
-        return [None] * len(peers)
-    indices: list[int | None] = []
-    taken: set[tuple[str, str]] = set()
-    for number, peer in enumerate(peers):
-        before = [p for p in peers[:number] if (p.node, p.gpus) == (peer.node, peer.gpus)]
-        index = len(before)
-        gpu = peer.gpus[index] if index < len(peer.gpus) else None
-        if gpu is None or (peer.node, gpu) in taken:
-            ranks = sum(p.node == peer.node for p in peers)
-            gpus = len({gpu for p in peers if p.node == peer.node for gpu in p.gpus})
-            raise UserError(
-                f"{ranks} ranks on {peer.host}, but {gpus} visible GPU(s): start one "
-                "rank per GPU, make more GPUs visible (CUDA_VISIBLE_DEVICES), or set "
-                "GUIDED_DIFFUSION_DEVICE=cpu"
-            )
-        taken.add((peer.node, gpu))
-        indices.append(index)
-    return indices
-
-
-def _device_kind() -> str:
-    asked = os.environ.get("GUIDED_DIFFUSION_DEVICE", "").lower()
-    if asked not in ("", "cpu", "cuda"):
-        raise UserError(f"GUIDED_DIFFUSION_DEVICE is {asked!r}; it may be cpu or cuda")
-    if asked == "cpu":
-        return "cpu"
-    if th.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        raise UserError(
-            f"GUIDED_DIFFUSION_DEVICE is cuda, but torch sees no GPU on {socket.gethostname()} "
-            f"(CUDA_VISIBLE_DEVICES is {visible!r})"
-        )
-    return "cpu"
-
-
-def _timeout() -> float:
+def _default_timeout() -> float:
     text = os.environ.get("GUIDED_DIFFUSION_TIMEOUT", "")
     try:
         seconds = float(text or DEFAULT_TIMEOUT_S)
@@ -358,248 +264,39 @@ def _timeout() -> float:
     return seconds
 
 
-def _describe_self() -> _Peer:
-    host = socket.gethostname()
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            node = f"{host} {file.read().strip()}"
-    except OSError:
-        node = host
-    device = _device_kind()
-    if device == "cpu":
-        return _Peer(host, node, device)
-    # The identity and not the number: Slurm may show every rank another GPU, each as number 0.
-    gpus = [str(th.cuda.get_device_properties(i).uuid) for i in range(th.cuda.device_count())]
-    return _Peer(host, node, device, tuple(gpus))
-
-
-def _refuse_together(rank: int, check: Any) -> Any:
-    """Run a check that fails on all ranks alike, and let rank 0 alone speak."""
-    try:
-        return check()
-    except UserError:
-        if rank == 0:
-            raise
-        time.sleep(FIRST_WORD_S)  # a launcher may end rank 0 with the first rank that leaves
-        sys.exit(EXIT_USER_ERROR)
-
-
-def _meet(launch: Launch) -> tuple[dist.Store | None, Launch]:
-    """Reach the store that all ranks share; the launch with its number of ranks and address."""
-    if launch.kind == "mpi":
-        return _meet_by_mpi(launch)
-    host, port = launch.address
-    wait = datetime.timedelta(seconds=MEET_S)
-    try:
-        if launch.rank != 0:
-            _knock(host, port)
-        if launch.kind == "torchrun":  # torchrun may run the store itself
-            store, _, _ = next(dist.rendezvous("env://", timeout=wait))
-        else:
-            store = dist.TCPStore(
-                host, port, launch.world_size, launch.rank == 0, wait, wait_for_workers=False
-            )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(_unreachable(launch, host, port, error)) from error
-    return store, launch
-
-
-def _knock(host: str, port: int) -> None:
-    """Wait until rank 0 listens. The store would wait too, but with pages of warnings."""
-    last = time.monotonic() + MEET_S
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5.0).close()
-            return
-        except OSError:
-            if time.monotonic() > last:
-                raise
-            time.sleep(0.2)
-
-
-def _unreachable(launch: Launch, host: str, port: int, error: Exception) -> str:
-    reason = str(error).splitlines()[0][:200]
-    if launch.rank == 0:
-        return f"rank 0 cannot listen at {host}:{port} ({reason}): set MASTER_PORT to a free port"
-    return (
-        f"rank {launch.rank} ({socket.gethostname()}) does not reach rank 0 at {host}:{port} "
-        f"({reason}): check MASTER_ADDR, MASTER_PORT and firewalls"
-    )
-
-
-def _meet_by_mpi(launch: Launch) -> tuple[dist.Store | None, Launch]:
-    """Agree over MPI on an address of rank 0; from then on MPI is not used."""
-
-    def start_mpi() -> Any:
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(
-                f"mpiexec started several ranks, but mpi4py does not work ({reason}): install an "
-                "MPI library (pip install .[mpi]), or start with torchrun, or start one process"
-            ) from error
-        world = MPI.COMM_WORLD
-        if launch.world_size is not None and world.size != launch.world_size:
-            library = MPI.Get_library_version().split("\n")[0].strip("\x00 ,")
-            raise UserError(
-                f"mpiexec started {launch.world_size} ranks, but the MPI library of mpi4py "
-                f"({library}) sees {world.size}: use the mpiexec of that library"
-            )
-        return world
-
-    world = _refuse_together(launch.rank, start_mpi)
-    if world.size == 1:
-        return None, Launch("mpi")
-    hosts = world.allgather(socket.gethostname())
-    wait = datetime.timedelta(seconds=MEET_S)
-    port, trouble, store = int(os.environ.get("MASTER_PORT") or 0), None, None
-    if world.rank == 0:
-        try:
-            store = dist.TCPStore("127.0.0.1", port, world.size, True, wait, wait_for_workers=False)
-            port = store.port
-        except RuntimeError as error:  # told to the others, who wait for the address
-            trouble = _unreachable(launch, hosts[0], port, error)
-    host = "127.0.0.1" if len(set(hosts)) == 1 else _own_address()
-    host, port, trouble = world.bcast((host, port, trouble))
-    launch = Launch("mpi", world.rank, world.size, (host, port))
-
-    def connect() -> dist.Store:
-        if trouble:
-            raise UserError(trouble)
-        if store is not None:
-            return store
-        _knock(host, port)
-        return dist.TCPStore(host, port, world.size, False, wait)
-
-    try:
-        return _refuse_together(world.rank, connect), launch
-    except (RuntimeError, OSError) as error:
-        raise UserError(_unreachable(launch, host, port, error)) from error
-
-
-def _own_address() -> str:
-    """An address of this machine that others reach: MASTER_ADDR, else what its name stands for,
-    else the address of the interface that leads out."""
-    if os.environ.get("MASTER_ADDR"):
-        return os.environ["MASTER_ADDR"]
-    try:
-        address = socket.gethostbyname(socket.gethostname())
-        if not address.startswith("127."):
-            return address
-    except OSError:
-        pass
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing, only asks for the route
-            return probe.getsockname()[0]
-        except OSError:
-            return socket.gethostname()
-
-
-def _exchange(store: dist.Store, launch: Launch, me: _Peer) -> list[_Peer]:
-    """All ranks' descriptions, in their order."""
-
-    def wait_for(what: str) -> list[str]:
-        keys = [f"{what}/{number}" for number in range(launch.world_size)]
-        try:
-            store.wait(keys, datetime.timedelta(seconds=MEET_S))
-        except RuntimeError as error:
-            missing = [number for number, key in enumerate(keys) if not store.check([key])]
-            raise UserError(
-                f"rank {launch.rank} ({me.host}) waited {MEET_S:.0f} s in vain for ranks "
-                f"{missing}: did they start, and do they reach rank 0?"
-            ) from error
-        return keys
-
-    store.set(f"peer/{launch.rank}", pickle.dumps(me))
-    peers = [pickle.loads(store.get(key)) for key in wait_for("peer")]
-    store.set(f"read/{launch.rank}", b"")
-    if launch.rank == 0:
-        wait_for("read")  # rank 0 may refuse what it has read and leave, and the store with it
-    return peers
-
-
-def _join(
-    store: dist.Store, launch: Launch, peers: list[_Peer], device: th.device, timeout_s: float
-) -> _World:
-    """Form the process group, the control group and the watch."""
-    me = peers[launch.rank]
-    hosts = tuple(peer.host for peer in peers)
-    one_node = len({peer.node for peer in peers}) == 1
+def _form_group(meeting: Meeting, timeout_s: float) -> _World:
+    """Form the process group, the control group and the failure watch. Collective."""
+    rank, peers, device = meeting.rank, meeting.peers, meeting.device
     control_timeout = datetime.timedelta(seconds=timeout_s)
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         th.cuda.set_device(device)
-        dist.init_process_group(
-            "nccl",
-            store=dist.PrefixStore("group", store),
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=datetime.timedelta(seconds=timeout_s + NCCL_EXTRA_S),
-            device_id=device,
-        )
-    else:
-        dist.init_process_group(
-            "gloo",
-            store=dist.PrefixStore("group", store),
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=control_timeout,
-        )
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("group", meeting.store),
+        rank=rank,
+        world_size=len(peers),
+        timeout=control_timeout + datetime.timedelta(seconds=NCCL_EXTRA_S if on_gpu else 0),
+        device_id=device if on_gpu else None,
+    )
+    control: Any = dist.new_group(backend="gloo", timeout=control_timeout)  # of all ranks
+    one_node = len({peer.node for peer in peers}) == 1
     return _World(
-        rank=launch.rank,
-        local_rank=sum(peer.node == me.node for peer in peers[: launch.rank]),
-        hosts=hosts,
+        rank=rank,
+        size=len(peers),
         device=device,
         timeout_s=timeout_s,
-        control=dist.new_group(backend="gloo", timeout=control_timeout),
-        watch=Watch(store, launch.rank, hosts, launch.address[0], one_node),
+        control=control,
+        watch=Watch(meeting.store, rank, [peer.host for peer in peers], meeting.address, one_node),
     )
-
-
-def _report(error: BaseException) -> int:
-    """Tell all ranks of this rank's error, unless it is the echo of another's; the exit code."""
-    text, code = describe(error)
-    if isinstance(error, RuntimeError) and not isinstance(error, th.OutOfMemoryError):
-        # A collective call breaks when another rank dies, and that one is to be named.
-        verdict = _world.watch.verdict(ECHO_S)
-        if verdict is not None:
-            return verdict
-    timeout = isinstance(error, RuntimeError) and "timed out" in text.lower()
-    if timeout:
-        text = f"no answer within {_world.timeout_s:g} s{_place(error)}"
-    elif not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
-        traceback.print_exception(error)
-    return _world.watch.failed(text, code, timeout)
-
-
-def _place(error: BaseException) -> str:
-    """Where outside torch an error came up."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(os.path.dirname(th.__file__))
-    ]
-    return f" ({frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _at_exit() -> None:
-    """For scripts without a failure_guard: say whether this rank ended well."""
-    if _world is None or _world.watch is None:
+    """For scripts without a failure_guard: report whether this rank ended well."""
+    if _world is None:
         return
     error = getattr(sys, "last_value", None)
     if error is None:
         cleanup()
     else:
-        leave(_world.watch.failed(*describe(error)))
-
-
-def _num_bytes(tensors: list[th.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _broadcast(tensors: list[th.Tensor]) -> None:
-    flat = th.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.broadcast(flat, src=0)
-    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(values.view(tensor.shape))
+        leave(_world.watch.failed(describe(error)))

@@ -1,19 +1,19 @@
-"""Half precision as the original package does it: float16 torsos with float32 master weights.
+"""Half precision as in the original package: float16 torsos with float32 master weights.
 
-`TrainLoop` uses autocast instead, so that checkpoints stay float32; this module serves callers
+`TrainLoop` uses autocast instead, which keeps checkpoints float32; this module is for callers
 written for the original package.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch as th
 import torch.nn as nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# a group of named parameters and the shape of the one tensor that holds their master copies
-NamedParams = list[tuple[str, nn.Parameter]]
+# a group of named parameters, and the shape of the one tensor that holds their master copies
+NamedParams = list[tuple[str, th.Tensor]]
 GroupAndShape = tuple[NamedParams, tuple[int, ...]]
 
 
@@ -25,19 +25,19 @@ def _convert_convolution(layer: nn.Module, dtype: th.dtype) -> None:
 
 
 def convert_module_to_f16(l: nn.Module) -> None:  # noqa: E741 - a public name
-    """Convert a convolution's weights to float16; leave any other module alone."""
+    """Convert a convolution's weights to float16; leave other modules unchanged."""
     _convert_convolution(l, th.float16)
 
 
 def convert_module_to_f32(l: nn.Module) -> None:  # noqa: E741 - a public name
-    """Convert a convolution's weights to float32; leave any other module alone."""
+    """Convert a convolution's weights to float32; leave other modules unchanged."""
     _convert_convolution(l, th.float32)
 
 
 def get_param_groups_and_shapes(
-    named_model_params: Iterable[tuple[str, nn.Parameter]],
+    named_model_params: Iterable[tuple[str, th.Tensor]],
 ) -> list[GroupAndShape]:
-    """Two groups: vectors and scalars as one vector, all others as one matrix of a single row."""
+    """Two groups: vectors and scalars as one vector, all others as a matrix of one row."""
     named = list(named_model_params)
     vectors = [(name, p) for name, p in named if p.ndim <= 1]
     matrices = [(name, p) for name, p in named if p.ndim > 1]
@@ -45,7 +45,7 @@ def get_param_groups_and_shapes(
 
 
 def make_master_params(param_groups_and_shapes: Sequence[GroupAndShape]) -> list[nn.Parameter]:
-    """Float32 copies, one flat parameter a group."""
+    """Float32 copies, one flat parameter per group."""
     masters = []
     for named, shape in param_groups_and_shapes:
         flat = _flatten_dense_tensors([p.detach().float() for _, p in named])
@@ -53,13 +53,15 @@ def make_master_params(param_groups_and_shapes: Sequence[GroupAndShape]) -> list
     return masters
 
 
-def unflatten_master_params(param_group: NamedParams, master_param: th.Tensor):
-    """The parts of a master parameter, in the shapes of its group's parameters."""
+def unflatten_master_params(
+    param_group: NamedParams, master_param: th.Tensor
+) -> Sequence[th.Tensor]:
+    """The parts of a master parameter, in the shapes of the parameters of its group."""
     return _unflatten_dense_tensors(master_param.view(-1), [p for _, p in param_group])
 
 
-def param_grad_or_zeros(param: nn.Parameter) -> th.Tensor:
-    """The gradient of `param`, zeros where it has none."""
+def param_grad_or_zeros(param: th.Tensor) -> th.Tensor:
+    """The gradient of `param`, or zeros if it has none."""
     return th.zeros_like(param) if param.grad is None else param.grad.detach()
 
 
@@ -88,10 +90,13 @@ def master_params_to_state_dict(
     master_params: Sequence[th.Tensor],
     use_fp16: bool,
 ) -> dict[str, th.Tensor]:
-    """The model's state_dict with the master parameters' values."""
+    """The model's state_dict with the values of the master parameters.
+
+    :param param_groups_and_shapes: may be None without `use_fp16`.
+    """
     state = model.state_dict()
     if use_fp16:
-        for master, (named, _) in zip(master_params, param_groups_and_shapes):
+        for master, (named, _) in zip(master_params, param_groups_and_shapes or ()):
             for (name, _), value in zip(named, unflatten_master_params(named, master)):
                 state[name] = value
     else:
@@ -101,8 +106,8 @@ def master_params_to_state_dict(
 
 
 def state_dict_to_master_params(
-    model: nn.Module, state_dict: dict[str, th.Tensor], use_fp16: bool
-) -> list[th.Tensor]:
+    model: nn.Module, state_dict: Mapping[str, th.Tensor], use_fp16: bool
+) -> Sequence[th.Tensor]:
     """Inverse of `master_params_to_state_dict`."""
     named = [(name, state_dict[name]) for name, _ in model.named_parameters()]
     if use_fp16:
@@ -111,30 +116,31 @@ def state_dict_to_master_params(
 
 
 def zero_master_grads(master_params: Iterable[nn.Parameter]) -> None:
-    """Forget the master parameters' gradients."""
+    """Clear the gradients of the master parameters."""
     for param in master_params:
         param.grad = None
 
 
 def zero_grad(model_params: Iterable[nn.Parameter]) -> None:
-    """Set the gradients that exist to zero, in place."""
+    """Set existing gradients to zero, in place."""
     for param in model_params:
         if param.grad is not None:
             param.grad.detach_().zero_()
 
 
 def check_overflow(value: float) -> bool:
-    """Whether a norm is infinite or not a number."""
+    """Whether a norm is infinite or NaN."""
     return not math.isfinite(value)
 
 
 class MixedPrecisionTrainer:
     """Loss scaling and master weights around an optimizer (arXiv 1710.03740).
 
-    :param model: the network; converted to float16 if `use_fp16`.
-    :param use_fp16: without it, this only passes calls through.
-    :param fp16_scale_growth: added to log2 of the loss scale after each good step.
-    :param initial_lg_loss_scale: log2 of the loss scale at the start.
+    :param model: the network; with `use_fp16`, its `convert_to_fp16` is called.
+    :param use_fp16: without it, calls are only passed through.
+    :param fp16_scale_growth: added to log2 of the loss scale after each step without overflow.
+    :param initial_lg_loss_scale: log2 of the initial loss scale.
+    :raises TypeError: if the network cannot be converted to float16.
     """
 
     def __init__(
@@ -144,23 +150,28 @@ class MixedPrecisionTrainer:
         use_fp16: bool = False,
         fp16_scale_growth: float = 1e-3,
         initial_lg_loss_scale: float = 20.0,
-    ):
+    ) -> None:
         self.model = model
         self.use_fp16 = use_fp16
         self.fp16_scale_growth = fp16_scale_growth
         self.lg_loss_scale = initial_lg_loss_scale
         self.model_params = list(model.parameters())
-        self.param_groups_and_shapes = None
+        self.param_groups_and_shapes: list[GroupAndShape] = []
         self.master_params = self.model_params
         if use_fp16:
+            convert = getattr(model, "convert_to_fp16", None)
+            if not callable(convert):
+                raise TypeError(f"use_fp16: {type(model).__name__} has no method convert_to_fp16")
             self.param_groups_and_shapes = get_param_groups_and_shapes(model.named_parameters())
             self.master_params = make_master_params(self.param_groups_and_shapes)
-            model.convert_to_fp16()
+            convert()
 
     def zero_grad(self) -> None:
+        """Set the gradients of the model to zero."""
         zero_grad(self.model_params)
 
     def backward(self, loss: th.Tensor) -> None:
+        """Accumulate the gradients of a scalar loss, scaled with `use_fp16`."""
         (loss * 2**self.lg_loss_scale if self.use_fp16 else loss).backward()
 
     def optimize(self, opt: th.optim.Optimizer) -> bool:
@@ -183,10 +194,16 @@ class MixedPrecisionTrainer:
             self.lg_loss_scale += self.fp16_scale_growth
         return True
 
-    def master_params_to_state_dict(self, master_params) -> dict[str, th.Tensor]:
+    def master_params_to_state_dict(
+        self, master_params: Sequence[th.Tensor]
+    ) -> dict[str, th.Tensor]:
+        """See the function of this name."""
         return master_params_to_state_dict(
             self.model, self.param_groups_and_shapes, master_params, self.use_fp16
         )
 
-    def state_dict_to_master_params(self, state_dict) -> list[th.Tensor]:
+    def state_dict_to_master_params(
+        self, state_dict: Mapping[str, th.Tensor]
+    ) -> Sequence[th.Tensor]:
+        """See the function of this name."""
         return state_dict_to_master_params(self.model, state_dict, self.use_fp16)

@@ -1,14 +1,13 @@
 """Numbers and messages of a run: progress.csv, log.txt, TensorBoard and a table on the screen.
 
-Names and calls are those of OpenAI Baselines' logger, as in guided-diffusion. More than there:
-files are appended to and never erased, a resumed run continues its own progress.csv, numbers keep
-all their digits, and means of CUDA tensors are summed on the GPU without waiting for it.
+The interface is that of OpenAI Baselines' logger, as in guided-diffusion. Beyond it, files are
+appended to and never erased, a resumed run continues its own progress.csv, numbers keep all their
+digits, and means of CUDA tensors are summed on the GPU without waiting for it.
 
-The folder may be any path that blobfile writes (log_formats.py says how).
+The folder may be any path that blobfile can write; see runtime/log_formats.py.
 """
 
 import datetime
-import functools
 import os
 import os.path as osp
 import sys
@@ -16,12 +15,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
+from .runtime.files import is_local
 from .runtime.log_formats import (  # noqa: F401 - names of this module in the original too
     CSVOutputFormat,
     HumanOutputFormat,
@@ -30,6 +30,7 @@ from .runtime.log_formats import (  # noqa: F401 - names of this module in the o
     SeqWriter,
     TensorBoardOutputFormat,
     WandbOutputFormat,
+    Writer,
     make_output_format,
     plain,
 )
@@ -43,10 +44,14 @@ DISABLED = 50
 DEFAULT_FORMATS = "stdout,log,csv,tensorboard"
 DEFAULT_FORMATS_OTHER_RANKS = "log"
 
+# An unfinished row as plain values: name -> (sum, count) of a mean, or (value, 0) of a plain value.
+Pending = Mapping[str, tuple[Any, int]]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 
 class _Mean:
     """A sum and a count. CUDA tensors are summed on their device, in float64 and in order, so that
-    the sum has the same bits as on the CPU, and nothing waits for the GPU before it is read."""
+    the sum has the same bits as on the CPU, without waiting for the GPU until it is read."""
 
     __slots__ = ("count", "total")
 
@@ -67,18 +72,16 @@ class _Mean:
 
 
 class Logger:
-    """Collects named values and writes them as one row a `dumpkvs`; passes on messages.
+    """Collects named values and writes them as one row per `dumpkvs`; writes messages at once.
 
-    `comm`: None, or what knows the ranks (`.rank`, and `.gather(obj)` that gives rank 0 the list of
-    all ranks' objects, as an mpi4py communicator does). With it a row holds the means over the
-    ranks, weighted by their counts; then all ranks must call `dumpkvs` together.
+    `comm`: None, or a communicator of the ranks, with `.rank` and with `.gather(obj)`, which
+    returns the list of all ranks' objects on rank 0, as mpi4py's does. With it, a row holds the
+    means over the ranks, weighted by their counts, and all ranks must call `dumpkvs` together.
     """
 
     CURRENT: "Logger | None" = None  # what the functions of this module use
 
-    def __init__(
-        self, dir: str | None, output_formats: Sequence[KVWriter | SeqWriter], comm: Any = None
-    ) -> None:
+    def __init__(self, dir: str | None, output_formats: Sequence[Writer], comm: Any = None) -> None:
         self.dir = dir
         self.output_formats = output_formats
         self.comm = comm
@@ -86,48 +89,51 @@ class Logger:
         self._values: dict[str, Any] = {}
 
     def logkv(self, key: str, val: Any) -> None:
-        """Set a value of the next row; the last call counts."""
+        """Set a value of the next row, replacing an earlier one."""
         self._values[key] = val.detach().clone() if isinstance(val, th.Tensor) else val
 
     def logkv_mean(self, key: str, val: Any, count: int = 1) -> None:
-        """Add to a mean of the next row a value that is the mean of `count` ones. A CUDA tensor of
-        one element is not waited for."""
+        """Average a value into the next row. The value is itself the mean of `count` values; a
+        number or a tensor of one element, which is not waited for if on the GPU."""
         mean = self._values.get(key)
         if not isinstance(mean, _Mean):
             mean = self._values[key] = _Mean()
         mean.add(val, count)
 
     def getkvs(self) -> dict[str, Any]:
-        """The next row as it stands, in plain numbers."""
+        """The next row so far, in plain numbers."""
         pending = self.get_pending()
         return {name: val / count if count else val for name, (val, count) in pending.items()}
 
     def get_pending(self) -> dict[str, tuple[Any, int]]:
-        """The unfinished row, to be saved with a checkpoint: name -> (sum, count) of a mean, or
-        (value, 0) of a plain value. Plain Python values; `set_pending` of them, in another process
-        too, continues to the same bits."""
+        """The unfinished row as plain Python values, to be saved with a checkpoint.
+
+        `set_pending` restores it, also in another process; means then continue bit for bit.
+        """
         on_gpu = [
-            (name, mean)
-            for name, mean in self._values.items()
+            (mean, mean.total)
+            for mean in self._values.values()
             if isinstance(mean, _Mean) and isinstance(mean.total, th.Tensor)
         ]
         if on_gpu:
-            totals = th.stack([mean.total.to(on_gpu[0][1].total.device) for _, mean in on_gpu])
-            for (_, mean), total in zip(on_gpu, totals.tolist()):
+            device = on_gpu[0][1].device
+            totals = th.stack([total.to(device) for _, total in on_gpu]).tolist()
+            for (mean, _), total in zip(on_gpu, totals):
                 mean.total = total
         return {
             name: (val.total, val.count) if isinstance(val, _Mean) else (plain(val), 0)
             for name, val in self._values.items()
         }
 
-    def set_pending(self, pending: Mapping[str, tuple[Any, int]]) -> None:
-        """Continue the unfinished row that `get_pending` gave."""
+    def set_pending(self, pending: Pending) -> None:
+        """Continue an unfinished row returned by `get_pending`."""
         self._values = {
             name: _Mean(val, count) if count else val for name, (val, count) in pending.items()
         }
 
     def dumpkvs(self) -> dict[str, Any]:
-        """Write the row and begin the next. Returns it; {} on other ranks than 0 with a `comm`."""
+        """Write the row, start the next, and return the row; with a `comm`, {} on ranks other
+        than 0."""
         if self.comm is None:
             row = self.getkvs()
         else:
@@ -144,7 +150,7 @@ class Logger:
         return row
 
     def log(self, *args: Any, level: int = INFO) -> None:
-        """Write a message where `level` is not below the logger's own."""
+        """Write a message unless `level` is below the logger's own."""
         if self.level <= level:
             for output in self.output_formats:
                 if isinstance(output, SeqWriter):
@@ -160,33 +166,31 @@ class Logger:
         return self.dir
 
     def flush(self) -> None:
-        """Everything written so far survives a power failure, and stands in the cloud if the folder
-        does. To be called before a checkpoint counts as complete, so that no row is lost."""
+        """Make everything written so far survive a power failure, and upload it if the folder is in
+        the cloud. Call it before a checkpoint counts as complete, so that no row is lost."""
         for output in self.output_formats:
-            if hasattr(output, "flush"):
-                output.flush()
+            output.flush()
 
     def close(self) -> None:
+        """Close the files."""
         for output in self.output_formats:
-            if hasattr(output, "close"):
-                output.close()
+            output.close()
 
 
 def get_current() -> Logger:
-    """The logger that the functions of this module use; without `configure`, one to the screen."""
+    """The logger used by the functions of this module; before `configure`, one to the screen."""
     if Logger.CURRENT is None:
         Logger.CURRENT = Logger(None, [HumanOutputFormat(sys.stdout)])
     return Logger.CURRENT
 
 
 def logkv(key: str, val: Any) -> None:
-    """Set a value of the next row; the last call counts."""
+    """Set a value of the next row, replacing an earlier one."""
     get_current().logkv(key, val)
 
 
 def logkv_mean(key: str, val: Any, count: int = 1) -> None:
-    """Add to a mean of the next row a value that is the mean of `count` ones. A CUDA tensor of one
-    element is not waited for."""
+    """Average a value into the next row; see Logger.logkv_mean."""
     get_current().logkv_mean(key, val, count)
 
 
@@ -197,12 +201,12 @@ def logkvs(d: Mapping[str, Any]) -> None:
 
 
 def dumpkvs() -> dict[str, Any]:
-    """Write the row and begin the next; returns it."""
+    """Write the row, start the next, and return the row; see Logger.dumpkvs."""
     return get_current().dumpkvs()
 
 
 def getkvs() -> dict[str, Any]:
-    """The next row as it stands."""
+    """The next row so far."""
     return get_current().getkvs()
 
 
@@ -211,16 +215,17 @@ def get_pending() -> dict[str, tuple[Any, int]]:
     return get_current().get_pending()
 
 
-def set_pending(pending: Mapping[str, tuple[Any, int]]) -> None:
-    """Continue the unfinished row that `get_pending` gave."""
+def set_pending(pending: Pending) -> None:
+    """Continue an unfinished row returned by `get_pending`."""
     get_current().set_pending(pending)
 
 
-def pending_of_rank(
-    gathered: Sequence[Mapping[str, tuple[Any, int]]], rank: int, num_ranks: int
-) -> Mapping[str, tuple[Any, int]]:
-    """What this rank goes on with, given what `get_pending` gave on every rank of the saved run:
-    its own, or, if the number of ranks has changed, on rank 0 the sums over all."""
+def pending_of_rank(gathered: Sequence[Pending], rank: int, num_ranks: int) -> Pending:
+    """The unfinished row that this rank continues.
+
+    :param gathered: the results of `get_pending` on all ranks of the saved run.
+    :return: this rank's own; if the number of ranks has changed, the sums over all on rank 0.
+    """
     if len(gathered) == num_ranks:
         return gathered[rank]
     if rank != 0:
@@ -237,7 +242,7 @@ def pending_of_rank(
 
 
 def log(*args: Any, level: int = INFO) -> None:
-    """Write a message, its pieces separated by blanks, where `level` is high enough."""
+    """Write a message, its words separated by spaces, unless `level` is below the logger's own."""
     get_current().log(*args, level=level)
 
 
@@ -258,7 +263,7 @@ def error(*args: Any) -> None:
 
 
 def set_level(level: int) -> None:
-    """Pass on messages from this level on: DEBUG, INFO, WARN, ERROR, or DISABLED for silence."""
+    """Drop messages below this level: DEBUG, INFO, WARN, ERROR; DISABLED drops all, and rows."""
     get_current().set_level(level)
 
 
@@ -268,12 +273,12 @@ def set_comm(comm: Any) -> None:
 
 
 def get_dir() -> str | None:
-    """The folder of the run; None where the log goes to the screen alone."""
+    """The folder of the run; None if the log goes to the screen only."""
     return get_current().get_dir()
 
 
 def flush() -> None:
-    """Everything logged so far survives a power failure; see Logger.flush."""
+    """Make everything logged so far survive a power failure; see Logger.flush."""
     get_current().flush()
 
 
@@ -283,7 +288,7 @@ dump_tabular = dumpkvs
 
 @contextmanager
 def profile_kv(scopename: str) -> Iterator[None]:
-    """Add the seconds spent inside to the value wait_SCOPENAME of the next row."""
+    """Add the seconds spent in the context to the value wait_SCOPENAME of the next row."""
     logger, key, start = get_current(), f"wait_{scopename}", time.perf_counter()
     try:
         yield
@@ -292,23 +297,14 @@ def profile_kv(scopename: str) -> Iterator[None]:
         logger.logkv(key, before + time.perf_counter() - start)
 
 
-def profile(n: str) -> Callable[[Callable], Callable]:
-    """Decorator: time every call of the function as `profile_kv(n)` does."""
-
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with profile_kv(n):
-                return function(*args, **kwargs)
-
-        return timed
-
-    return decorate
+def profile(n: str) -> Callable[[Function], Function]:
+    """Decorate a function to time every call with `profile_kv(n)`."""
+    return profile_kv(n)
 
 
 def get_rank_without_mpi_import() -> int:
-    """This process's rank: of torch.distributed where it runs, else what the launcher's environment
-    variables say, else 0."""
+    """This process's rank: that of torch.distributed if it is initialised, else from the launcher's
+    environment variables, else 0."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"):
@@ -320,10 +316,12 @@ def get_rank_without_mpi_import() -> int:
 def mpi_weighted_mean(
     comm: Any, local_name2valcount: Mapping[str, tuple[Any, float]]
 ) -> dict[str, Any]:
-    """Means over all ranks: {name: (value, count)} of each -> {name: mean} on rank 0, {} elsewhere.
+    """Average over all ranks. Collective.
 
-    All ranks call it together. Values that are equal everywhere come back as they are; text that
-    differs is rank 0's.
+    Values that are equal on all ranks are returned unchanged; of differing text, rank 0's.
+
+    :param local_name2valcount: this rank's {name: (value, count)}.
+    :return: {name: mean} on rank 0, {} elsewhere.
     """
     gathered = comm.gather(dict(local_name2valcount))
     if comm.rank != 0:
@@ -344,9 +342,9 @@ def mpi_weighted_mean(
 def _open_logger(
     dir: str | None,
     format_strs: Sequence[str] | None,
-    comm: Any,
-    log_suffix: str,
-    resume_step: int | None,
+    comm: Any = None,
+    log_suffix: str = "",
+    resume_step: int | None = None,
     also: Sequence[str] = (),
 ) -> Logger:
     if dir is None:
@@ -358,14 +356,16 @@ def _open_logger(
     rank = get_rank_without_mpi_import() if comm is None else comm.rank
     if rank > 0:
         log_suffix += f"-rank{rank:03d}"
-    if format_strs is None and rank == 0:
-        format_strs = os.environ.get("OPENAI_LOG_FORMAT", DEFAULT_FORMATS).split(",")
-    elif format_strs is None:
-        names = os.environ.get("OPENAI_LOG_FORMAT_MPI", DEFAULT_FORMATS_OTHER_RANKS)
-        format_strs = names.split(",")
+    if format_strs is None:
+        variable, default = (
+            ("OPENAI_LOG_FORMAT", DEFAULT_FORMATS)
+            if rank == 0
+            else ("OPENAI_LOG_FORMAT_MPI", DEFAULT_FORMATS_OTHER_RANKS)
+        )
+        format_strs = os.environ.get(variable, default).split(",")
     names = [name.strip() for name in format_strs if name.strip()]
     names += [name for name in also if rank == 0 and name not in names]
-    if "://" in dir and "tensorboard" in names:
+    if not is_local(dir) and "tensorboard" in names:
         names.remove("tensorboard")
         warnings.warn(f"no TensorBoard files in {dir}: not a local folder", stacklevel=3)
     outputs = [make_output_format(name, dir, log_suffix, resume_step) for name in names]
@@ -383,16 +383,15 @@ def configure(
     """Log into the folder `dir` from now on.
 
     Args:
-        dir: the folder; by default $OPENAI_LOGDIR, else runs/DATE-TIME under the current folder
-            (where there are several ranks, hand them all rank 0's choice).
+        dir: the folder; by default $OPENAI_LOGDIR, else runs/DATE-TIME in the current folder (with
+            several ranks, pass rank 0's choice to all).
         format_strs: any of stdout, tqdm (messages only, printed above a progress bar), log, json,
             csv, tensorboard, wandb; by default $OPENAI_LOG_FORMAT, else stdout, log, csv and
-            tensorboard. On other ranks than 0 $OPENAI_LOG_FORMAT_MPI, else a log
-            file of their own.
+            tensorboard. On ranks other than 0, $OPENAI_LOG_FORMAT_MPI, else a log file per rank.
         comm: average rows over its ranks; see Logger.
-        log_suffix: goes into the file names.
-        resume_step: the step that the run continues from; see CSVOutputFormat. None: only append.
-        also: formats besides, on rank 0.
+        log_suffix: part of the file names.
+        resume_step: the step from which the run continues; see CSVOutputFormat. None: only append.
+        also: additional formats on rank 0.
 
     Raises:
         UserError: an unknown format.
@@ -405,7 +404,7 @@ def configure(
 
 
 def reset() -> None:
-    """Close the files and log to the screen alone, as before `configure`."""
+    """Close the files and log to the screen only, as before `configure`."""
     if Logger.CURRENT is not None:
         Logger.CURRENT.close()
         Logger.CURRENT = None
@@ -415,9 +414,9 @@ def reset() -> None:
 def scoped_configure(
     dir: str | None = None, format_strs: Sequence[str] | None = None, comm: Any = None
 ) -> Iterator[None]:
-    """Inside, log into `dir`; the logger from before comes back afterwards."""
+    """Log into `dir` in the context, then restore the previous logger."""
     previous = Logger.CURRENT
-    Logger.CURRENT = _open_logger(dir, format_strs, comm, "", None)
+    Logger.CURRENT = _open_logger(dir, format_strs, comm)
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
-"""One optimisation step, the same for every training loop here.
+"""One optimisation step, shared by all training loops.
 
-Precision, gradient exchange between ranks, clipping, AdamW, averaged weights, and steps whose
-gradients are not finite. Nothing in a step waits for the device: what would need a look at a
-number (was the gradient finite?) is decided on the device.
+Mixed precision, gradient exchange between ranks, clipping, AdamW, exponential moving averages (EMA)
+of the weights, and skipping of steps whose gradients are not finite. A step never waits for the
+device: decisions that depend on a number (is the gradient finite?) are made on the device.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch as th
@@ -19,27 +19,45 @@ from .nn import update_ema
 from .runtime.errors import UserError
 
 PRECISIONS = {"fp32": th.float32, "fp16": th.float16, "bf16": th.bfloat16}
-# the scale of the loss at the start of a float16 run; it finds its level within some steps
+# of a float16 run; dynamic loss scaling (arXiv 1710.03740, section 3.2) soon adapts it
 INITIAL_LOSS_SCALE = 2.0**16
 
 
+class _AdamW(th.optim.AdamW):
+    """AdamW with the attributes that GradScaler sets and torch's fused kernel reads."""
+
+    found_inf: th.Tensor | None  # 1.0: leave weights and state unchanged
+    grad_scale: th.Tensor | None
+
+
 class Stepper:
-    """A network, its optimizer and its averaged copies.
+    """A network, its optimizer and the moving averages of its weights.
+
+    With gradient accumulation over k microbatches, a step is
+
+        for loss in losses[:-1]:  # each weighted so that their sum is the mean over the batch
+            with stepper.no_sync():
+                stepper.backward(loss)
+        stepper.backward(losses[-1])
+        stepper.step()
+
+    with the network, `stepper.model`, and its losses evaluated under `stepper.autocast()`.
 
     :param model: float32 network, already on its device; parameters that do not require a
-        gradient stay as they are.
-    :param lr: learning rate of a step unless `step` is told otherwise.
+        gradient are left unchanged.
+    :param lr: learning rate, unless `step` is called with another.
     :param weight_decay: decoupled weight decay of AdamW (arXiv 1711.05101).
     :param betas: of AdamW.
     :param param_groups: for AdamW, each a dict with "params" and optionally "lr_scale", a factor
         on the learning rate; by default one group of all parameters, as in the original.
-    :param precision: "fp32", "fp16" or "bf16"; the weights stay float32 (autocast). float16
-        needs CUDA; on a CPU it means float32.
-    :param scale_growth_interval: finite float16 steps after which the loss scale doubles.
-    :param max_grad_norm: longer gradients are scaled down to this 2-norm; 0 switches it off.
-    :param ema_rates: an averaged copy of the weights is kept for each.
-    :param ema_warmup: begin with lower rates, min(rate, (1 + n) / (10 + n)) at step n, so that
-        the random weights of the start are forgotten.
+    :param precision: "fp32", "fp16" or "bf16"; the weights stay float32 (autocast). fp16 needs
+        CUDA; on a CPU it means fp32.
+    :param scale_growth_interval: number of finite float16 steps after which the loss scale doubles.
+    :param max_grad_norm: gradients with a greater 2-norm are scaled down to it; 0: no clipping.
+    :param ema_rates: one moving average is kept per rate.
+    :param ema_warmup: start with lower rates, min(rate, (1 + n) / (10 + n)) at step n, so that the
+        random initial weights are soon forgotten.
+    :raises UserError: for an unknown precision.
     """
 
     def __init__(
@@ -55,7 +73,7 @@ class Stepper:
         max_grad_norm: float = 0.0,
         ema_rates: Sequence[float] = (),
         ema_warmup: bool = True,
-    ):
+    ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
         self.module = model
@@ -68,7 +86,7 @@ class Stepper:
         self.ema_warmup = ema_warmup
         self.steps = 0
 
-        self.model = model
+        self.model = model  # what to call: exchanges gradients between ranks in `backward`
         if dist_util.world_size() > 1:
             dist_util.sync_params(model.parameters())
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -76,7 +94,7 @@ class Stepper:
                 model, device_ids=ids, gradient_as_bucket_view=True
             )
         groups = param_groups or [{"params": list(model.parameters())}]
-        self.opt = th.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+        self.opt = _AdamW(groups, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
         self.scaler = th.amp.GradScaler(
             self.device.type,
             init_scale=INITIAL_LOSS_SCALE,
@@ -85,32 +103,41 @@ class Stepper:
         )
         self._trained = [p for g in self.opt.param_groups for p in g["params"] if p.requires_grad]
         self.ema = {rate: self.copy_of_weights() for rate in ema_rates}
-        # steps skipped in a row and altogether
+        # steps skipped consecutively and in total, and what a finite step multiplies them by
         self._skipped = th.zeros(2, dtype=th.int64, device=self.device)
+        self._skipped_factor = th.tensor([0, 1], device=self.device)
 
     def copy_of_weights(self) -> list[th.Tensor]:
+        """Copies of all parameters, in the order of `parameters()`."""
         return [p.detach().clone() for p in self.module.parameters()]
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The context in which the network and its losses are computed."""
+        """The context in which to evaluate the network and its losses."""
         return th.autocast(
             self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"
         )
 
-    def gradients_stay_here(self) -> contextlib.AbstractContextManager:
-        """The context for all but the last microbatch: ranks exchange gradients once a step."""
-        return self.model.no_sync() if self.model is not self.module else contextlib.nullcontext()
+    def no_sync(self) -> contextlib.AbstractContextManager:
+        """The context for all but the last microbatch: ranks exchange gradients once per step."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
 
     def backward(self, loss: th.Tensor) -> None:
-        """Add the gradients of a microbatch's share of the mean loss."""
+        """Accumulate the gradients of a microbatch.
+
+        :param loss: scalar, the microbatch's contribution to the mean over the batch.
+        """
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float | None = None) -> th.Tensor:
-        """Clip, update weights and averages, forget the gradients.
+        """Clip the gradients, update weights and averages, and clear the gradients.
 
-        A gradient that is not finite leaves weights and optimizer alone and counts as skipped.
+        If a gradient is not finite, weights and optimizer stay unchanged and the step counts as
+        skipped.
 
-        :return: the gradient's 2-norm before clipping, a float32 scalar on the device.
+        :param lr: learning rate of this step; by default that of the constructor.
+        :return: the 2-norm of the gradients before clipping, a float32 scalar on the device.
         """
         for group in self.opt.param_groups:
             group["lr"] = (self.lr if lr is None else lr) * group.get("lr_scale", 1.0)
@@ -124,39 +151,33 @@ class Stepper:
             self.scaler.step(self.opt)
             self.scaler.update()
         else:
-            # what GradScaler would tell AdamW: leave the weights alone if this is one
-            self.opt.found_inf = (~finite).float()
+            self.opt.found_inf = (~finite).float()  # as GradScaler would set it
             self.opt.grad_scale = None
             self.opt.step()
         self.opt.zero_grad(set_to_none=True)
-        self._skipped = th.where(finite, self._skipped * self._in_total, self._skipped + 1)
+        self._skipped = th.where(finite, self._skipped * self._skipped_factor, self._skipped + 1)
         self._update_ema()
         self.steps += 1
         return norm
 
-    @property
-    def _in_total(self) -> th.Tensor:
-        if not hasattr(self, "_in_total_cache"):
-            self._in_total_cache = th.tensor([0, 1], device=self.device)
-        return self._in_total_cache
-
     def _update_ema(self) -> None:
+        """average = rate average + (1 - rate) weights"""
         weights = list(self.module.parameters())
-        warm = (1 + self.steps) / (10 + self.steps)
+        warmup_rate = (1 + self.steps) / (10 + self.steps)
         for rate, average in self.ema.items():
-            update_ema(average, weights, min(rate, warm) if self.ema_warmup else rate)
+            update_ema(average, weights, min(rate, warmup_rate) if self.ema_warmup else rate)
 
     def skipped(self) -> tuple[int, int]:
-        """Steps skipped in a row until now, and altogether. Waits for the device."""
+        """Steps skipped consecutively until now, and in total. Waits for the device."""
         in_a_row, total = self._skipped.tolist()
         return in_a_row, total
 
     def loss_scale(self) -> float:
-        """What float16 losses are multiplied by; 1 in other precisions. Waits for the device."""
+        """The factor on float16 losses; 1 in other precisions. Waits for the device."""
         return self.scaler.get_scale()
 
     def weights_as_state_dict(self, weights: Sequence[th.Tensor] | None = None) -> dict[str, Any]:
-        """The network's state_dict, with `weights` (an average, say) in place of its own."""
+        """The network's state_dict, optionally with other weights (an average, say) instead."""
         state = self.module.state_dict()
         if weights is not None:
             state.update(zip((name for name, _ in self.module.named_parameters()), weights))
@@ -164,7 +185,7 @@ class Stepper:
 
     @contextlib.contextmanager
     def averaged_weights(self, rate: float) -> Iterator[nn.Module]:
-        """The network with its averaged weights, for as long as the context lasts."""
+        """The network in evaluation mode with averaged weights, for the duration of the context."""
         own = [p.data for p in self.module.parameters()]
         training = self.module.training
         try:
@@ -176,41 +197,45 @@ class Stepper:
                 parameter.data = data
             self.module.train(training)
 
-    def load_ema(self, rate: float, state: dict[str, th.Tensor]) -> None:
-        """Take an averaged copy from a state_dict."""
+    def load_ema(self, rate: float, state: Mapping[str, th.Tensor]) -> None:
+        """Load a moving average from a state_dict of the network."""
         for (name, _), average in zip(self.module.named_parameters(), self.ema[rate]):
             average.copy_(state[name])
 
-    def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Take AdamW's state, whichever implementation wrote it; learning rates stay ours."""
-        groups = [{**g, "fused": True, "foreach": None} for g in state["param_groups"]]
-        here = [len(g["params"]) for g in self.opt.param_groups]
-        there = [len(g["params"]) for g in groups]
-        ids = [i for g in groups for i in g["params"]]
-        params = [p for g in self.opt.param_groups for p in g["params"]]
-        if there != here or any(
+    def load_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Load the moments of AdamW, from any of its implementations; hyperparameters stay ours.
+
+        :param state: state_dict of an AdamW optimizer.
+        :raises UserError: if it belongs to another network.
+        """
+        ours, theirs = self.opt.param_groups, state["param_groups"]
+        our_sizes = [len(group["params"]) for group in ours]
+        their_sizes = [len(group["params"]) for group in theirs]
+        params = [p for group in ours for p in group["params"]]
+        indices = [i for group in theirs for i in group["params"]]
+        if their_sizes != our_sizes or any(
             state["state"][i]["exp_avg"].shape != p.shape
-            for i, p in zip(ids, params)
+            for i, p in zip(indices, params)
             if i in state["state"]
         ):
             raise UserError(
-                f"the optimizer's state is of {there} tensors, the network has {here}, or their"
-                " shapes differ: it belongs to another network or to float16 master weights of the"
-                " original package; remove the opt file to start it afresh"
+                f"the optimizer's state is of {their_sizes} tensors, the network has {our_sizes},"
+                " or their shapes differ: it belongs to another network or to float16 master"
+                " weights of the original package; remove the opt file to start without it"
             )
-        for theirs, ours in zip(groups, self.opt.param_groups):
-            theirs.update({k: v for k, v in ours.items() if k not in ("params", "fused")})
+        groups = [{**our, "params": their["params"]} for our, their in zip(ours, theirs)]
         self.opt.load_state_dict({"state": state["state"], "param_groups": groups})
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs besides weights, averages and optimizer; plain values."""
+        """What resuming needs besides weights, averages and optimizer; plain values."""
         return {
             "steps": self.steps,
             "skipped": self._skipped.tolist(),
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.steps = state["steps"]
         self._skipped = th.tensor(state["skipped"], device=self.device)
         if self.scaler.is_enabled() and state["scaler"]:
@@ -218,24 +243,27 @@ class Stepper:
 
 
 def annealed(lr: float, step: int, steps: int) -> float:
-    """Linear decay to zero over `steps` steps; constant where `steps` is 0."""
+    """Learning rate that decays linearly from `lr` to zero over `steps` steps; constant if 0."""
     return lr * max(0.0, 1 - step / steps) if steps else lr
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor on the learning rate: linear from 0, then half a cosine to 0 (arXiv 1608.03983)."""
+    """Factor on the learning rate, 0 to 1, at step `step` of `steps`.
+
+    Linear warmup over `warmup` steps, then cosine decay to 0 (arXiv 1608.03983, equation 5).
+    """
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def first_not_finite(model: nn.Module, call: Any) -> str:
-    """Name the first module whose output is not finite during `call()`; "" if all are."""
+def first_not_finite(model: nn.Module, call: Callable[[], object]) -> str:
+    """The name of the first module whose output is not finite during `call()`; "" if none."""
     found: list[str] = []
 
-    def watch(name: str):
-        def hook(_module, _inputs, output):
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if not found and th.is_tensor(output) and not th.isfinite(output).all():
                 found.append(name)
 

@@ -375,7 +375,7 @@ class TrainLoop:
             rows = slice(first, first + self.microbatch)
             is_last = rows.stop >= len(batch)
             share = len(batch[rows]) / len(batch)
-            context = contextlib.nullcontext() if is_last else self.stepper.gradients_stay_here()
+            context = contextlib.nullcontext() if is_last else self.stepper.no_sync()
             with context:
                 ts, weights, losses = self.losses(self.stepper.model, batch, cond, rows)
                 if isinstance(self.schedule_sampler, LossAwareSampler):
@@ -488,7 +488,7 @@ class TrainLoop:
     def save(self) -> None:
         """Write a complete checkpoint; prune old ones. Collective."""
         logger.flush()
-        pending = dist_util.all_gather_object(logger.get_current().get_pending())
+        pending = dist_util.all_gather_object(logger.get_pending())
         if dist_util.is_main():
             parts = {"model": self.stepper.weights_as_state_dict()}
             for name, rate in self.ema_rates.items():

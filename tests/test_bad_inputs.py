@@ -121,7 +121,9 @@ class TestFinetuning:
 
     def test_a_file_that_is_no_checkpoint(self, script, split, tmp_path):
         (tmp_path / "model.pt").write_text("not a checkpoint")
-        refused(script(*tuning(split, tmp_path / "model.pt")), "model.pt", "no readable checkpoint")
+        refused(
+            script(*tuning(split, tmp_path / "model.pt")), "model.pt", "not a readable checkpoint"
+        )
 
     def test_a_share_out_of_range(self, script, pretrained, split):
         ended = script(*tuning(split, pretrained), "--unfreeze_decoder", 3)

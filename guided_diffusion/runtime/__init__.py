@@ -1,1 +1,1 @@
-"""A process: flags, files, randomness, signals and the failures of other ranks."""
+"""A process: flags, files, randomness, signals, ranks and their failures."""

@@ -1,20 +1,21 @@
-"""Files that a run leaves: written whole or not at all, found again, checked, pruned.
+"""Checkpoints of a run: written atomically, found again, verified, pruned.
 
-A checkpoint at step N is the files `modelN.pt`, `ema_RATE_N.pt` and `optN.pt`, which are
-guided-diffusion's, and `stateN.pt`, which is written last and lists the others with their sizes
-and checksums: a checkpoint without it is incomplete and ignored. `config.json` beside them says
-how to rebuild the network, the diffusion and the reading of images.
+A checkpoint at step N consists of `modelN.pt`, `ema_RATE_N.pt` and `optN.pt`, as guided-diffusion
+names them, and `stateN.pt`, which is written last and lists the others with their sizes and
+checksums: a checkpoint without it is incomplete and ignored. `config.json` beside them describes
+the network, the diffusion process and how images are read.
 """
 
 import dataclasses
 import io
 import os
+import pickle
 import re
 import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 import blobfile as bf
 import torch as th
@@ -22,61 +23,78 @@ import torch as th
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local, read_json, save_json, write_atomically
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 CONFIG_NAME = "config.json"
 STEP_DIGITS = 6
 
 
-class _Checksum(io.RawIOBase):
-    """Passes writes on, counting and checksumming them."""
+class Fingerprint(TypedDict):
+    """Size in bytes and CRC-32 of a file."""
 
-    def __init__(self, file: io.IOBase):
-        self.file, self.size, self.crc = file, 0, 0
+    size: int
+    crc: int
+
+
+class _Checksum(io.RawIOBase):
+    """Passes bytes on to a file while computing their fingerprint."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.fingerprint: Fingerprint = {"size": 0, "crc": 0}
 
     def writable(self) -> bool:
         return True
 
-    def write(self, data) -> int:
-        self.size += len(data)
-        self.crc = zlib.crc32(data, self.crc)
+    def write(self, data: "ReadableBuffer") -> int:
+        size = memoryview(data).nbytes
+        self.fingerprint["size"] += size
+        self.fingerprint["crc"] = zlib.crc32(data, self.fingerprint["crc"])
         self.file.write(data)
-        return len(data)
+        return size
 
 
-def save(path: str, value: Any) -> dict[str, int]:
-    """Save tensors and plain values atomically; returns the file's size and CRC-32."""
-    result = {}
+def save(path: str, value: Any) -> Fingerprint:
+    """Save tensors and plain values atomically; returns the fingerprint of the file."""
+    fingerprint: Fingerprint = {"size": 0, "crc": 0}
 
-    def write(file: io.IOBase) -> None:
-        checked = _Checksum(file)
-        th.save(value, checked)
-        result.update(size=checked.size, crc=checked.crc)
+    def write(file: IO[bytes]) -> None:
+        checksum = _Checksum(file)
+        with io.BufferedWriter(checksum) as buffered:
+            th.save(value, buffered)
+        fingerprint.update(checksum.fingerprint)
 
     write_atomically(path, write)
-    return result
+    return fingerprint
 
 
-def load(path: str, map_location: Any = "cpu") -> Any:
-    """Read a file of tensors and plain values; nothing in it is executed.
+def load(path: str, **options: Any) -> Any:
+    """Read a file of tensors and plain values, local or in the cloud; nothing in it is executed.
 
+    :param options: for torch.load; by default map_location="cpu" and weights_only=True.
     :raises UserError: if it is missing or cannot be read.
     """
+    options = {"map_location": "cpu", "weights_only": True, **options}
     try:
         if is_local(path):
-            # warned about for every file saved by an old torch, to no purpose of the user
+            # torch warns about every file saved by an old version, which helps no user
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return th.load(path, map_location=map_location, weights_only=True)
+                return th.load(path, **options)
         with bf.BlobFile(path, "rb") as file:
-            return th.load(io.BytesIO(file.read()), map_location=map_location, weights_only=True)
+            return th.load(io.BytesIO(file.read()), **options)
     except (FileNotFoundError, IsADirectoryError):
         kind = "a folder" if bf.isdir(path) else "missing"
         raise UserError(f"checkpoint {path} is {kind}: name a .pt or .pth file") from None
-    except Exception as error:
+    except Exception as error:  # a damaged file raises anything
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise UserError(f"{path} is no readable checkpoint: {reason}") from error
+        if isinstance(error, pickle.UnpicklingError):
+            reason = f"it is damaged or holds more than tensors and plain values ({reason})"
+        raise UserError(f"{path} is not a readable checkpoint: {reason}") from error
 
 
-def file_fingerprint(path: str) -> dict[str, int]:
+def file_fingerprint(path: str) -> Fingerprint:
     """Size and CRC-32 of a file."""
     size = crc = 0
     with bf.BlobFile(path, "rb") as file:
@@ -87,11 +105,12 @@ def file_fingerprint(path: str) -> dict[str, int]:
 
 
 def step_name(prefix: str, step: int) -> str:
-    """The original's file names: `model010000.pt`, `ema_0.9999_010000.pt`, `opt010000.pt`."""
+    """The name of a file, such as `model010000.pt`, `ema_0.9999_010000.pt` or `opt010000.pt`."""
     return f"{prefix}{step:0{STEP_DIGITS}d}.pt"
 
 
 def ema_prefix(rate: float | str) -> str:
+    """The prefix of the files that hold the exponential moving average of a rate."""
     return f"ema_{rate}_"
 
 
@@ -104,7 +123,7 @@ def complete_steps(folder: str) -> list[int]:
 
 
 def foreign_models(folder: str) -> list[str]:
-    """Files `modelN.pt` in a folder that is of no run of this package, oldest first."""
+    """Names of the files `modelN.pt` in a folder not written by this package, oldest first."""
     if not bf.isdir(folder) or complete_steps(folder) or bf.exists(bf.join(folder, CONFIG_NAME)):
         return []
     return sorted(name for name in bf.listdir(folder) if re.fullmatch(r"model\d+\.pt", name))
@@ -114,15 +133,14 @@ def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[s
     """Save one complete checkpoint.
 
     :param folder: local or cloud folder.
-    :param parts: what to save under which prefix ("model", "ema_0.9999_", "opt").
-    :param state: plain values and tensors that a resume needs besides.
+    :param parts: the content of each file by its prefix ("model", "ema_0.9999_", "opt").
+    :param state: plain values and tensors that resuming needs besides, for `stateN.pt`.
     """
-    # the space of what an interrupted save has left may be needed
-    remove_temporaries(folder)
+    remove_temporaries(folder)  # their disk space may be needed
     for prefix in ("state", *parts):
         if bf.exists(path := bf.join(folder, step_name(prefix, step))):
             bf.remove(path)
-    files = {}
+    files: dict[str, Fingerprint] = {}
     for prefix, value in parts.items():
         name = step_name(prefix, step)
         files[name] = save(bf.join(folder, name), value)
@@ -130,13 +148,13 @@ def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[s
 
 
 def read_state(folder: str, step: int) -> dict[str, Any] | None:
-    """What stands in `stateN.pt`; None, with a warning, if a file of the checkpoint is damaged."""
+    """The content of `stateN.pt`; None, with a warning, if a file of the checkpoint is damaged."""
     path = bf.join(folder, step_name("state", step))
     try:
         state = load(path)
         _check_records(path)
         if state["step"] != step:
-            raise UserError(f"{path} is of step {state['step']}")
+            raise UserError(f"{path} belongs to step {state['step']}")
         for name, expected in state["files"].items():
             part = bf.join(folder, name)
             if not bf.exists(part):
@@ -150,7 +168,7 @@ def read_state(folder: str, step: int) -> dict[str, Any] | None:
 
 
 def _check_records(path: str) -> None:
-    """Compare the records of a .pt file, which is a ZIP archive, with their checksums."""
+    """Verify the checksums inside a .pt file, which is a ZIP archive."""
     with bf.BlobFile(path, "rb") as file, zipfile.ZipFile(io.BytesIO(file.read())) as archive:
         if (name := archive.testzip()) is not None:
             raise UserError(f"{path} is damaged: {name} differs from when written")
@@ -167,13 +185,13 @@ def newest_state(folder: str) -> tuple[int, dict[str, Any]] | None:
 def prune(folder: str, keep: int, newest: int) -> None:
     """Remove all but `keep` complete checkpoints up to step `newest`, the one just written.
 
-    Later ones, from which a run has gone back because they are damaged, do not count as kept.
+    Later ones, left by a run that went back because they are damaged, do not count.
 
     :param keep: 0 keeps all.
     """
     steps = [step for step in complete_steps(folder) if step <= newest]
     for step in steps[: -keep or None] if keep > 0 else []:
-        # the state first: what is left by an interruption is an incomplete checkpoint
+        # the state first, so that an interruption leaves an incomplete checkpoint
         ending = f"{step:0{STEP_DIGITS}d}.pt"
         bf.remove(bf.join(folder, f"state{ending}"))
         for name in bf.listdir(folder):
@@ -182,26 +200,28 @@ def prune(folder: str, keep: int, newest: int) -> None:
 
 
 def remove_temporaries(folder: str) -> None:
-    """Remove files of a run that killed processes left half-written."""
+    """Remove files that killed processes left half-written."""
     if is_local(folder) and os.path.isdir(folder):
         for name in os.listdir(folder):
-            if re.fullmatch(r"\.(config|model|ema_|opt|state).*\.\d+\.tmp", name):
+            if re.fullmatch(r"\.(config|model|ema_|opt|state|progress\.).*\.\d+\.tmp", name):
                 os.remove(os.path.join(folder, name))
 
 
 def write_config(folder: str, sections: Mapping[str, Any]) -> None:
-    """Write `config.json`: dataclasses or plain values, by section."""
+    """Write `config.json` with one section for each dataclass or plain value."""
     plain = {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        name: dataclasses.asdict(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+        else value
         for name, value in sections.items()
     }
     save_json(bf.join(folder, CONFIG_NAME), plain)
 
 
 def read_config(checkpoint: str) -> dict[str, Any] | None:
-    """The `config.json` beside a checkpoint (or in a folder); None if there is none.
+    """The content of `config.json` beside a checkpoint (or in a folder); None if there is none.
 
-    :raises UserError: if it is not JSON.
+    :raises UserError: if it is not valid JSON.
     """
     folder = checkpoint if bf.isdir(checkpoint) else bf.dirname(checkpoint)
     path = bf.join(folder, CONFIG_NAME) if folder else CONFIG_NAME

@@ -1,4 +1,4 @@
-"""What a user can cause ends with one clear line and exit code 2, never with a traceback."""
+"""Errors that users can cause end in one clear line and exit code 2, never in a traceback."""
 
 import functools
 import sys
@@ -8,11 +8,15 @@ EXIT_USER_ERROR = 2
 
 
 class UserError(ValueError):
-    """Something the user can mend. The message is one line: what, where, values, what to do."""
+    """An error the user can fix. Its message is one line: what is wrong, where, with which values,
+    and what to do."""
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Wrap the `main` of a script: a UserError becomes one line on stderr and exit code 2."""
+    """Wrap the `main` of a script: a UserError becomes one line on stderr and exit code 2.
+
+    :param main: returns the exit code, or None for 0.
+    """
 
     @functools.wraps(main)
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: text, JSON, CSV."""
+"""Files that are written completely or not at all: any content, JSON, CSV."""
 
 import csv
 import errno
@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import blobfile as bf
 
@@ -14,14 +14,14 @@ from guided_diffusion.runtime.errors import UserError
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is of this machine's file systems, not of a cloud."""
+    """Whether a path is on a file system of this machine, not in the cloud."""
     return "://" not in path
 
 
-def write_atomically(path: str, write: Callable[[io.IOBase], None]) -> None:
-    """Let `write` fill a file that appears under `path` only when complete and on the disk.
+def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file that appears at `path` only once it is complete and on disk.
 
-    :raises UserError: if the disk is full; what was at `path` before is still there.
+    :raises UserError: if the disk is full; the previous file at `path` is then still there.
     """
     if not is_local(path):
         with bf.BlobFile(path, "wb") as file:  # a cloud object appears when it is closed
@@ -41,7 +41,7 @@ def write_atomically(path: str, write: Callable[[io.IOBase], None]) -> None:
             os.remove(temporary)
         if _disk_full(error):
             raise UserError(
-                f"no space left to write {path}: free some and run the same command again;"
+                f"no space left to write {path}: free some and rerun the command;"
                 " older checkpoints are intact"
             ) from error
         raise
@@ -49,7 +49,7 @@ def write_atomically(path: str, write: Callable[[io.IOBase], None]) -> None:
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk, or a quota, is behind an error: torch wraps what its file raises."""
+    """Whether a full disk or quota caused an error: torch wraps the errors of its files."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -58,11 +58,11 @@ def _disk_full(error: BaseException | None) -> bool:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make renames in `folder` survive a power cut."""
+    """Make renames in `folder` survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # some network file systems cannot
+    except OSError:  # unsupported by some network file systems
         pass
     finally:
         os.close(descriptor)
@@ -84,10 +84,10 @@ def write_csv(path: str, header: Sequence[str], rows: Iterable[Iterable[object]]
 def read_json(path: str) -> Any:
     """Read what `save_json` wrote.
 
-    :raises UserError: if it is not JSON.
+    :raises UserError: if it is not valid JSON.
     """
     try:
         with bf.BlobFile(path, "r") as file:
             return json.load(file)
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error

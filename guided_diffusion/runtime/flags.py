@@ -70,7 +70,7 @@ def _add_flag(
         kind = str if default is None else type(default)
         options["type"] = str2bool if kind is bool else kind
     if options["type"] is str2bool:
-        # a bare switch means True, a word decides
+        # without a value it means True
         options |= {"nargs": "?", "const": True, "metavar": "True|False"}
     elif "choices" not in options:
         options.setdefault("metavar", options["type"].__name__.upper())

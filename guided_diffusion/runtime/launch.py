@@ -1,6 +1,6 @@
 """How this process was started: by mpiexec, torchrun, Slurm's srun, or alone.
 
-Found from the environment variables of the launchers; nothing is imported for it.
+The launchers' environment variables say so; no library is needed.
 """
 
 import re
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from guided_diffusion.runtime.errors import UserError
 
-# (number of ranks, rank) as set by mpiexec of Open MPI and of MVAPICH.
+# (number of ranks, rank), set by mpiexec of Open MPI and of MVAPICH.
 MPI_VARIABLES = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
 )
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-# Step numbers from here on are Slurm's own: the batch script, salloc's shell and the like.
+# Step numbers from here on are reserved by Slurm: the batch script, salloc's shell and the like.
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0
 
-# Ports for Slurm jobs lie below the range that Linux hands out by itself.
+# Ports for Slurm jobs, below the range from which Linux assigns ports.
 SLURM_FIRST_PORT = 15000
 SLURM_NUM_PORTS = 15000
 
@@ -28,8 +28,8 @@ SLURM_NUM_PORTS = 15000
 class Launch:
     """What a launcher says about this process.
 
-    `world_size` is None where only the MPI library knows it; `address` is where rank 0 is to be
-    met, None where that is still to be agreed upon.
+    `world_size` is None if only the MPI library knows it. `address` is the host and port of rank 0,
+    None if the ranks have yet to agree on one.
     """
 
     kind: str  # "alone", "mpi", "torchrun" or "slurm"
@@ -37,34 +37,46 @@ class Launch:
     world_size: int | None = 1
     address: tuple[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.world_size is not None and not 0 <= self.rank < self.world_size:
+            raise UserError(
+                f"the environment says rank {self.rank} of {self.world_size} ({self.kind}): left "
+                "over from another launcher? Start from a fresh shell"
+            )
+
 
 def find_launch(env: Mapping[str, str]) -> Launch:
     """Read the launchers' variables from `env` (os.environ).
 
-    The innermost launcher counts: torchrun or mpiexec may run inside a Slurm step. A process of a
-    batch script or of an interactive shell under Slurm sees Slurm's variables too, but no step of
+    The innermost launcher counts: torchrun or mpiexec may run inside a Slurm step. A process in a
+    batch script or an interactive shell under Slurm also sees Slurm's variables, but no step of
     several tasks: it is alone.
+
+    :raises UserError: if the variables are inconsistent or cannot be parsed.
     """
     if all(env.get(name) for name in TORCHRUN_VARIABLES):
-        address = env["MASTER_ADDR"], _integer(env, "MASTER_PORT")
-        return _launch("torchrun", _integer(env, "RANK"), _integer(env, "WORLD_SIZE"), address)
+        address = env["MASTER_ADDR"], _get_int(env, "MASTER_PORT")
+        return Launch("torchrun", _get_int(env, "RANK"), _get_int(env, "WORLD_SIZE"), address)
     for size, rank in MPI_VARIABLES:
         if env.get(size):
-            return _launch("mpi", _integer(env, rank), _integer(env, size))
-    # PMI variables come from mpiexec of MPICH and Intel MPI, which count the node's ranks too, but
-    # also from srun --mpi=pmi2, where Slurm's own variables say more.
+            return Launch("mpi", _get_int(env, rank), _get_int(env, size))
+    # PMI variables are set by mpiexec of MPICH and Intel MPI, which also count the ranks per node,
+    # and by srun --mpi=pmi2, where Slurm's own variables are more informative.
     in_slurm = bool(env.get("SLURM_JOB_ID"))
     if env.get("PMI_SIZE") and (env.get("MPI_LOCALNRANKS") or not in_slurm):
-        return _launch("mpi", _integer(env, "PMI_RANK"), _integer(env, "PMI_SIZE"))
+        return Launch("mpi", _get_int(env, "PMI_RANK"), _get_int(env, "PMI_SIZE"))
     if env.get("PMIX_RANK") and not in_slurm:
-        return _launch("mpi", _integer(env, "PMIX_RANK"), None)
-    if env.get("SLURM_STEP_ID") and _integer(env, "SLURM_STEP_ID") < SLURM_SPECIAL_STEPS:
-        return _find_step(env)
+        return Launch("mpi", _get_int(env, "PMIX_RANK"), None)
+    if env.get("SLURM_STEP_ID") and _get_int(env, "SLURM_STEP_ID") < SLURM_SPECIAL_STEPS:
+        return _find_slurm_step(env)
     return Launch("alone")
 
 
 def expand_nodelist(nodelist: str) -> list[str]:
-    """The host names that Slurm writes as "gpu[01-03,7],login1" or "rack[1-2]node[1-4]"."""
+    """Expand Slurm's "gpu[01-03,7],login1" or "rack[1-2]node[1-4]" to a list of host names.
+
+    :raises ValueError: if a range is not of numbers.
+    """
     hosts = []
     for part in re.findall(r"(?:\[[^\]]*\]|[^,\[\]])+", nodelist):
         hosts += _expand_brackets(part)
@@ -84,9 +96,9 @@ def _expand_brackets(part: str) -> list[str]:
     return names
 
 
-def _find_step(env: Mapping[str, str]) -> Launch:
+def _find_slurm_step(env: Mapping[str, str]) -> Launch:
     size = "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
-    world_size = _integer(env, size, 1)
+    world_size = _get_int(env, size, 1)
     if world_size == 1:
         return Launch("slurm")
     nodelist = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST") or ""
@@ -97,27 +109,16 @@ def _find_step(env: Mapping[str, str]) -> Launch:
     host = env.get("MASTER_ADDR") or ("127.0.0.1" if len(hosts) == 1 else "".join(hosts[:1]))
     if not host:
         raise UserError(
-            f"Slurm's list of nodes {nodelist!r} cannot be read: set MASTER_ADDR to the host name "
+            f"cannot parse Slurm's list of nodes {nodelist!r}: set MASTER_ADDR to the host name "
             "of the first node"
         )
-    # Two jobs, or two steps of one job, may share a node: each has a port of its own.
-    number = 64 * _integer(env, "SLURM_JOB_ID", 0) + _integer(env, "SLURM_STEP_ID")
-    port = _integer(env, "MASTER_PORT", SLURM_FIRST_PORT + number % SLURM_NUM_PORTS)
-    return _launch("slurm", _integer(env, "SLURM_PROCID"), world_size, (host, port))
+    # Two jobs, or two steps of one job, may share a node: each gets its own port.
+    number = 64 * _get_int(env, "SLURM_JOB_ID", 0) + _get_int(env, "SLURM_STEP_ID")
+    port = _get_int(env, "MASTER_PORT", SLURM_FIRST_PORT + number % SLURM_NUM_PORTS)
+    return Launch("slurm", _get_int(env, "SLURM_PROCID"), world_size, (host, port))
 
 
-def _launch(
-    kind: str, rank: int, world_size: int | None, address: tuple[str, int] | None = None
-) -> Launch:
-    if world_size is not None and not 0 <= rank < world_size:
-        raise UserError(
-            f"the environment says rank {rank} of {world_size} ({kind}): left over from another "
-            "launcher? Start from a fresh shell"
-        )
-    return Launch(kind, rank, world_size, address)
-
-
-def _integer(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+def _get_int(env: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = env.get(name, "")
     if not text and default is not None:
         return default
@@ -125,5 +126,5 @@ def _integer(env: Mapping[str, str], name: str, default: int | None = None) -> i
         return int(text)
     except ValueError:
         raise UserError(
-            f"the environment variable {name} is {text!r}, which is no whole number"
+            f"the environment variable {name} is {text!r}, which is not an integer"
         ) from None

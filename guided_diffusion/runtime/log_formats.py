@@ -1,10 +1,10 @@
-"""What the logger writes to: the screen, log.txt, progress.csv, progress.json, TensorBoard, wandb.
+"""Where the logger writes: the screen, log.txt, progress.csv, progress.json, TensorBoard, wandb.
 
 Files are appended to and never erased; a resumed run continues its own progress.csv.
 
-The folder may be any path that blobfile writes. Cloud objects cannot grow, so each log file is
-kept in a local temporary folder and sent whole by `flush` and `close`, and at most once a minute
-by a new row. TensorBoard files go to local folders only.
+The folder may be any path that blobfile can write. Cloud objects cannot be appended to, so each log
+file is kept in a local temporary folder and uploaded whole by `flush` and `close`, and at most once
+a minute after a new row. TensorBoard files go to local folders only.
 """
 
 import csv
@@ -20,40 +20,54 @@ import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import blobfile as bf
 from tqdm import tqdm
 
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import is_local, write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PUSH_INTERVAL_S = 60.0
 
 
-class KVWriter(ABC):
-    """Writes one row of named values."""
+class Writer:
+    """A destination of the log; most are KVWriters, SeqWriters or both."""
+
+    def flush(self) -> None:
+        """Make what was written so far survive a power failure."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+class KVWriter(Writer, ABC):
+    """Writes rows of named values."""
 
     @abstractmethod
     def writekvs(self, kvs: Mapping[str, Any]) -> None: ...
 
 
-class SeqWriter(ABC):
-    """Writes one message, given in pieces."""
+class SeqWriter(Writer, ABC):
+    """Writes messages, each a sequence of words."""
 
     @abstractmethod
     def writeseq(self, seq: Sequence[str]) -> None: ...
 
 
 class LogFile:
-    """A text file that grows line by line, local or in the cloud (see the top of this module)."""
+    """A text file that grows line by line, local or in the cloud (see the module's docstring)."""
 
     def __init__(self, path: str) -> None:
         self.target = path
         self.path = path
-        self._folder = None
+        self._folder: str | None = None  # of the local copy of a file in the cloud
         self._dirty = False
         self._pushed_at = time.monotonic()
-        if "://" in path:
+        if not is_local(path):
             self._folder = tempfile.mkdtemp(prefix="guided_diffusion_log_")
             self.path = osp.join(self._folder, osp.basename(path))
             if bf.exists(path):
@@ -66,22 +80,20 @@ class LogFile:
             return file.read()
 
     def append(self, text: str) -> None:
-        # Unbuffered: a line reaches the file in one piece or, if the process is killed, not at all.
+        # Unbuffered: a line reaches the file whole or, if the process is killed, not at all.
         with open(self.path, "ab", buffering=0) as file:
             file.write(text.encode("utf-8"))
         self._dirty = True
 
     def rewrite(self, text: str) -> None:
-        temporary = self.path + ".tmp"
-        with open(temporary, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_atomically(self.path, lambda file: file.write(text.encode("utf-8")))
         self._dirty = True
 
     def push(self, at_most_every_s: float = 0.0) -> None:
-        """Send the file to the cloud, if that is where it belongs and something is new."""
+        """Upload the file, if it belongs in the cloud and has changed.
+
+        :param at_most_every_s: do nothing if the last upload was less than this many seconds ago.
+        """
         if self._folder is None or not self._dirty:
             return
         if time.monotonic() - self._pushed_at >= at_most_every_s:
@@ -90,7 +102,7 @@ class LogFile:
             self._pushed_at = time.monotonic()
 
     def flush(self) -> None:
-        """What was written so far survives a power failure."""
+        """Make what was written so far survive a power failure."""
         if self._folder is None and self._dirty:
             with open(self.path, "ab") as file:
                 os.fsync(file.fileno())
@@ -104,8 +116,8 @@ class LogFile:
 
 
 def plain(value: Any) -> Any:
-    """A number as a Python number, text as text."""
-    if hasattr(value, "item"):  # first: numpy's float64 is a float too
+    """Convert numbers of NumPy and torch to Python numbers, and other objects to text."""
+    if hasattr(value, "item"):  # first, because NumPy's float64 is also a float
         return value.item()
     if value is None or isinstance(value, str | bool | int | float):
         return value
@@ -113,7 +125,7 @@ def plain(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    """The text that reads back as the same number, bit for bit; one line."""
+    """One line of text; for a float, the digits that read back as the same number, bit for bit."""
     value = plain(value)
     if value is None:
         return ""
@@ -128,7 +140,7 @@ def _superseded(path: str) -> str:
 
 
 def _is_superseded(row: Mapping[str, Any], resume_step: int | None) -> bool:
-    """Whether a row is of a step that the resumed run takes again."""
+    """Whether a row belongs to a step that the resumed run will repeat."""
     if resume_step is None:
         return False
     try:
@@ -138,18 +150,18 @@ def _is_superseded(row: Mapping[str, Any], resume_step: int | None) -> bool:
 
 
 class HumanOutputFormat(KVWriter, SeqWriter):
-    """A table of every row and a line for every message, on a stream or at the end of a file."""
+    """A table for every row and a line for every message, on a stream or appended to a file."""
 
     MAX_WIDTH = 40
 
     def __init__(self, filename_or_file: str | TextIO) -> None:
-        self.file = None
-        self.stream = None
+        self.file: LogFile | None = None
+        self.stream: TextIO | None = None  # None: sys.stdout
         if isinstance(filename_or_file, str):
             self.file = LogFile(filename_or_file)
             text = self.file.read()
             if text and not text.endswith("\n"):
-                self.file.append("\n")  # the last line of a run that was killed
+                self.file.append("\n")  # end the last line of a run that was killed
         elif filename_or_file is not sys.stdout:
             self.stream = filename_or_file
 
@@ -184,7 +196,7 @@ class HumanOutputFormat(KVWriter, SeqWriter):
         if self.file is not None:
             self.file.append(text)
             return
-        # Looked up anew: whoever replaces sys.stdout means this too.
+        # Looked up each time, so that replacing sys.stdout takes effect.
         stream = sys.stdout if self.stream is None else self.stream
         stream.write(text)
         stream.flush()
@@ -200,12 +212,26 @@ class ProgressBarOutputFormat(SeqWriter):
         tqdm.write(" ".join(seq))
 
 
-class JSONOutputFormat(KVWriter):
+class _RowsFile(KVWriter):
+    """Rows in a file."""
+
+    def __init__(self, filename: str) -> None:
+        self.file = LogFile(filename)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class JSONOutputFormat(_RowsFile):
     """One JSON object per line. `resume_step`: as for CSVOutputFormat."""
 
     def __init__(self, filename: str, resume_step: int | None = None) -> None:
-        self.file = LogFile(filename)
-        kept, moved = [], []
+        super().__init__(filename)
+        kept: list[str] = []
+        moved: list[str] = []
         for line in self.file.read().splitlines(keepends=True):
             try:
                 stale = not line.endswith("\n") or _is_superseded(json.loads(line), resume_step)
@@ -223,41 +249,36 @@ class JSONOutputFormat(KVWriter):
         self.file.append(json.dumps(row) + "\n")
         self.file.push(PUSH_INTERVAL_S)
 
-    def flush(self) -> None:
-        self.file.flush()
 
-    def close(self) -> None:
-        self.file.close()
+class CSVOutputFormat(_RowsFile):
+    """A table with one column per key; a new key adds a column to all rows.
 
-
-class CSVOutputFormat(KVWriter):
-    """A table with one column a key; a key not seen before adds a column to all rows.
-
-    An existing file is continued. Its last line, where a killed run left it half-written, and the
-    rows whose "step" is beyond `resume_step` are moved to NAME_superseded.csv first: the resumed
-    run takes these steps again, and NAME.csv reads as if nothing had happened. `resume_step`
-    -1 moves all numbered rows, None only the half-written one.
+    An existing file is continued. First, rows whose "step" is beyond `resume_step`, and a last line
+    that a killed run left half-written, are moved to NAME_superseded.csv: the resumed run repeats
+    these steps, and NAME.csv reads as if nothing had happened. `resume_step` -1 moves all rows with
+    a step, None only a half-written one.
     """
 
     def __init__(self, filename: str, resume_step: int | None = None) -> None:
-        self.file = LogFile(filename)
+        super().__init__(filename)
         self.keys: list[str] = []
         text = self.file.read()
         end = text.rfind("\n") + 1
         lines = list(csv.reader(io.StringIO(text[:end], newline="")))
-        if not lines:  # empty, or only a piece of a header
+        if not lines:  # empty, or only part of a header
             if text:
                 self.file.rewrite("")
             return
         self.keys, rows = lines[0], lines[1:]
-        stale, kept = [], []
+        stale: list[list[str]] = []
+        kept: list[list[str]] = []
         for row in rows:
             beyond = _is_superseded(dict(zip(self.keys, row)), resume_step)
             (stale if beyond else kept).append(row)
         if end < len(text):
             stale += csv.reader(io.StringIO(text[end:], newline=""))
         if stale:
-            # In this order: killed in between, a row stands in both files, never in none.
+            # In this order, so that a row is in both files after a kill in between, never in none.
             aside = CSVOutputFormat(_superseded(filename))
             for row in stale:
                 aside.writekvs(dict(zip(self.keys, row)))
@@ -277,12 +298,6 @@ class CSVOutputFormat(KVWriter):
             self.file.append((self._lines([self.keys]) if new else "") + row)
         self.file.push(PUSH_INTERVAL_S)
 
-    def flush(self) -> None:
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
     @staticmethod
     def _lines(rows: Sequence[Sequence[str]]) -> str:
         text = io.StringIO(newline="")
@@ -291,23 +306,24 @@ class CSVOutputFormat(KVWriter):
 
 
 class TensorBoardOutputFormat(KVWriter):
-    """Scalars for TensorBoard under `dir`, at the row's own "step" or else counted from 1.
+    """Scalars for TensorBoard in the folder `dir`, at the row's own "step", else counted from 1.
 
-    A resumed run writes a new event file; `resume_step` tells TensorBoard to hide what earlier
-    files hold beyond it. Without a working tensorboard package the first row warns, no more.
+    A resumed run writes a new event file; `resume_step` makes TensorBoard hide later steps in
+    earlier files. Without a working tensorboard package, the first row warns and none is written.
     """
 
     def __init__(self, dir: str, resume_step: int | None = None) -> None:
         self.dir = dir
         self.step = 0
         self._purge_step = None if resume_step is None else max(resume_step + 1, 0)
-        self._writer = None
-        self._broken = False
+        self._opened = False
+        self._writer: SummaryWriter | None = None
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        if self._writer is None and not self._broken:
-            self._open()
-        if self._broken:
+        if not self._opened:
+            self._opened = True
+            self._writer = self._open()
+        if self._writer is None:
             return
         step = plain(kvs.get("step"))
         self.step = int(step) if isinstance(step, int | float) else self.step + 1
@@ -320,27 +336,26 @@ class TensorBoardOutputFormat(KVWriter):
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
 
-    def _open(self) -> None:
+    def _open(self) -> "SummaryWriter | None":
         # Imported at the first row: it takes seconds, and most short commands log none.
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self.dir, purge_step=self._purge_step)
+            return SummaryWriter(self.dir, purge_step=self._purge_step)
         except Exception as error:  # a broken installation raises anything
-            self._broken = True
             reason = f"{type(error).__name__}: {error}"
-            warnings.warn(f"no TensorBoard files: {reason}", stacklevel=2)
+            warnings.warn(f"no TensorBoard files: {reason}", stacklevel=3)
+            return None
 
 
 class WandbOutputFormat(KVWriter):
     """Rows for Weights & Biases, at the row's own "step".
 
-    The project and much else come from wandb's own environment variables (WANDB_PROJECT,
-    WANDB_MODE=offline, ...). A run is known by its folder: a resumed one continues it.
+    wandb's own environment variables set the project and more (WANDB_PROJECT, WANDB_MODE=offline,
+    ...). The folder identifies the run, so that a resumed run continues it.
 
-    :raises UserError: where the package is missing or refuses to begin.
+    :raises UserError: if the package is missing or refuses to start.
     """
 
     def __init__(self, dir: str) -> None:
@@ -350,16 +365,16 @@ class WandbOutputFormat(KVWriter):
             raise UserError(
                 "--wandb: the package wandb is not installed: pip install wandb, or leave it out"
             ) from error
-        folder = dir if "://" in dir else osp.abspath(dir)
+        folder = osp.abspath(dir) if is_local(dir) else dir
         name = osp.basename(folder.rstrip("/"))
         try:
             self._run = wandb.init(
-                dir=None if "://" in dir else folder,
+                dir=folder if is_local(dir) else None,
                 name=name,
                 id=f"{zlib.crc32(folder.encode()):08x}",
                 resume="allow",
             )
-        except Exception as error:  # whatever it raises: no login, no network
+        except Exception as error:  # no login, no network: many types
             raise UserError(
                 f"--wandb: {' '.join(str(error).split())[:200]}: log in with `wandb login`, set"
                 " WANDB_MODE=offline, or leave it out"

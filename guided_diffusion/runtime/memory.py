@@ -1,23 +1,23 @@
-"""Freed memory stays with the process."""
+"""Keep freed memory in the process."""
 
 import ctypes
 import os
 
-# mallopt(3)
+# parameters of mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # what glibc allows
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; the largest that glibc accepts
 _NEVER = (1 << 31) - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library reuse freed memory instead of giving it back to the system.
+    """Let the C library reuse freed memory instead of returning it to the system.
 
-    On a CPU every step frees and asks for the same large tensors. By default glibc returns them to
-    the system, and getting them back costs a page fault for each 4 KiB: a seventh of the time of a
-    training step. Without effect on another C library, and where the user has set MALLOC_
-    variables or GLIBC_TUNABLES.
+    On a CPU, every step frees and allocates the same large tensors. By default glibc returns them
+    to the system, and getting them back costs one page fault per 4 KiB: a seventh of the time of a
+    training step. No effect with other C libraries, or if MALLOC_ variables or GLIBC_TUNABLES are
+    set.
 
-    :return: whether it was done.
+    :return: whether it took effect.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False

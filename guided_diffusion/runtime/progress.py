@@ -1,4 +1,4 @@
-"""Progress bars with rate and remaining time."""
+"""The progress bar of all commands, with rate and remaining time."""
 
 import sys
 from typing import Any
@@ -8,9 +8,10 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
-    """A bar on rank 0, drawn twice a second on a terminal and once a minute in a log file.
+    """A bar on rank 0, redrawn twice a second on a terminal and once a minute in a log file.
 
-    :param total: None if unknown; with 0 there is no bar.
+    :param total: number of steps; None if unknown; 0 shows no bar.
+    :param options: for tqdm.
     """
     is_main = not dist.is_initialized() or dist.get_rank() == 0
     return tqdm(

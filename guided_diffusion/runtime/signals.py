@@ -1,28 +1,29 @@
-"""Signals that ask a run to stop: finish the step, save, leave with a code that says so."""
+"""Signals that ask a run to stop: it finishes the step, saves, and exits with its own code."""
 
 import os
 import signal
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
-# EX_TEMPFAIL of sysexits.h: stopped by a signal after saving; run the same command again.
+# EX_TEMPFAIL of sysexits.h: stopped by a signal after saving; rerun the command to resume.
 EXIT_STOPPED = 75
 
 STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 
-# A launcher may forward the SIGINT that the terminal has sent to the ranks as well. Two within this
-# time, in seconds, are one press of Ctrl-C.
+# Seconds within which two SIGINTs count as one press of Ctrl-C: the terminal sends it to the ranks,
+# and a launcher may forward its own.
 SAME_PRESS_S = 0.5
 
 
 class StopRequest:
-    """While open, a stop signal is noted instead of ending the process.
+    """Records a stop signal instead of letting it end the process.
 
-    `requested` is None, then the name of the first signal that came: SIGTERM, SIGUSR1 (the usual
-    warning of a batch system) or SIGINT. The second SIGINT raises KeyboardInterrupt at once. The
-    earlier handlers come back on leaving. Python delivers signals to the main thread only, so
-    opened in another thread this notes nothing and changes nothing.
+    `requested` is None until a signal arrives, then the name of the first: SIGTERM, SIGUSR1 (the
+    usual warning of a batch system) or SIGINT. A second SIGINT raises KeyboardInterrupt at once.
+    The previous handlers are restored on exit. Python delivers signals to the main thread only: in
+    any other thread this has no effect.
 
         with StopRequest() as stop:
             while not stop.requested:
@@ -31,15 +32,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}  # handlers
         self._interrupted_at: float | None = None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for name in STOP_SIGNALS:
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = getattr(signal, name)
-                    self._previous[number] = signal.signal(number, self._note)
+            for number in _stop_signals():
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -49,11 +48,11 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            # None stands for a handler that was not set from Python and cannot be set again.
+            # None stands for a handler that was not set from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             now = time.monotonic()
             if self._interrupted_at is None:
@@ -64,14 +63,19 @@ class StopRequest:
             self.requested = signal.Signals(number).name
 
 
-def leave_to_parent(worker_id: int = 0) -> None:
-    """In a data loader's worker (its `worker_init_fn`): stop signals are the parent's affair.
+def _stop_signals() -> set[signal.Signals]:
+    """STOP_SIGNALS as far as they exist here: Windows has no SIGUSR1."""
+    return {getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)}
 
-    Ctrl-C in a terminal and Slurm's signals reach the workers too, and a run whose workers died
-    cannot finish its step. Only the parent's own SIGTERM ends the worker, as before.
+
+def leave_to_parent(worker_id: int = 0) -> None:
+    """Make a data loader's worker (as its `worker_init_fn`) leave stop signals to the parent.
+
+    Ctrl-C in a terminal and Slurm's signals reach the workers too, and a run cannot finish its step
+    once its workers have died. A SIGTERM from the parent itself still ends the worker.
     """
-    signals = {getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)}
-    if not hasattr(signal, "sigwaitinfo"):  # only Linux says who has sent a signal
+    signals = _stop_signals()
+    if not hasattr(signal, "sigwaitinfo"):  # only Linux tells who sent a signal
         for number in signals - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
         return
@@ -82,6 +86,6 @@ def leave_to_parent(worker_id: int = 0) -> None:
             if info.si_signo == signal.SIGTERM and info.si_pid == os.getppid():
                 os._exit(0)
 
-    # Blocked here and in the threads to come, so that they arrive at the one that waits for them.
+    # Blocked in this and all later threads, so that they arrive in the one that waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     threading.Thread(target=wait, name="stop-signals", daemon=True).start()

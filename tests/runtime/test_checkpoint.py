@@ -61,7 +61,7 @@ class TestFiles:
         th.save({"a": Harmful()}, tmp_path / "x.pt")
         (tmp_path / "y.pt").write_bytes(pickle.dumps(Harmful()))
         for name in ("x.pt", "y.pt"):
-            with pytest.raises(UserError, match=rf"{name} is no readable checkpoint"):
+            with pytest.raises(UserError, match=rf"{name} is not a readable checkpoint"):
                 checkpoint.load(str(tmp_path / name))
         assert not (tmp_path / "harm").exists()
 
@@ -70,7 +70,7 @@ class TestFiles:
         path = tmp_path / "x.pt"
         checkpoint.save(str(path), weights(0))
         path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(UserError, match=r"x\.pt is no readable checkpoint: "):
+        with pytest.raises(UserError, match=r"x\.pt is not a readable checkpoint: "):
             checkpoint.load(str(path))
 
     def test_missing(self, tmp_path):
@@ -312,8 +312,14 @@ class TestPrune:
             ".model000007.pt.12.tmp",
             ".ema_0.9_000007.pt.12.tmp",
             ".state000007.pt.99.tmp",
+            ".progress.csv.12.tmp",
         }
-        others = {".samples.npz.12.tmp", "model.tmp", ".segm.pth.12.tmp"}
+        others = {
+            ".samples.npz.12.tmp",
+            "model.tmp",
+            ".segm.pth.12.tmp",
+            ".progress-rank001.csv.1.tmp",
+        }
         for name in mine | others:
             (tmp_path / name).write_text("")
         save_step(tmp_path, 8)
@@ -331,7 +337,7 @@ class TestConfig:
     def test_none_or_damaged(self, tmp_path):
         assert checkpoint.read_config(str(tmp_path / "model000010.pt")) is None
         (tmp_path / "config.json").write_text("{")
-        with pytest.raises(UserError, match=r"config\.json is no JSON"):
+        with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
             checkpoint.read_config(str(tmp_path))
 
     def test_beside_a_file_named_without_a_folder(self, tmp_path, monkeypatch):

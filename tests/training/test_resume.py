@@ -280,7 +280,7 @@ class TestTrouble:
         assert codes == [2] * num_ranks, said(folder)
         (line,) = errors(folder, num_ranks)
         assert "no space left to write" in line
-        assert "ema_0.99_000008.pt: free some and run the same command again" in line
+        assert "ema_0.99_000008.pt: free some and rerun the command" in line
         assert checkpoint.newest_state(str(folder))[0] == 4
         assert run(folder, images, num_ranks=num_ranks) == [0] * num_ranks, said(folder)
         assert_undisturbed(folder, whole if num_ranks == 1 else whole_of_two)

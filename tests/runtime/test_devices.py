@@ -1,0 +1,59 @@
+"""guided_diffusion.runtime.devices: a GPU for every rank."""
+
+import pytest
+import torch as th
+
+from guided_diffusion import dist_util
+from guided_diffusion.runtime.devices import Peer, choose_devices
+from guided_diffusion.runtime.errors import UserError
+
+
+class TestDevices:
+    def peers(self, *gpus, device="cuda"):
+        """One rank per pair (node, "the letters of its visible GPUs")."""
+        return [Peer(node, node, device, tuple(letters)) for node, letters in gpus]
+
+    def test_ranks_share_out_the_gpus_of_their_node(self):
+        peers = self.peers(("a", "PQ"), ("a", "PQ"), ("b", "RS"), ("b", "RS"))
+        assert choose_devices(peers) == [0, 1, 0, 1]
+
+    def test_ranks_may_alternate_between_nodes(self):
+        peers = self.peers(("a", "PQ"), ("b", "RS"), ("a", "PQ"), ("b", "RS"))
+        assert choose_devices(peers) == [0, 0, 1, 1]
+
+    def test_each_rank_may_see_a_gpu_of_its_own(self):
+        assert choose_devices(self.peers(("a", "P"), ("a", "Q"), ("b", "R"))) == [0, 0, 0]
+
+    def test_equal_gpu_names_on_two_nodes_are_two_gpus(self):
+        assert choose_devices(self.peers(("a", "P"), ("b", "P"))) == [0, 0]
+
+    @pytest.mark.parametrize("second", ["P", "PQ"])
+    def test_more_ranks_than_gpus(self, second):
+        peers = self.peers(("a", "P"), ("a", "P"), ("b", "R"))
+        with pytest.raises(UserError, match=r"2 ranks on a, but 1 visible GPU"):
+            choose_devices(peers)
+
+    def test_overlapping_gpus(self):
+        with pytest.raises(UserError, match="2 ranks on a, but 2 visible GPU"):
+            choose_devices(self.peers(("a", "P"), ("a", "PQ")))
+
+    def test_all_ranks_use_one_kind(self):
+        peers = self.peers(("a", "P")) + self.peers(("b", ""), device="cpu")
+        with pytest.raises(UserError, match=r"rank 0 \(a\) would use cuda, rank 1 \(b\) cpu"):
+            choose_devices(peers)
+
+    def test_the_cpu_has_no_number(self):
+        assert choose_devices(self.peers(("a", ""), ("a", ""), device="cpu")) == [None, None]
+
+    def test_environment(self, monkeypatch):
+        monkeypatch.setattr(th.cuda, "is_available", lambda: True)
+        assert dist_util.dev() == th.device("cuda")
+        monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "cpu")
+        assert dist_util.dev() == th.device("cpu")
+        monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "cuda")
+        with pytest.raises(UserError, match="torch sees no GPU"):
+            dist_util.dev()
+        monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "tpu")
+        with pytest.raises(UserError, match="'tpu'; it may be cpu or cuda"):
+            dist_util.dev()
