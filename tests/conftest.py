@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import images_util
 import numpy as np
 import pytest
 import torch as th
@@ -74,6 +75,18 @@ def script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
     return run_script
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save an array or a picture in a temporary folder with Pillow; returns the path."""
+    return functools.partial(images_util.save_picture, tmp_path)
+
+
+@pytest.fixture
+def dicom(tmp_path):
+    """Write a DICOM file in a temporary folder; returns the path. See `images_util.write_dicom`."""
+    return functools.partial(images_util.write_dicom, tmp_path)
 
 
 @pytest.fixture
