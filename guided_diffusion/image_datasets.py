@@ -1,17 +1,19 @@
 """Batches of images for training, each a pure function of (seed, rank, step)."""
 
+import itertools
 import math
 import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import torch as th
 import torch.distributed as dist
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from .images.cache import ImageCache, make_cache
 from .images.files import list_images, pair_files
@@ -82,7 +84,7 @@ def load_data(
     if rank is None or num_ranks is None:
         running = dist.is_available() and dist.is_initialized()
         rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
-    reading = _with_size(reading or ReadingConfig(), image_size)
+    reading = replace(reading or ReadingConfig(), image_size=image_size)
     if reading.resize == "native":
         raise UserError("resize native leaves images of several sizes; choose crop, pad or squash")
     masks = None
@@ -142,7 +144,7 @@ class ImageDataset(Dataset):
         mask_classes: int | None = None,
     ):
         super().__init__()
-        self.reading = _with_size(reading or ReadingConfig(), resolution)
+        self.reading = replace(reading or ReadingConfig(), image_size=resolution)
         self.paths = image_paths[shard::num_shards]
         self.classes = None if classes is None else classes[shard::num_shards]
         self.mask_paths = None if mask_paths is None else mask_paths[shard::num_shards]
@@ -326,26 +328,13 @@ class _Steps(Dataset):
         return int(self._orders[epoch][position])
 
 
-class _CountFrom(Sampler):
-    """step, step + 1, step + 2, ... endlessly."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.step
-        while True:
-            yield step
-            step += 1
-
-
 def _batches(
     steps: _Steps, start_step: int, num_workers: int, on_skip: Callable[[str], None]
 ) -> Iterator[Batch]:
     loader = DataLoader(
         steps,
         batch_size=None,  # an item is a batch already
-        sampler=_CountFrom(start_step),
+        sampler=itertools.count(start_step),
         num_workers=num_workers,
         collate_fn=_identity,
         pin_memory=th.cuda.is_available(),
@@ -395,7 +384,3 @@ def _random_crop(
 
 def _class_name(path: str) -> str:
     return os.path.basename(path).split("_")[0]
-
-
-def _with_size(reading: ReadingConfig, image_size: int | tuple[int, int]) -> ReadingConfig:
-    return ReadingConfig.from_dict({**reading.to_dict(), "image_size": image_size})

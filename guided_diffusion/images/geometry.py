@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from guided_diffusion.runtime.errors import UserError
+
 IGNORE = 255
 """The value of mask pixels that losses and metrics ignore."""
 
@@ -93,9 +95,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"geometry {self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
+            raise UserError(f"resize {self.kind!r} must be one of {', '.join(KINDS)}")
         if min(self.height_width) < 1:
-            raise ValueError(f"size {self.size} must be at least 1 pixel")
+            raise UserError(f"size {self.size} must be at least 1 pixel")
 
     @property
     def height_width(self) -> tuple[int, int]:

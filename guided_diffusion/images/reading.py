@@ -49,12 +49,7 @@ class ReadingConfig:
             )
         if self.in_channels not in (1, 3):
             raise UserError(f"in_channels {self.in_channels} must be 1 (grey) or 3 (colour)")
-        if self.resize not in KINDS:
-            raise UserError(f"resize {self.resize!r} must be one of {', '.join(KINDS)}")
-        if self.intensity not in INTENSITY_RULES:
-            raise UserError(
-                f"intensity {self.intensity!r} must be one of {', '.join(INTENSITY_RULES)}"
-            )
+        self.geometry()
         self.intensity_rule()
 
     def geometry(self) -> Geometry:

@@ -11,7 +11,7 @@ from guided_diffusion.preparation.analysis import analyze
 from guided_diffusion.preparation.layouts import Item, require_new_folder
 from guided_diffusion.preparation.organize import is_divided, keep_split, place, write_split
 from guided_diffusion.preparation.phantoms import write_dataset
-from guided_diffusion.preparation.repair import write_faults, write_repaired
+from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import fault_table, validate
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import save_json
@@ -134,7 +134,9 @@ def validate_items(
             f" {len(left)} faults were not fixed"
         )
     if config.output_dir:
-        print("written: " + write_faults(report.faults, config.output_dir))
+        path = os.path.join(config.output_dir, "faults.json")
+        save_json(path, [fault.to_plain() for fault in report.faults])
+        print(f"written: {path}")
     return FAULTS_LEFT if left else 0
 
 

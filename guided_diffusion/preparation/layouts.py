@@ -92,12 +92,12 @@ def _find(folder: str, split: str) -> list[Source]:
     for name, path in folders.items():
         if name in SPLITS:
             found += _find(path, SPLITS[name])
-    if not found and len(folders) == 1:
-        found = _find(next(iter(folders.values())), split)
-    if not found and len(folders) > 1:  # the labelled part may be one of several
-        for name in ("split", "all", "data", "labelled", "labeled"):
-            if name in folders and not found:
-                found = _find(folders[name], split)
+    inside = list(folders.values())
+    if len(inside) > 1:  # the labelled part may be one of several
+        names = ("split", "all", "data", "labelled", "labeled")
+        inside = [folders[name] for name in names if name in folders]
+    for path in inside:
+        found = found or _find(path, split)
     if not found and not folders and _side_by_side(folder):
         found = [Source(split, folder, folder)]
     return found

@@ -7,7 +7,7 @@ from guided_diffusion.images.files import Unpaired
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.preparation.layouts import Item, copy_file, copy_pair
 from guided_diffusion.preparation.validation import KINDS, Fault, Report, repaired_mask
-from guided_diffusion.runtime.files import save_json, write_csv
+from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.segmentation.categories import Category
 
@@ -45,16 +45,6 @@ def write_repaired(
         rows.append((fault.path, fault.kind, fault.text, done or "nothing"))
     write_csv(os.path.join(folder, "fixes.csv"), ("file", "fault", "what", "done"), rows)
     return left
-
-
-def write_faults(faults: Sequence[Fault], folder: str) -> str:
-    """Write faults.json.
-
-    :return: its path.
-    """
-    path = os.path.join(folder, "faults.json")
-    save_json(path, [fault.to_plain() for fault in faults])
-    return path
 
 
 def _what_was_done(fault: Fault, image: str, report: Report) -> str:
