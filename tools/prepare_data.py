@@ -1,12 +1,12 @@
-"""Look at a data set, check and mend it, divide it into TRAIN and VAL, or make a sample of one.
+"""Analyse, validate and repair a data set, divide it into TRAIN and VAL, or generate one.
 
-prepare_data.py --action analyze      what it is like, and which settings follow
-prepare_data.py --action validate     what a training run would refuse or regret; --fix-issues
-prepare_data.py --action organize     Split/TRAIN/{IMG,MASK} and Split/VAL/{IMG,MASK}
+prepare_data.py --action analyze        statistics, and the settings they suggest
+prepare_data.py --action validate       faults; --fix-issues writes a repaired copy
+prepare_data.py --action organize       Split/TRAIN/{IMG,MASK} and Split/VAL/{IMG,MASK}
 prepare_data.py --action create-sample  synthetic bitewings with exact masks
 """
 
-import _path  # noqa: F401 - finds the package in a checkout that is not installed
+import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.preparation.job import PrepareConfig, run
 from guided_diffusion.runtime.errors import command

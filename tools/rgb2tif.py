@@ -1,6 +1,6 @@
 """Turn masks drawn in colours into masks of class indices, by the colours of categories.json."""
 
-import _path  # noqa: F401 - finds the package in a checkout that is not installed
+import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.preparation.convert import ConvertConfig, convert
 from guided_diffusion.runtime.errors import command

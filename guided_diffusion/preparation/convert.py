@@ -26,7 +26,9 @@ ColorCounts = dict[tuple[int, int, int], int]
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """How to convert"""
+    """How colour masks are converted."""
+
+    TITLE = "Conversion"
 
     categories: str = flag("", "class table; '': flags/categories.json")
     format: str = flag("tif", "file format, both lossless", choices=sorted(FORMATS))

@@ -34,7 +34,9 @@ FAULTS_LEFT = 1
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What to do, and with which files"""
+    """The action to perform, and the files and numbers it needs."""
+
+    TITLE = "Preparation"
 
     action: str = flag("", "analyze, validate, organize or create-sample")
     image_dir: str = flag("", "folder of radiographs")
