@@ -6,7 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import numpy as np
@@ -268,27 +268,18 @@ def sample_is_grey(paths: list[str], how_many: int = 64) -> bool:
     return bool(answers) and all(answers)
 
 
+@dataclass(eq=False)
 class _Steps(Dataset):
     """Item s is the batch of step s: images, their dict, and messages about skipped files."""
 
-    def __init__(
-        self,
-        images: ImageDataset,
-        batch_size: int,
-        rank: int,
-        num_ranks: int,
-        seed: int,
-        deterministic: bool,
-        skip_bad_images: bool,
-    ):
-        self.images = images
-        self.batch_size = batch_size
-        self.rank = rank
-        self.num_ranks = num_ranks
-        self.seed = seed
-        self.deterministic = deterministic
-        self.skip_bad_images = skip_bad_images
-        self._orders: dict[int, np.ndarray] = {}
+    images: ImageDataset
+    batch_size: int
+    rank: int
+    num_ranks: int
+    seed: int
+    deterministic: bool
+    skip_bad_images: bool
+    _orders: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, step: int) -> tuple[th.Tensor, dict, list[str]] | ImageError:
         first = (step * self.num_ranks + self.rank) * self.batch_size

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -79,8 +80,7 @@ def plan(source: str, target: str, extension: str) -> list[tuple[str, str]]:
     if os.path.isdir(source):
         if os.path.isfile(target):
             raise UserError(f"{source} is a folder but {target} is a file; name a folder")
-        inside = os.path.relpath(os.path.realpath(target), os.path.realpath(source))
-        if inside.split(os.sep)[0] != os.pardir:
+        if Path(target).resolve().is_relative_to(Path(source).resolve()):
             raise UserError(f"{target} lies in {source}; write to a folder outside it")
         stems = [os.path.splitext(os.path.relpath(path, source))[0] for path in paths]
         jobs = [(path, os.path.join(target, stem + extension)) for path, stem in zip(paths, stems)]

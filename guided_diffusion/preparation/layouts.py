@@ -12,6 +12,7 @@ all/, data/ or the only folder there is):
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -146,8 +147,7 @@ def require_new_folder(folder: str, *originals: str) -> None:
             f"--output-dir {folder} is not empty, and nothing in it is overwritten: name a new one"
         )
     for original in filter(None, originals):
-        inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(original))
-        if inside.split(os.sep)[0] != os.pardir:
+        if Path(folder).resolve().is_relative_to(Path(original).resolve()):
             raise UserError(f"--output-dir {folder} lies in {original}; name a folder outside it")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.images.files import Unpaired
+from guided_diffusion.images.geometry import Geometry
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.preparation.duplicates import Fingerprint, find_duplicates, fingerprint
 from guided_diffusion.preparation.layouts import Item
@@ -76,8 +77,8 @@ class Report:
     dropped: set[str] = field(default_factory=set)
     rewritten: set[str] = field(default_factory=set)
 
-    def add(self, kind: str, item: Item, path: str, text: str) -> None:
-        self.faults.append(Fault(kind, item.name, path, text))
+    def add(self, kind: str, item: Item, text: str) -> None:
+        self.faults.append(Fault(kind, item.name, item.image, text))
 
 
 def validate(
@@ -133,11 +134,11 @@ def _read(item: Item, report: Report) -> np.ndarray | None:
         image = read_image(item.image)
     except ImageError as error:
         text = str(error).removeprefix(item.image).strip()
-        report.add("unreadable image", item, item.image, text)
+        report.add("unreadable image", item, text)
         report.dropped.add(item.image)
         return None
     if image.min() == image.max():
-        report.add("blank image", item, item.image, f"is {image.flat[0]:g} in every pixel")
+        report.add("blank image", item, f"is {image.flat[0]:g} in every pixel")
         report.dropped.add(item.image)
     return image
 
@@ -171,11 +172,7 @@ def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
     # a side rounded to whole pixels may be off by one
     if abs(across[0] / across[1] - 1) > 0.01 + 1 / min(*size, *mask.shape):
         return None
-    rows, columns = (
-        ((np.arange(wanted) + 0.5) * now / wanted).astype(int)
-        for wanted, now in zip(size, mask.shape)
-    )
-    return mask[np.ix_(rows, columns)]
+    return Geometry("squash", size).apply_mask(mask)
 
 
 def _compare_sizes(
@@ -190,7 +187,7 @@ def _compare_sizes(
         size = sizes.get(item.image, usual)
         if size != usual:
             text = f"is {size[0]}x{size[1]} pixels (height x width), {count} of {len(sizes)} are "
-            report.add("unusual size", item, item.image, text + f"{usual[0]}x{usual[1]}")
+            report.add("unusual size", item, text + f"{usual[0]}x{usual[1]}")
 
 
 def _compare_images(items: Sequence[Item], prints: dict[str, Fingerprint], report: Report) -> None:
@@ -202,6 +199,6 @@ def _compare_images(items: Sequence[Item], prints: dict[str, Fingerprint], repor
         if item.split != other.split:
             kind += " across splits"
         text = f"{'has the same pixels as' if same else 'shows the same picture as'} {other.image}"
-        report.add(kind, item, item.image, text)
+        report.add(kind, item, text)
         if report.faults[-1].repairable:
             report.dropped.add(item.image)
