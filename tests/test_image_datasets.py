@@ -27,7 +27,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """11 grey pictures, each of its own brightness and darker to the right, in two classes."""
+    """11 grey images in two classes, each with its own brightness and darker on the right."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "sub").mkdir()
     for number in range(COUNT):
@@ -44,7 +44,7 @@ def batches(folder, count, **options):
 
 
 def brightness(images):
-    """The number of each picture, by its brightness: [N]."""
+    """The number of each image, from its brightness: [N]."""
     levels = (images.mean(dim=(1, 2, 3)) + 1) * 127.5
     return ((levels - 15) / 20).round().int().tolist()
 
@@ -130,14 +130,14 @@ def test_the_ranks_together_see_what_one_would(folder, ranks):
         assert th.equal(images, th.cat([part[step][0] for part in parts]))
 
 
-def test_flips_mirror_about_half_and_only_on_demand(folder):
+def test_flips_mirror_about_half_and_only_if_requested(folder):
     def mirrored(images):
         return (images[..., :2].mean(dim=(1, 2, 3)) < images[..., -2:].mean(dim=(1, 2, 3))).tolist()
 
     seen = [images for images, _ in batches(folder, 30, random_flip=True)]
     flips = [m for images in seen for m in mirrored(images)]
     assert 0.35 < np.mean(flips) < 0.65
-    # in one epoch it is, in another it is not
+    # each image is mirrored in some epochs and not in others
     numbers = [n for images in seen for n in brightness(images)]
     assert len(set(zip(numbers, flips, strict=True))) == 2 * COUNT
     assert not any(m for images, _ in batches(folder, 10) for m in mirrored(images))
@@ -177,7 +177,7 @@ def test_too_few_images(folder):
         ({"data_dir": "nowhere"}, "nowhere does not exist"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(folder, options, said):
+def test_errors_are_raised_at_once(folder, options, said):
     with pytest.raises(UserError, match=said):
         load_data(**{"data_dir": folder, "batch_size": 2, "image_size": 8, **options})
 
@@ -195,7 +195,7 @@ def spoilt(folder, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_is_one_clean_error(spoilt, workers):
+def test_a_bad_image_raises_one_clean_error(spoilt, workers):
     with pytest.raises(ImageError) as caught:
         batches(spoilt, 3, batch_size=3, num_workers=workers)
     assert spoilt in str(caught.value)
@@ -203,7 +203,7 @@ def test_a_bad_image_is_one_clean_error(spoilt, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_images_are_skipped_and_listed_on_demand(spoilt, workers, capsys):
+def test_bad_images_are_skipped_and_listed_if_requested(spoilt, workers, capsys):
     options = {"batch_size": 3, "skip_bad_images": True, "num_workers": workers}
     reported = []
     seen = batches(spoilt, 7, on_skip=reported.append, **options)
@@ -217,7 +217,7 @@ def test_bad_images_are_skipped_and_listed_on_demand(spoilt, workers, capsys):
     assert capsys.readouterr().err.count("skipped: ") in (1, 2)
 
 
-def test_not_one_good_image(tmp_path):
+def test_no_readable_image(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_text("bad")
     with pytest.raises(ImageError, match="not one image could be read"):
@@ -238,7 +238,7 @@ def test_the_cache_reads_every_file_once(folder, workers, tmp_path, monkeypatch)
     batches(folder, 3 * COUNT, batch_size=1, cache="ram", num_workers=workers)
     lines = log.read_text().split()
     assert len(set(lines)) == COUNT
-    # two workers may start on the same image at the turn of an epoch
+    # two workers may load the same image at once when an epoch ends
     assert len(lines) <= COUNT + workers
     log.unlink()
     batches(folder, 3 * COUNT, batch_size=1, cache="none", num_workers=workers)
@@ -276,7 +276,7 @@ class TestImageDataset:
         np.testing.assert_allclose(image, expected.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
         assert ImageDataset(8, paths)[0][1] == {}
 
-    def test_shards_share_the_files_out(self, folder):
+    def test_shards_divide_the_files(self, folder):
         paths = self.paths(folder)
         shards = [ImageDataset(8, paths, shard=s, num_shards=3) for s in range(3)]
         assert shards[1].paths == paths[1::3]
@@ -332,7 +332,7 @@ def test_a_sample_tells_grey_from_colour(tmp_path):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Pictures of three blocks whose grey is 100 times the class; each tells the other."""
+    """Images of blocks whose grey level is 100 times their class."""
     base = tmp_path_factory.mktemp("pairs")
     generator = np.random.default_rng(0)
     for number in range(6):
@@ -366,7 +366,7 @@ class TestMasks:
         assert len(seen) > 6 if moving else len(seen) == 6
 
     @pytest.mark.parametrize("options", [{"cache": "ram"}, {"num_workers": 2}])
-    def test_reading_them_otherwise_changes_nothing(self, pairs, options):
+    def test_cache_and_workers_change_nothing(self, pairs, options):
         common = {"reading": ReadingConfig(16, 1), "image_size": 16, "random_flip": True}
         common["mask_dir"] = str(pairs / "MASK")
         plain = batches(str(pairs / "IMG"), 3, **common)
@@ -375,14 +375,14 @@ class TestMasks:
             assert th.equal(images, same)
             assert th.equal(cond["mask"], also["mask"])
 
-    def test_a_dataset_gives_them_one_by_one(self, pairs):
+    def test_items_of_a_dataset_with_masks(self, pairs):
         paths = [str(pairs / part / "r0.png") for part in ("IMG", "MASK")]
         dataset = ImageDataset(16, paths[:1], random_flip=False, mask_paths=paths[1:])
         image, cond = dataset[0]
         assert image.shape == (3, 16, 16)
         assert cond["mask"].shape == (16, 16)
 
-    def test_what_is_wrong_with_them_is_said(self, pairs, tmp_path):
+    def test_unsuitable_masks_are_refused(self, pairs, tmp_path):
         with pytest.raises(ImageError, match=r"r\d.png holds the values {0, 1, 2}; 2 classes"):
             batches(str(pairs / "IMG"), 1, mask_dir=str(pairs / "MASK"), mask_classes=2)
         (tmp_path / "M").mkdir()

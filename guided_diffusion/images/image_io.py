@@ -145,7 +145,8 @@ def check_sizes(mask_path: str, mask: np.ndarray, path: str, image: np.ndarray) 
         sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
         raise ImageError(
             f"{mask_path} has {sizes[0]} pixels (height x width), its radiograph {path}"
-            f" {sizes[1]}; the sizes must agree: export the mask at the radiograph's own size"
+            f" {sizes[1]}; they must not differ in size: export the mask at the radiograph's own"
+            " size"
         )
 
 

@@ -23,7 +23,7 @@ resized by nearest neighbour, stay below 0.13; box and bilinear resizing give 0.
 """
 NEAR = 48  # grey levels from black or white that still count as black or white
 GREY_EDGES = 0.4  # share of a blurred black-and-white mask that may be grey
-STRANGE_COLORS = 0.15  # share of a colour mask that may be in colours of no class
+UNKNOWN_COLORS = 0.15  # share of a colour mask that may be in colours of no class
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def examine_mask(
         if strays is not None:
             if not faults:
                 faults.append(("blurred mask", "holds stray values along its edges"))
-            mask = _without(mask, strays)
+            mask = _fill_strays(mask, strays)
         # in a lossy file, neighbouring classes may have been swapped anywhere
         repaired = None if lossy or mask.max() >= top else mask
         if mask.max() >= top:
@@ -90,12 +90,12 @@ def _examine_unreadable(
         return None, [MaskFault(kind, reason.removeprefix(path).strip())]
     if (colors == colors[..., :1]).all():
         return None, [MaskFault("value out of range", reason.removeprefix(path).strip())]
-    strange = unknown_colors(colors, categories)
-    share = sum(strange.values()) / colors[..., 0].size
+    unknown = unknown_colors(colors, categories)
+    share = sum(unknown.values()) / colors[..., 0].size
     text = "is drawn in colours"
-    if strange:
-        text += f", {len(strange)} of them of no class ({100 * share:.1f} % of the pixels)"
-    repaired = indices_from_colors(colors, categories) if share <= STRANGE_COLORS else None
+    if unknown:
+        text += f", {len(unknown)} of them of no class ({100 * share:.1f} % of the pixels)"
+    repaired = indices_from_colors(colors, categories) if share <= UNKNOWN_COLORS else None
     faults = [MaskFault("colour mask", text, repaired)]
     if repaired is not None and not repaired.any():
         faults.append(MaskFault("empty mask", "has no foreground", repaired))
@@ -141,7 +141,7 @@ def _solid(mask: np.ndarray) -> np.ndarray:
     return solid
 
 
-def _without(mask: np.ndarray, strays: np.ndarray) -> np.ndarray:
+def _fill_strays(mask: np.ndarray, strays: np.ndarray) -> np.ndarray:
     """The mask, with each stray pixel replaced by the commonest class of its neighbours."""
     result, known = mask.copy(), ~strays
     # a value that is solid nowhere is not a class

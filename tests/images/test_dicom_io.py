@@ -89,7 +89,7 @@ class TestDicom:
         path = dicom(values, BitsStored=10, HighBit=9)
         np.testing.assert_allclose(read_image(path), values / 1023, rtol=1e-6)
 
-    def test_bits_above_those_stored_are_no_part_of_the_picture(self, dicom):
+    def test_bits_above_bits_stored_are_ignored(self, dicom):
         values = (DEEP // 64).astype(np.uint16)
         path = dicom(values | 0xF000, BitsStored=10, HighBit=9)
         np.testing.assert_allclose(read_image(path), values / 1023, rtol=1e-6)
@@ -146,15 +146,15 @@ class TestDicom:
         image = read_image(path, None, Intensity("window"))
         np.testing.assert_allclose(image.ravel() * 255, [0, 0, 0, 100, 200, 255], atol=1e-4)
 
-    def test_table_of_signed_values_holds_its_ends_beyond_them(self, dicom):
+    def test_values_beyond_a_table_of_signed_values_take_its_ends(self, dicom):
         values = np.arange(-4, 5, dtype=np.int16).reshape(3, 3)
-        # the first value, -2, as writers put it into an unsigned element
+        # the first value, -2, as written to an unsigned element
         path = dicom(values, VOILUTSequence=[table([10, 20, 30, 40], 8, first=2**16 - 2)])
         image = read_image(path, None, Intensity("window"))
         expected = [10, 10, 10, 20, 30, 40, 40, 40, 40]
         np.testing.assert_allclose(image.ravel() * 255, expected, atol=1e-4)
 
-    def test_tables_of_words_and_of_more_entries_than_their_values(self, dicom):
+    def test_tables_stored_as_words_and_with_more_than_256_entries(self, dicom):
         levels = (np.arange(1024) // 4).tolist()
         values = np.arange(1020, dtype=np.uint16).reshape(30, 34)
         path = dicom(values, VOILUTSequence=[table(levels, 8)])
@@ -227,7 +227,7 @@ class TestDicom:
         assert path in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_a_frame_count_that_is_no_number(self, dicom):
+    def test_a_frame_count_that_is_not_a_number(self, dicom):
         path = dicom(GREY, NumberOfFrames=11)
         content = Path(path).read_bytes()
         assert content.count(b"IS\x02\x0011") == 1

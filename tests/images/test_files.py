@@ -55,18 +55,18 @@ class TestListing:
         with pytest.raises(UserError, match="it holds no files"):
             list_images(str(tmp_path / "*.png"))
 
-    def test_dicom_without_an_ending(self, dicom, tmp_path):
+    def test_dicom_without_an_extension(self, dicom, tmp_path):
         dicom(GREY, name="IM0001")
         dicom(GREY, name="1.2.840.7")
         dicom(GREY, name="DICOMDIR")
         (tmp_path / "README").write_text("words " * 100)
         assert self.names(list_images(str(tmp_path)), tmp_path) == ["1.2.840.7", "IM0001"]
 
-    def test_links_in_a_circle_end(self, folder):
+    def test_circular_links_do_not_loop(self, folder):
         os.symlink(folder, folder / "sub" / "circle")
         assert len(list_images(str(folder))) == 4
 
-    def test_linked_folders_are_entered(self, folder, tmp_path_factory):
+    def test_linked_folders_are_followed(self, folder, tmp_path_factory):
         other = tmp_path_factory.mktemp("linked")
         os.symlink(folder, other / "data")
         assert len(list_images(str(other))) == 4

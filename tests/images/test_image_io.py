@@ -26,13 +26,13 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 class TestGreyLevels:
     @pytest.mark.parametrize("ending", ["png", "bmp", "gif", "webp", "tif", "tiff"])
-    def test_eight_bits_come_back_as_they_are(self, save, ending):
+    def test_eight_bits_are_read_unchanged(self, save, ending):
         options = {"lossless": True} if ending == "webp" else {}
         image = read_image(save(f"a.{ending}", GREY, **options), 1)
         assert image.dtype == np.uint8
         assert np.array_equal(image, GREY)
 
-    def test_jpeg_comes_back_nearly(self, save):
+    def test_jpeg_is_read_approximately(self, save):
         smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
         image = read_image(save("a.jpg", smooth, quality=95))
         assert image.dtype == np.uint8
@@ -98,7 +98,7 @@ class TestGreyLevels:
         assert image[3, 3:5] == pytest.approx([3 / 7, 1])
         assert np.count_nonzero(image) == 2
 
-    def test_a_flat_picture_is_black_under_stretching_rules(self, save):
+    def test_a_constant_image_is_black_under_stretching_rules(self, save):
         path = save("a.png", np.full((4, 4), 77, np.uint8))
         for rule in ("percentile", "window"):
             assert not read_image(path, None, Intensity(rule)).any()
@@ -229,7 +229,7 @@ class TestColourAndOrientation:
         jpeg = read_image(save("a.jpg", GREY, exif=exif, quality=100))
         assert np.abs(jpeg.astype(int) - upright(GREY)).max() <= 3
 
-    def test_the_content_decides_not_the_ending(self, save, dicom, tmp_path):
+    def test_the_content_decides_not_the_extension(self, save, dicom, tmp_path):
         path = save("a.png", GREY)
         os.rename(path, tmp_path / "really_png.dcm")
         assert np.array_equal(read_image(str(tmp_path / "really_png.dcm")), GREY)
@@ -261,7 +261,7 @@ class TestUnreadableFiles:
         noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
         path = save(f"a.{ending}", noise)
         content = Path(path).read_bytes()
-        # past its directory, which Pillow writes before the pixels
+        # behind the directory, which Pillow writes before the pixels
         Path(path).write_bytes(content[: len(content) * 2 // 3])
         self.refused(path, "cannot be read")
 
@@ -315,7 +315,7 @@ class TestWriting:
         assert np.array_equal(read_image(str(tmp_path / "e.png")), GREY)
 
     @pytest.mark.parametrize("name", ["a.dcm", "a.xyz", "a"])
-    def test_other_endings_are_refused(self, tmp_path, name):
+    def test_other_extensions_are_refused(self, tmp_path, name):
         with pytest.raises(ImageError, match="cannot be written"):
             write_image(str(tmp_path / name), GREY)
 

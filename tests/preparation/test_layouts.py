@@ -43,7 +43,7 @@ def test_layouts(tmp_path, layout):
     assert {(i.split, i.stem, int(read_mask(i.mask)[0, 0])) for i in items} == expected
 
 
-def test_places_that_hold_no_data_set(prepare, tmp_path):
+def test_folders_without_a_data_set(prepare, tmp_path):
     (tmp_path / "empty").mkdir()
     for flags, says in (
         (("--source-dir", tmp_path), "no known layout"),
@@ -59,7 +59,7 @@ def test_places_that_hold_no_data_set(prepare, tmp_path):
         assert error.count("\n") == 1
 
 
-def test_flags_that_do_nothing_are_refused(prepare, phantoms):
+def test_flags_without_effect_are_refused(prepare, phantoms):
     code, _, error = prepare("--action", "analyze", "--source-dir", phantoms, "--train-images", 3)
     assert code == 2
     assert "--train_images" in error

@@ -28,7 +28,7 @@ def organized(folder):
 
 @pytest.fixture(scope="module")
 def patients(tmp_path_factory):
-    """24 films of 8 patients, masks named *_mask; class 2 in one patient's films alone."""
+    """24 films of 8 patients, masks named *_mask; class 2 in the films of one patient only."""
     folder = tmp_path_factory.mktemp("patients")
     for number in range(24):
         stem = f"p{number % 8}_film{number}"
@@ -41,7 +41,7 @@ def patients(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rule", ["regex", "csv"])
-def test_organize_never_parts_a_patient(prepare, patients, tmp_path, seed, rule):
+def test_organize_never_splits_a_patient(prepare, patients, tmp_path, seed, rule):
     group = r"p(\d)_"
     if rule == "csv":
         group = tmp_path / "patients.csv"
@@ -57,8 +57,8 @@ def test_organize_never_parts_a_patient(prepare, patients, tmp_path, seed, rule)
     assert len(sides["TRAIN"] | sides["VAL"]) == 24
     of_patients = {side: {stem[:2] for stem in stems} for side, stems in sides.items()}
     assert not of_patients["TRAIN"] & of_patients["VAL"]
-    assert len(sides["TRAIN"]) == 12  # 14 wanted, patients have three films
-    assert "p5" in of_patients["TRAIN"]  # its class 2 is nowhere else
+    assert len(sides["TRAIN"]) == 12  # of the 14 requested: patients have three films
+    assert "p5" in of_patients["TRAIN"]  # no other patient has class 2
     with open(tmp_path / "out/Split/split.csv", newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert {name for name, row in rows.items() if row["split"] == "TRAIN"} == sides["TRAIN"]
@@ -91,7 +91,7 @@ def test_organize_few_labels(prepare, patients, tmp_path):
     assert len(draws) > 1
 
 
-def test_organize_keeps_a_split_unless_told_and_test_always(prepare, tmp_path):
+def test_organize_keeps_an_existing_split_by_default_and_test_always(prepare, tmp_path):
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         for number in range(count):
             mask = np.full((4, 4), number % 2, np.uint8)
@@ -167,7 +167,7 @@ def test_division_finds_the_few_images_that_count(seed):
     train = divide(groups, classes, 10, seed)
     assert train[123]
     assert train[456]
-    # Ten images hold class 1, ten class 2, one of them both: with room for one it is that.
+    # Ten images hold class 1, ten class 2, one holds both: that one if only one may be chosen.
     classes = np.zeros((19, 3), bool)
     classes[:10, 1], classes[9:, 2] = True, True
     assert np.flatnonzero(divide(groups[:19], classes, 1, seed)).tolist() == [9]

@@ -91,7 +91,7 @@ def test_colours_of_no_class_are_refused_before_anything_is_written(run, drawn, 
 @pytest.mark.parametrize(
     ("unknown", "classes"), [("nearest", (1, 0, 3)), ("background", (0, 0, 0))]
 )
-def test_colours_of_no_class_can_be_decided(run, drawn, tmp_path, unknown, classes):
+def test_colours_of_no_class_can_be_replaced(run, drawn, tmp_path, unknown, classes):
     source, masks = drawn
     spoil(source, masks)
     code, out, _ = run(source, tmp_path / "index", "--unknown", unknown)
@@ -127,7 +127,7 @@ def test_another_class_table(run, tmp_path):
     assert read_mask(str(tmp_path / "b.png")).tolist() == [[0, 1]]
 
 
-def test_what_would_overwrite_is_refused(run, drawn, tmp_path):
+def test_overwriting_is_refused(run, drawn, tmp_path):
     source, _ = drawn
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     for target, says in (

@@ -27,7 +27,7 @@ def black_and_white(mask):
 
 
 def plant(folder):
-    """One fault of every kind; returns {kind: name of the file}, and truth of what is mendable."""
+    """One fault of every kind; returns {kind: file name} and the true masks of repairable ones."""
     img, msk = folder / "TRAIN/IMG", folder / "TRAIN/MASK"
     place = {kind: f"train_{number:04d}.png" for number, kind in enumerate(KINDS)}
 
@@ -76,7 +76,7 @@ def plant(folder):
     Image.open(other).save(img / place["exact duplicate"])
     old = msk / f"train_{list(KINDS).index('exact duplicate'):04d}.png"
     old.rename(msk / "train_0025_again.png")
-    # The same picture, brightened and through a JPEG.
+    # The same picture, brightened and compressed as JPEG.
     encoded = io.BytesIO()
     bright = np.asarray(Image.open(img / "train_0026.png")) * 0.8 + 30
     Image.fromarray(bright.astype(np.uint8)).save(encoded, "JPEG", quality=60)
@@ -134,13 +134,13 @@ def test_every_planted_fault_is_found(prepare, faulty, tmp_path):
     assert digests(folder) == before
 
 
-def test_what_can_be_mended_is_mended_in_a_copy(prepare, faulty, tmp_path):
+def test_repairable_faults_are_repaired_in_a_copy(prepare, faulty, tmp_path):
     folder, place, truth = faulty
     before = digests(folder)
     copy = tmp_path / "copy"
     arguments = ("--action", "validate", "--num-classes", 7)
     code, out, _ = prepare(*arguments, "--source-dir", folder, "--fix-issues", "--output-dir", copy)
-    assert code == 1  # an empty mask, a near duplicate and an unusual size are for people
+    assert code == 1  # empty masks, near duplicates and unusual sizes are left to people
     assert "3 faults were not fixed" in out
     assert digests(folder) == before
 
@@ -148,7 +148,7 @@ def test_what_can_be_mended_is_mended_in_a_copy(prepare, faulty, tmp_path):
     left = faults_in(tmp_path / "again/faults.json")
     assert set(left) == {"empty mask", "near duplicate", "unusual size"}
 
-    # Whatever was not faulty is there, byte for byte.
+    # Files without faults are there, byte for byte.
     masks = {
         Path(mask).stem: mask
         for _, _, mask in pair_files(f"{copy}/TRAIN/IMG", f"{copy}/TRAIN/MASK")
@@ -176,8 +176,8 @@ def test_what_can_be_mended_is_mended_in_a_copy(prepare, faulty, tmp_path):
     for kind in ("black-and-white mask", "colour mask"):
         assert np.array_equal(read_mask(masks[Path(place[kind]).stem]), truth[kind]), kind
     for kind, least in (("blurred mask", 0.8), ("lossy mask", 0.99)):
-        mended = read_mask(masks[Path(place[kind]).stem], 7)
-        agreement = dice_iou(confusion_matrix(mended, truth[kind], 7))
+        repaired = read_mask(masks[Path(place[kind]).stem], 7)
+        agreement = dice_iou(confusion_matrix(repaired, truth[kind], 7))
         assert agreement.mean_dice() > least, kind
     size = Path(place["sizes differ"]).stem
     original = read_mask(str(folder / "TRAIN/MASK" / f"{size}.png"))[::2, ::2]
@@ -190,7 +190,7 @@ def test_what_can_be_mended_is_mended_in_a_copy(prepare, faulty, tmp_path):
     assert undone == set(left)
 
 
-def test_the_copy_never_touches_what_exists(prepare, phantoms, tmp_path):
+def test_the_copy_never_overwrites_anything(prepare, phantoms, tmp_path):
     flags = ("--action", "validate", "--source-dir", phantoms, "--fix-issues")
     code, _, error = prepare(*flags)
     assert code == 2
@@ -232,15 +232,15 @@ def test_hard_edges_are_not_called_blurred(tmp_path, size, seed):
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 @pytest.mark.parametrize("values", ["classes", "black and white"])
-def test_interpolated_masks_are_called_blurred_and_mended(tmp_path, resample, values):
+def test_interpolated_masks_are_called_blurred_and_repaired(tmp_path, resample, values):
     large, truth = make_phantom(3, (256, 256))[1], make_phantom(3, (80, 80))[1]
     if values == "black and white":
         large, truth = black_and_white(large), black_and_white(truth) // 255
     path = str(tmp_path / "m.png")
     Image.fromarray(large).resize((80, 80), resample).save(path)
-    mended, faults = examine_mask(path, 7, TABLE)
+    repaired, faults = examine_mask(path, 7, TABLE)
     assert [fault.kind for fault in faults] == ["blurred mask"]
-    after = dice_iou(confusion_matrix(mended, truth, 7)).mean_dice()
+    after = dice_iou(confusion_matrix(repaired, truth, 7)).mean_dice()
     if values == "black and white":
         assert after > 0.95
     else:  # what lies between pulp and dentine may be caries: some of it stays wrong
@@ -253,6 +253,6 @@ def test_grey_areas_are_not_merged_into_black_and_white(tmp_path):
     mask[5:30, 5:30], mask[10:14, 10:14] = 255, 128
     path = str(tmp_path / "m.png")
     Image.fromarray(mask).save(path)
-    mended, faults = examine_mask(path, 3, generic_categories(3))
-    assert mended is None
+    repaired, faults = examine_mask(path, 3, generic_categories(3))
+    assert repaired is None
     assert [fault.kind for fault in faults] == ["value out of range"]
