@@ -1,7 +1,7 @@
 """What tools/prepare_data.py does: analyse, validate, organise, or generate a data set."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +90,7 @@ def run(overrides: Mapping[str, Any]) -> int:
     return organize_items(config, overrides, items, unpaired)
 
 
-def analyze_items(
-    config: PrepareConfig, items: Sequence[Item], unpaired: Sequence[Unpaired]
-) -> int:
+def analyze_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
     """Describe the data set and recommend settings."""
     result = analyze(items)
     if not result.facts:
@@ -113,9 +111,7 @@ def analyze_items(
     return 0
 
 
-def validate_items(
-    config: PrepareConfig, items: Sequence[Item], unpaired: Sequence[Unpaired]
-) -> int:
+def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
     """List the faults of the data set; with --fix-issues write a repaired copy."""
     if config.fix_issues:
         originals = (config.source_dir, config.image_dir, config.mask_dir)
@@ -143,10 +139,7 @@ def validate_items(
 
 
 def organize_items(
-    config: PrepareConfig,
-    overrides: Mapping[str, Any],
-    items: Sequence[Item],
-    unpaired: Sequence[Unpaired],
+    config: PrepareConfig, overrides: Mapping[str, Any], items: list[Item], unpaired: list[Unpaired]
 ) -> int:
     """Copy the data set to Split/TRAIN and Split/VAL."""
     originals = (config.source_dir, config.image_dir, config.mask_dir)

@@ -205,43 +205,52 @@ class _Tooth:
         window = np.s_[:, columns[0] : columns[-1] + 1]
         q = jaw.q[window]
         p = scene.u[window] - self.centre - math.tan(self.tilt) * (q - 0.2)
-        label, attenuation = scene.label[window], scene.attenuation[window]
-
         outline = self.half_width(q)
-        lateral = np.minimum(outline - np.abs(p), np.abs(p) - self.half_fork(q))
-        inside = (lateral > 0) & (q > self.biting_surface(p))
-        below = np.clip(1 - q / self.crown, 0, 1)
-        core = lateral > self.enamel * below**0.6
-        core &= q > 0.6 * self.biting_surface(p) + 1.3 * self.enamel
-        enamel = inside & (q < self.crown) & ~core
-        pulp = inside & core & (lateral > 0.03) & self.canals(p, q, outline)
-        root = np.where((q > 0.9 * self.crown) & (outline > 0), lateral, -1)
+        to_side = np.minimum(outline - np.abs(p), np.abs(p) - self.half_fork(q))  # signed distance
+        inside = (to_side > 0) & (q > self.biting_surface(p))
+        root = np.where((q > 0.9 * self.crown) & (outline > 0), to_side, -1)
         jaw.near_root[window] = np.maximum(jaw.near_root[window], root)
 
-        # A cylinder is densest in its middle; the sides of the neck look burnt out.
+        kind = self.tissue(p, q, outline, to_side)
+        # a cylinder is densest in its middle; the sides of the neck look burnt out
         thickness = np.sqrt(np.clip(1 - (p / np.maximum(outline, 1e-3)) ** 2, 0, 1))
         dense = 0.45 + 0.65 * thickness
-        dense[enamel] = 1.6 + 0.5 * thickness[enamel]
-        dense[pulp] -= 0.55
-        kind = np.where(enamel, ENAMEL, np.where(pulp, PULP, DENTINE)).astype(np.uint8)
+        dense[kind == ENAMEL] = 1.6 + 0.5 * thickness[kind == ENAMEL]
+        dense[kind == PULP] -= 0.55
+        metal = self.metal(p, q, kind == PULP)
         for lesion in self.lesions:
             depth = lesion.depth(p, q)
-            kind[(depth > 0) & inside] = CARIES
+            kind[depth > 0] = CARIES
             dense *= 1 - lesion.contrast * np.clip(0.35 + 1.5 * depth, 0, 1) * (depth > 0)
-        metal = np.zeros_like(inside)
+        kind[metal], dense[metal] = OTHER, 4.0
+
+        label, attenuation = scene.label[window], scene.attenuation[window]
+        in_bone = 0.8 * jaw.bone[window] * (q > jaw.crest(scene.u[window]))
+        total = scene.soft_tissue[window] + dense + in_bone
+        label[inside] = kind[inside]
+        attenuation[inside] = np.maximum(total, attenuation * (kind == DENTINE))[inside]
+
+    def tissue(
+        self, p: np.ndarray, q: np.ndarray, outline: np.ndarray, to_side: np.ndarray
+    ) -> np.ndarray:
+        """The class of each sample inside the tooth, if it were healthy."""
+        below = np.clip(1 - q / self.crown, 0, 1)
+        core = to_side > self.enamel * below**0.6
+        core &= q > 0.6 * self.biting_surface(p) + 1.3 * self.enamel
+        enamel = (q < self.crown) & ~core
+        pulp = core & (to_side > 0.03) & self.canals(p, q, outline)
+        return np.where(enamel, ENAMEL, np.where(pulp, PULP, DENTINE)).astype(np.uint8)
+
+    def metal(self, p: np.ndarray, q: np.ndarray, pulp: np.ndarray) -> np.ndarray:
+        """Where the restorations are."""
+        metal = np.zeros(p.shape, bool)
         for filling in self.fillings:
             metal |= filling.depth(p, q) > 0
         if self.full_crown:
             metal |= q < (0.92 + 0.08 * np.cos(2 * np.pi * p / self.width)) * self.crown
         if self.root_filled:
             metal |= pulp & (q > 0.8 * self.crown)
-        metal &= inside
-        kind[metal], dense[metal] = OTHER, 4.0
-
-        in_bone = 0.8 * jaw.bone[window] * (q > jaw.crest(scene.u[window]))
-        total = scene.soft_tissue[window] + dense + in_bone
-        label[inside] = kind[inside]
-        attenuation[inside] = np.maximum(total, attenuation * (kind == DENTINE))[inside]
+        return metal
 
 
 class _Jaw:

@@ -59,10 +59,8 @@ class Fault:
         return bool(KINDS[self.kind][1])
 
     def to_plain(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "stops_training": self.stops_training,
-            "repairable": self.repairable,
-        }
+        derived = {"stops_training": self.stops_training, "repairable": self.repairable}
+        return asdict(self) | derived
 
 
 @dataclass
