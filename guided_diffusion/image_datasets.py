@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .images.cache import ImageCache, make_cache
-from .images.files import list_images, pair_files
+from .images.files import evenly_spaced, list_images, pair_files
 from .images.geometry import Geometry
 from .images.image_io import ImageError, check_sizes, is_grey, read_image, read_mask
 from .images.reading import ReadingConfig, normalize, to_uint8_channels
@@ -258,11 +258,10 @@ def sample_is_grey(paths: list[str], how_many: int = 64) -> bool:
 
     Unreadable files are ignored; without a readable one the answer is False.
     """
-    indices = np.linspace(0, len(paths) - 1, min(how_many, len(paths))).round().astype(int)
     answers = []
-    for index in np.unique(indices):
+    for path in evenly_spaced(paths, how_many):
         try:
-            answers.append(is_grey(paths[index]))
+            answers.append(is_grey(path))
         except ImageError:
             continue
     return bool(answers) and all(answers)

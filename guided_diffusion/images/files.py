@@ -4,11 +4,12 @@ import contextlib
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import blobfile as bf
+import numpy as np
 
 from guided_diffusion.images import dicom_io
 from guided_diffusion.runtime.errors import UserError
@@ -20,6 +21,8 @@ IMAGE_EXTENSIONS = (
     *DICOM_EXTENSIONS,
 )
 MASK_SUFFIXES = ("_mask", "_gt", "_seg", "_label")
+
+T = TypeVar("T")
 
 
 def list_images(path: str) -> list[str]:
@@ -114,6 +117,12 @@ def find_pairs(image_dir: str, mask_dir: str) -> tuple[list[tuple[str, str, str]
             text = f"and {' and '.join(others)} all have the stem {stem}"
             unpaired.append(Unpaired("several of one name", first, text))
     return pairs, unpaired
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spaced from the first to the last."""
+    indices = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[index] for index in indices]
 
 
 def split_folder(folder: str, split: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from guided_diffusion.images.files import evenly_spaced
 from guided_diffusion.images.geometry import KINDS, Geometry
 from guided_diffusion.images.image_io import INTENSITY_RULES, ImageError, Intensity, read_image
 from guided_diffusion.runtime.errors import UserError
@@ -118,9 +119,9 @@ def low_contrast_advice(
     if reading.intensity != "full":
         return None
     spans = []
-    for index in np.unique(np.linspace(0, len(paths) - 1, how_many).round().astype(int)):
+    for path in evenly_spaced(paths, how_many):
         try:
-            image = read_image(paths[index], 1)
+            image = read_image(path, 1)
         except ImageError:
             continue
         if image.dtype != np.uint8:
