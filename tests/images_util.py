@@ -28,7 +28,7 @@ def save_picture(folder, name, picture, **options):
 def write_dicom(
     folder, stored, syntax=uid.ExplicitVRLittleEndian, name="file.dcm", stream=None, **elements
 ):
-    """Write a DICOM file of `stored` [H x W] or [H x W x 3]; elements that are None are left out."""
+    """Write a DICOM file of `stored` [H x W] or [H x W x 3]; elements that are None are omitted."""
     dataset = Dataset()
     dataset.SOPClassUID = uid.SecondaryCaptureImageStorage
     dataset.SOPInstanceUID = "1.2.3"
