@@ -1,12 +1,15 @@
 """What several test files share: tiny data, a tiny pretrained network, scripts run in-process."""
 
 import contextlib
-import dataclasses
+import functools
+import hashlib
 import io
 import runpy
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import images_util
 import numpy as np
 import pytest
 import torch as th
@@ -17,6 +20,7 @@ from PIL import Image
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 
@@ -34,8 +38,7 @@ TINY = ModelConfig(
 TINY_DIFFUSION = DiffusionConfig(learn_sigma=True, diffusion_steps=50, noise_schedule="cosine")
 
 
-@dataclasses.dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """How a script ended."""
 
     code: int
@@ -72,6 +75,41 @@ def script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
     return run_script
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save an array or a picture in a temporary folder with Pillow; returns the path."""
+    return functools.partial(images_util.save_picture, tmp_path)
+
+
+@pytest.fixture
+def dicom(tmp_path):
+    """Write a DICOM file in a temporary folder; returns the path. See `images_util.write_dicom`."""
+    return functools.partial(images_util.write_dicom, tmp_path)
+
+
+@pytest.fixture
+def prepare(script):
+    """Run tools/prepare_data.py: (exit code, stdout, stderr)."""
+    return functools.partial(script, "prepare_data.py")
+
+
+PHANTOM_SIZE = (72, 72)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """A faultless data set, not to be changed: 30 phantoms in TRAIN, 6 in VAL."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_dataset(str(folder), 0, 30, 6, size=PHANTOM_SIZE, seed=1)
+    return folder / "Split"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def draw_pairs(folder: Path, count: int, size=(16, 20), classes: int = 3, seed: int = 0) -> None:

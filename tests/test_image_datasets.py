@@ -17,6 +17,7 @@ from guided_diffusion.image_datasets import (
     random_crop_arr,
     sample_is_grey,
 )
+from guided_diffusion.images import cache as image_cache
 from guided_diffusion.images.image_io import ImageError
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
@@ -26,7 +27,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """11 grey pictures, each of its own brightness and darker to the right, in two classes."""
+    """11 grey images in two classes, each with its own brightness and darker on the right."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "sub").mkdir()
     for number in range(COUNT):
@@ -43,7 +44,7 @@ def batches(folder, count, **options):
 
 
 def brightness(images):
-    """The number of each picture, by its brightness: [N]."""
+    """The number of each image, from its brightness: [N]."""
     levels = (images.mean(dim=(1, 2, 3)) + 1) * 127.5
     return ((levels - 15) / 20).round().int().tolist()
 
@@ -129,14 +130,14 @@ def test_the_ranks_together_see_what_one_would(folder, ranks):
         assert th.equal(images, th.cat([part[step][0] for part in parts]))
 
 
-def test_flips_mirror_about_half_and_only_on_demand(folder):
+def test_flips_mirror_about_half_and_only_if_requested(folder):
     def mirrored(images):
         return (images[..., :2].mean(dim=(1, 2, 3)) < images[..., -2:].mean(dim=(1, 2, 3))).tolist()
 
     seen = [images for images, _ in batches(folder, 30, random_flip=True)]
     flips = [m for images in seen for m in mirrored(images)]
     assert 0.35 < np.mean(flips) < 0.65
-    # in one epoch it is, in another it is not
+    # each image is mirrored in some epochs and not in others
     numbers = [n for images in seen for n in brightness(images)]
     assert len(set(zip(numbers, flips, strict=True))) == 2 * COUNT
     assert not any(m for images, _ in batches(folder, 10) for m in mirrored(images))
@@ -176,7 +177,7 @@ def test_too_few_images(folder):
         ({"data_dir": "nowhere"}, "nowhere does not exist"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(folder, options, said):
+def test_errors_are_raised_at_once(folder, options, said):
     with pytest.raises(UserError, match=said):
         load_data(**{"data_dir": folder, "batch_size": 2, "image_size": 8, **options})
 
@@ -194,7 +195,7 @@ def spoilt(folder, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_is_one_clean_error(spoilt, workers):
+def test_a_bad_image_raises_one_clean_error(spoilt, workers):
     with pytest.raises(ImageError) as caught:
         batches(spoilt, 3, batch_size=3, num_workers=workers)
     assert spoilt in str(caught.value)
@@ -202,7 +203,7 @@ def test_a_bad_image_is_one_clean_error(spoilt, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_images_are_skipped_and_listed_on_demand(spoilt, workers, capsys):
+def test_bad_images_are_skipped_and_listed_if_requested(spoilt, workers, capsys):
     options = {"batch_size": 3, "skip_bad_images": True, "num_workers": workers}
     reported = []
     seen = batches(spoilt, 7, on_skip=reported.append, **options)
@@ -216,7 +217,7 @@ def test_bad_images_are_skipped_and_listed_on_demand(spoilt, workers, capsys):
     assert capsys.readouterr().err.count("skipped: ") in (1, 2)
 
 
-def test_not_one_good_image(tmp_path):
+def test_no_readable_image(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_text("bad")
     with pytest.raises(ImageError, match="not one image could be read"):
@@ -225,19 +226,19 @@ def test_not_one_good_image(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_cache_reads_every_file_once(folder, workers, tmp_path, monkeypatch):
-    load = ReadingConfig.load
+    read = image_datasets.read_image
     log = tmp_path / "log"
 
-    def logged(self, path):
+    def logged(path, *args):
         with open(log, "a") as file:
             file.write(path + "\n")
-        return load(self, path)
+        return read(path, *args)
 
-    monkeypatch.setattr(ReadingConfig, "load", logged)
+    monkeypatch.setattr(image_datasets, "read_image", logged)
     batches(folder, 3 * COUNT, batch_size=1, cache="ram", num_workers=workers)
     lines = log.read_text().split()
     assert len(set(lines)) == COUNT
-    # two workers may start on the same image at the turn of an epoch
+    # two workers may load the same image at once when an epoch ends
     assert len(lines) <= COUNT + workers
     log.unlink()
     batches(folder, 3 * COUNT, batch_size=1, cache="none", num_workers=workers)
@@ -252,26 +253,10 @@ def test_the_cache_is_not_written_to_by_flips(folder):
 
 @pytest.mark.parametrize(("free", "shared"), [(1000, 10**9), (10**9, 1000)])
 def test_the_cache_is_not_larger_than_memory(folder, monkeypatch, free, shared):
-    monkeypatch.setattr(image_datasets, "_free_memory", lambda **_: (free, shared))
+    monkeypatch.setattr(image_cache, "_free_memory", lambda _: (free, shared))
     with pytest.raises(UserError, match=r"--cache ram needs .* for 11 images"):
         batches(folder, 1, cache="ram", num_workers=1)
     assert len(batches(folder, 1, cache="auto")) == 1
-
-
-def test_auto_takes_a_quarter_of_the_memory_at_most(monkeypatch):
-    def cache(free):
-        monkeypatch.setattr(image_datasets, "_free_memory", lambda shared: (free, free))
-        reading = ReadingConfig(10, 1)
-        return image_datasets._cache_for("auto", 10, reading, False, 2, 0)
-
-    assert cache(8000) is not None
-    assert cache(7996) is None
-
-
-def test_free_memory_is_plausible():
-    free, shared = image_datasets._free_memory(shared=True)
-    assert 2**20 < free < 2**50
-    assert shared > 0
 
 
 class TestImageDataset:
@@ -291,7 +276,7 @@ class TestImageDataset:
         np.testing.assert_allclose(image, expected.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
         assert ImageDataset(8, paths)[0][1] == {}
 
-    def test_shards_share_the_files_out(self, folder):
+    def test_shards_divide_the_files(self, folder):
         paths = self.paths(folder)
         shards = [ImageDataset(8, paths, shard=s, num_shards=3) for s in range(3)]
         assert shards[1].paths == paths[1::3]
@@ -347,7 +332,7 @@ def test_a_sample_tells_grey_from_colour(tmp_path):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Pictures of three blocks whose grey is 100 times the class; each tells the other."""
+    """Images of blocks whose grey level is 100 times their class."""
     base = tmp_path_factory.mktemp("pairs")
     generator = np.random.default_rng(0)
     for number in range(6):
@@ -381,7 +366,7 @@ class TestMasks:
         assert len(seen) > 6 if moving else len(seen) == 6
 
     @pytest.mark.parametrize("options", [{"cache": "ram"}, {"num_workers": 2}])
-    def test_reading_them_otherwise_changes_nothing(self, pairs, options):
+    def test_cache_and_workers_change_nothing(self, pairs, options):
         common = {"reading": ReadingConfig(16, 1), "image_size": 16, "random_flip": True}
         common["mask_dir"] = str(pairs / "MASK")
         plain = batches(str(pairs / "IMG"), 3, **common)
@@ -390,14 +375,14 @@ class TestMasks:
             assert th.equal(images, same)
             assert th.equal(cond["mask"], also["mask"])
 
-    def test_a_dataset_gives_them_one_by_one(self, pairs):
+    def test_items_of_a_dataset_with_masks(self, pairs):
         paths = [str(pairs / part / "r0.png") for part in ("IMG", "MASK")]
         dataset = ImageDataset(16, paths[:1], random_flip=False, mask_paths=paths[1:])
         image, cond = dataset[0]
         assert image.shape == (3, 16, 16)
         assert cond["mask"].shape == (16, 16)
 
-    def test_what_is_wrong_with_them_is_said(self, pairs, tmp_path):
+    def test_unsuitable_masks_are_refused(self, pairs, tmp_path):
         with pytest.raises(ImageError, match=r"r\d.png holds the values {0, 1, 2}; 2 classes"):
             batches(str(pairs / "IMG"), 1, mask_dir=str(pairs / "MASK"), mask_classes=2)
         (tmp_path / "M").mkdir()

@@ -1,4 +1,4 @@
-"""Lets the tools run from a checkout in which the package is not installed."""
+"""Lets the tools run from a checkout without installing the package."""
 
 import sys
 from pathlib import Path

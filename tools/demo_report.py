@@ -1,15 +1,14 @@
-"""What `make demo` ends with: Dice of both networks side by side, and where the pictures are."""
+"""The report at the end of `make demo`: Dice of both networks, and where the pictures are."""
 
 import json
 import sys
 from pathlib import Path
 
-import _path  # noqa: F401 - finds the package in a checkout that is not installed
+import _path  # noqa: F401 - makes the package importable without installing it
 import numpy as np
-from PIL import Image
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import read_image, read_mask
+from guided_diffusion.images.image_io import read_image, read_mask, write_image
 from guided_diffusion.runtime.errors import UserError, command
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.render import comparison
@@ -20,7 +19,7 @@ SHOWN, ENLARGED = 5, 4
 
 def main() -> None:
     if len(sys.argv) != 2:
-        raise UserError("demo_report.py wants one argument, the demo's folder")
+        raise UserError("demo_report.py needs one argument, the folder of the demo")
     folder = Path(sys.argv[1])
     metrics = {
         kind: json.loads((folder / kind / "evaluation/metrics.json").read_text()) for kind in KINDS
@@ -38,7 +37,7 @@ def main() -> None:
     grid = sorted((folder / "pretrained").glob("samples_*.png"))[-1]
     print(f"radiograph, truth, pretrained, from scratch: {picture}")
     print(f"curves: {folder / 'pretrained/segm_logs/curves.png'}")
-    print(f"radiographs that the diffusion model drew:   {grid}")
+    print(f"radiographs sampled by the diffusion model:  {grid}")
     print(f"masks, colours, overlays, areas.csv:         {folder / 'pretrained/results'}")
 
 
@@ -48,7 +47,7 @@ def pairs(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def write_overlays(folder: Path, path: Path) -> None:
-    """A row a radiograph: itself, the truth and both predictions laid over it, enlarged."""
+    """One row per radiograph: itself, then the truth and both predictions overlaid; enlarged."""
 
     def enlarge(array: np.ndarray) -> np.ndarray:
         return array.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
@@ -58,7 +57,7 @@ def write_overlays(folder: Path, path: Path) -> None:
         predicted = [folder / kind / "results/MASK" / f"{name}.png" for kind in KINDS]
         images.append(enlarge(read_image(image_path, 1)))
         masks.append([enlarge(read_mask(str(m))) for m in (mask_path, *predicted)])
-    Image.fromarray(comparison(images, masks, load_categories())).save(path)
+    write_image(str(path), comparison(images, masks, load_categories()))
 
 
 if __name__ == "__main__":

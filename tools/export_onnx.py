@@ -1,12 +1,12 @@
-"""Write a segmentation model as ONNX, with what its users must know in the file's metadata.
+"""Export a segmentation model to ONNX, with classes and preprocessing in the file's metadata.
 
-export_onnx.py MODEL [OUTPUT]   OUTPUT: by default MODEL with the ending .onnx
+export_onnx.py MODEL [OUTPUT]   OUTPUT defaults to MODEL with the extension .onnx
 """
 
 import argparse
 import os
 
-import _path  # noqa: F401 - finds the package in a checkout that is not installed
+import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser
@@ -16,8 +16,8 @@ from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, T
 def main() -> None:
     parser = make_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", help="file that finetune.py or baseline_train.py wrote")
-    parser.add_argument("output", nargs="?", help="file to write")
+    parser.add_argument("model", help="model file written by finetune.py or baseline_train.py")
+    parser.add_argument("output", nargs="?", help="ONNX file to write")
     overrides = parser.parse_args()
     output = getattr(overrides, "output", None) or os.path.splitext(overrides.model)[0] + ".onnx"
     for name, value in export(overrides.model, output).items():

@@ -1,4 +1,4 @@
-"""DICOM to arrays, through pydicom. A refusal is a ValueError that does not name the file."""
+"""Reading DICOM files with pydicom. Errors are ValueErrors that do not name the file."""
 
 import io
 import re
@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 from pydicom import pixels, uid
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.filewriter import write_file_meta_info
 from pydicom.valuerep import VR
@@ -21,7 +22,7 @@ HEAD_BYTES = _MAGIC_OFFSET + len(_MAGIC)
 """How much of the beginning of a file `is_dicom` needs."""
 _PIXEL_KEYS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
-# Files that lost their header begin with group 0008, sometimes after a few stray bytes.
+# Files without a header begin with group 0008, sometimes after a few stray bytes.
 _STRAY_BYTES = 512
 _VRS = b"|".join(sorted(str(vr).encode() for vr in VR if len(str(vr)) == 2))
 _FIRST_ELEMENT = {
@@ -34,53 +35,46 @@ _INSTALL_DECODERS = "install more decoders: pip install '.[dicom]' in the checko
 
 @dataclass
 class DecodedImage:
-    """Pixels as the file means them, before any grey-level rule.
+    """The pixels of any file format, before an intensity rule is applied.
 
-    values     [H x W] or [H x W x 3], rescaled (slope and intercept, or modality table)
-    low, high  what the stored bits could hold, rescaled likewise; None: floats, which have no such
-    inverted   True where the smallest value is meant to be white
-    window     values -> [0, 1] by the file's own table or window; None: it has neither
+    values    [H x W] or [H x W x 3], rescaled (DICOM: slope and intercept, or modality table)
+    limits    smallest and largest value that the stored bits can hold, rescaled likewise; None for
+              floats, which have none
+    inverted  whether the smallest value is white
+    window    maps values to [0, 1] by the file's own table or window; None if it has neither
     """
 
     values: np.ndarray
-    low: float | None
-    high: float | None
+    limits: tuple[float, float] | None
     inverted: bool = False
     window: Window | None = None
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these (HEAD_BYTES or more) bytes says that it is DICOM."""
+    """Whether a file that begins with `head` (HEAD_BYTES or more) has the DICOM prefix."""
     return head[_MAGIC_OFFSET:HEAD_BYTES] == _MAGIC
 
 
 def read_dicom(content: bytes, max_pixels: int) -> DecodedImage:
-    """The one picture of a DICOM file. Raises ValueError, or pydicom's errors, if there is none."""
+    """Decode the image of a DICOM file.
+
+    :raises ValueError: or an error of pydicom, if it holds no image, several, or a damaged one.
+    """
     dataset = _parse(content, max_pixels)
     stored = _stored(dataset, max_pixels)
-    low, high = _stored_range(dataset, stored)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         colours = pixels.apply_color_lut(stored, dataset)
-        return DecodedImage(colours, 0.0, float(np.iinfo(colours.dtype).max))
+        return DecodedImage(colours, (0.0, float(np.iinfo(colours.dtype).max)))
+    limits = _stored_limits(dataset, stored)
     if stored.ndim == 3:
-        return DecodedImage(stored, low, high)
-    values = stored
-    if "ModalityLUTSequence" in dataset:
-        values, high = _look_up(dataset, "ModalityLUTSequence", stored)
-        low = 0.0
-    else:
-        slope = _number(dataset, "RescaleSlope", 1.0)
-        intercept = _number(dataset, "RescaleIntercept", 0.0)
-        if slope != 1.0 or intercept != 0.0:
-            values = stored * np.float64(slope) + intercept
-            if low is not None:
-                low, high = sorted((low * slope + intercept, high * slope + intercept))
+        return DecodedImage(stored, limits)
+    values, limits = _modality_values(dataset, stored, limits)
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    return DecodedImage(values, low, high, inverted, _own_window(dataset))
+    return DecodedImage(values, limits, inverted, _own_window(dataset))
 
 
 def read_dicom_stored(content: bytes, max_pixels: int) -> np.ndarray:
-    """The stored values [H x W] or [H x W x 3] untouched, as for an index mask."""
+    """The stored values [H x W] or [H x W x 3] as they are, for index masks."""
     return _stored(_parse(content, max_pixels), max_pixels)
 
 
@@ -95,7 +89,7 @@ def read_dicom_spacing(content: bytes, max_pixels: int) -> tuple[float, float] |
 
 
 def linear_window(values: np.ndarray, center: float, width: float) -> np.ndarray:
-    """DICOM PS3.3 C.11.2.1.2.1, function LINEAR, with an output from 0 to 1."""
+    """Map values to [0, 1] by the function LINEAR of DICOM PS3.3 C.11.2.1.2.1."""
     if width <= 1:
         return (values > center - 0.5).astype(np.float32)
     scaled = (values - (center - 0.5)) / (width - 1) + 0.5
@@ -110,7 +104,7 @@ def _parse(content: bytes, max_pixels: int) -> pydicom.Dataset:
     read_preamble(stream, force=True)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-        # inflated by us, since a few kilobytes can hold gigabytes
+        # inflated here, within a limit: a few kilobytes can hold gigabytes
         limit = 64 * 2**20 + 8 * max_pixels
         body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[stream.tell() :], limit)
         if len(body) == limit:
@@ -120,7 +114,7 @@ def _parse(content: bytes, max_pixels: int) -> pydicom.Dataset:
 
 
 def _find_headerless(content: bytes) -> bytes:
-    """Give the header back to a file that lost it, by the looks of its first element."""
+    """Prepend the missing header, with the transfer syntax that the first element looks like."""
     head = content[:_STRAY_BYTES]
     found = [(m.start(), s) for s, rule in _FIRST_ELEMENT.items() if (m := rule.search(head))]
     if not found:
@@ -132,7 +126,7 @@ def _find_headerless(content: bytes) -> bytes:
 def _with_header(syntax: uid.UID, body: bytes) -> bytes:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
-    header = io.BytesIO()
+    header = DicomBytesIO()
     write_file_meta_info(header, meta, enforce_standard=False)
     return bytes(_MAGIC_OFFSET) + _MAGIC + header.getvalue() + body
 
@@ -165,27 +159,42 @@ def _stored(dataset: pydicom.Dataset, max_pixels: int) -> np.ndarray:
             f"to {_INSTALL_DECODERS}"
         ) from error
     if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] != 3):
-        raise ValueError(f"its pixels have the shape {stored.shape}, which is no picture")
+        raise ValueError(f"its pixels have the shape {stored.shape}, which is not an image")
     return stored
 
 
-def _stored_range(
-    dataset: pydicom.Dataset, stored: np.ndarray
-) -> tuple[float, float] | tuple[None, None]:
-    """The smallest and largest value that BitsStored allows."""
+def _stored_limits(dataset: pydicom.Dataset, stored: np.ndarray) -> tuple[float, float] | None:
+    """The smallest and largest value that BitsStored allows; None for floats."""
     if stored.dtype.kind == "f":
-        return None, None
+        return None
     for bits in (int(dataset.BitsStored), 8 * stored.dtype.itemsize):
         half = 2.0 ** (bits - 1)
         low, high = (-half, half - 1) if stored.dtype.kind == "i" else (0.0, 2 * half - 1)
-        # some files hold more than they declare; they must not be clipped
+        # some files hold larger values than they declare; these must not be clipped
         if stored.size == 0 or (low <= stored.min() and stored.max() <= high):
             break
     return low, high
 
 
+def _modality_values(
+    dataset: pydicom.Dataset, stored: np.ndarray, limits: tuple[float, float] | None
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Values after the modality table or rescaling (PS3.3 C.11.1), and their limits likewise."""
+    if "ModalityLUTSequence" in dataset:
+        values, top = _look_up(dataset, "ModalityLUTSequence", stored)
+        return values, (0.0, top)
+    slope = _number(dataset, "RescaleSlope", 1.0)
+    intercept = _number(dataset, "RescaleIntercept", 0.0)
+    if slope == 1.0 and intercept == 0.0:
+        return stored, limits
+    if limits is not None:
+        low, high = sorted(limit * slope + intercept for limit in limits)
+        limits = low, high
+    return stored * np.float64(slope) + intercept, limits
+
+
 def _own_window(dataset: pydicom.Dataset) -> Window | None:
-    """The file's table of grey levels, or its first window."""
+    """The file's own mapping to grey levels: its table, else its first window (PS3.3 C.11.2)."""
     if dataset.get("VOILUTSequence"):
         return lambda values: _table_window(dataset, values)
     if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
@@ -207,25 +216,30 @@ def _table_window(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
 def _look_up(
     dataset: pydicom.Dataset, sequence: str, values: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Values through the first table of a sequence, and the largest that its bits can hold.
+    """Map values by the first table of a sequence.
 
-    PS3.3 C.11.1 and C.11.2: values before the first entry take the first, behind the last the last.
+    Values below the range of the table take its first entry, values above it the last (PS3.3 C.11.1
+    and C.11.2). pydicom's apply_modality_lut and apply_voi fail for some depths of entries, wrap
+    indices above 255 if entries have 8 bits, and do not recognise a negative first value that was
+    written as unsigned.
+
+    :return: the mapped values, float64, and the largest that the bits of an entry can hold.
     """
     item = dataset[sequence].value[0]
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
     table = item.LUTData
-    if isinstance(table, bytes):  # entries of a byte each are packed, else they are words
+    if isinstance(table, bytes):  # entries of one byte each, else words
         order = ">" if dataset.file_meta.TransferSyntaxUID == uid.ExplicitVRBigEndian else "<"
         table = np.frombuffer(table, np.uint8 if len(table) == entries else f"{order}u2")
     table = np.atleast_1d(np.asarray(table, dtype=np.float64))[: entries or 2**16]
-    if first >= 2**15 and values.min() < 0:  # a negative number in an unsigned element
+    if first >= 2**15 and values.min() < 0:  # a negative number, written as unsigned
         first -= 2**16
     places = np.rint(values).astype(np.int64) - first
     return table[places.clip(0, len(table) - 1)], max(2.0**bits - 1, table.max())
 
 
 def _number(dataset: pydicom.Dataset, key: str, default: float) -> float:
-    """A value as a number, the first of several."""
+    """A value as a number; the first if there are several."""
     value = dataset.get(key)
     if isinstance(value, list | pydicom.multival.MultiValue):
         value = value[0] if len(value) else None

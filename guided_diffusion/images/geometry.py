@@ -1,27 +1,30 @@
-"""How a picture of any size becomes the network's size, and how results come back exactly.
+"""Resizing images to the network's size, and mapping results back exactly.
 
-Along an axis N source pixels are laid over n result pixels, centre on centre, so that result pixel
-i shows source pixel floor((i + 1/2) N / n). The same formula with N and n exchanged leads back:
-what was shown is found again exactly, whether the axis was stretched or shrunk.
+Along an axis, N source pixels are laid over n result pixels so that their centres agree: result
+pixel i shows source pixel floor((i + 1/2) N / n). The same formula with N and n exchanged leads
+back: what was shown is found again exactly, whether the axis was stretched or shrunk.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from guided_diffusion.runtime.errors import UserError
+
 IGNORE = 255
-"""The value of mask pixels that no loss and no metric may count."""
+"""The value of mask pixels that losses and metrics ignore."""
 
 KINDS = ("crop", "pad", "squash", "native")
 
-# A picture one pixel wide, scaled until its short side fits, is enormous along its long side; above
-# this many pixels only the part that will be kept is computed.
+# An image one pixel wide, scaled until its short side fits, is enormous along its long side. Above
+# this many pixels only the part that is kept is computed.
 _LARGEST_SCALED = 2**26
 
 
 def _nearest(from_length: int, to_length: int) -> np.ndarray:
-    """Source index of each of `to_length` result pixels: [to_length], whole numbers only."""
+    """Source index of each result pixel, in integer arithmetic: int64 [to_length]."""
     return (2 * np.arange(to_length, dtype=np.int64) + 1) * from_length // (2 * to_length)
 
 
@@ -44,7 +47,7 @@ class _Axis:
 
     @property
     def inside(self) -> slice:
-        """The result pixels that show the picture, not padding."""
+        """The result pixels that show the image rather than padding."""
         start = max(0, -self.offset)
         return slice(start, start + min(self.scaled, self.result))
 
@@ -54,12 +57,12 @@ class _Axis:
         return _nearest(self.length, self.scaled)[start : start + min(self.scaled, self.result)]
 
     def backward(self) -> tuple[slice, np.ndarray]:
-        """The source pixels that the result knows of, and for each its result index."""
+        """The source pixels that the result shows, and the result index of each."""
         wanted = _nearest(self.scaled, self.length)
         first = max(0, self.offset)
         last = first + min(self.scaled, self.result) - 1
         found = wanted.clip(first, last)
-        # a stretched pixel may have its centre outside the crop and still reach into it
+        # a stretched pixel may reach into the crop although its centre is outside
         known = (found == wanted) | (
             (2 * found + 1) * self.length // (2 * self.scaled) == np.arange(self.length)
         )
@@ -67,7 +70,7 @@ class _Axis:
         return slice(where[0], where[-1] + 1), found[where] - self.offset
 
     def backward_linear(self) -> tuple[slice, np.ndarray, np.ndarray, np.ndarray]:
-        """As `backward`, with two result indices and the weight of the second."""
+        """As `backward`, with two result indices to interpolate and the weight of the second."""
         known, _ = self.backward()
         place = (np.arange(known.start, known.stop) + 0.5) * self.scaled / self.length - 0.5
         place = (place - self.offset).clip(self.inside.start, self.inside.stop - 1)
@@ -78,12 +81,12 @@ class _Axis:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The way from a picture of any size to `size`, and back.
+    """How an image of any size is mapped to `size`, and back.
 
-    kind    crop    scale until both sides are covered, keep the centre (guided-diffusion's way)
-            pad     scale until the whole fits, centre it, pad: black in images, IGNORE in masks
-            squash  scale each side by itself
-            native  leave the picture as it is; sliding windows are the predictor's business
+    kind    crop    scale until both sides are covered, keep the centre (as guided-diffusion does)
+            pad     scale until the whole image fits, centre it, pad with black (masks: IGNORE)
+            squash  scale each side independently
+            native  keep the image as it is; the predictor slides a window over it
     size    side of a square, or (height, width), in pixels; not used by `native`
     """
 
@@ -92,9 +95,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"geometry {self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
+            raise UserError(f"resize {self.kind!r} must be one of {', '.join(KINDS)}")
         if min(self.height_width) < 1:
-            raise ValueError(f"size {self.size} must be at least 1 pixel")
+            raise UserError(f"size {self.size} must be at least 1 pixel")
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -105,124 +108,127 @@ class Geometry:
         return int(height), int(width)
 
     def result_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a picture of this height and width will have."""
+        """(height, width) that an image of this height and width is mapped to."""
         return (height, width) if self.kind == "native" else self.height_width
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """[H x W] or [H x W x 3], uint8 or float32 in [0, 1] -> the same of the result's size."""
+        """Resize [H x W] or [H x W x 3], uint8 or float32 in [0, 1]: bicubic."""
         if self.kind == "native":
             return image
-        return _resample(image, *_plan(self.kind, image.shape[:2], self.height_width))
+        return _resample(image, self._plan(image.shape))
 
     def scaled_image(self, image: np.ndarray) -> np.ndarray:
-        """As `apply_image`, before anything is cut off or padded."""
+        """As `apply_image`, without the cropping or padding."""
         if self.kind == "native":
             return image
-        halvings, scaled, _ = _plan(self.kind, image.shape[:2], self.height_width)
-        return _resample(image, halvings, scaled, scaled)
+        plan = self._plan(image.shape)
+        return _resample(image, plan._replace(result=plan.scaled))
 
     def scaled_mask(self, mask: np.ndarray) -> np.ndarray:
-        """As `apply_mask`, before anything is cut off or padded."""
+        """As `apply_mask`, without the cropping or padding."""
         if self.kind == "native":
             return mask
-        _, scaled, _ = _plan(self.kind, mask.shape, self.height_width)
-        return mask[np.ix_(*map(_nearest, mask.shape, scaled))]
+        return mask[np.ix_(*map(_nearest, mask.shape, self._plan(mask.shape).scaled))]
 
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
-        """Class indices uint8 [H x W] -> [h x w], nearest neighbour, padding is IGNORE."""
+        """Resize class indices uint8 [H x W]: nearest neighbour, padding is IGNORE."""
         if self.kind == "native":
             return mask
-        rows, columns = self._axes(mask.shape)
+        rows, columns = self._plan(mask.shape).axes(mask.shape)
         result = np.full(self.height_width, IGNORE, dtype=mask.dtype)
         result[rows.inside, columns.inside] = mask[np.ix_(rows.forward(), columns.forward())]
         return result
 
     def invert_mask(self, mask: np.ndarray, size: tuple[int, int], outside: int = 0) -> np.ndarray:
-        """Class indices [h x w] -> [H x W] where `size` is (H, W); `outside` where a crop cut."""
+        """Map class indices [h x w] back to [H x W], nearest neighbour.
+
+        :param size: (H, W) of the original image.
+        :param outside: the class of pixels that a crop removed.
+        """
         if self.kind == "native":
             return mask
-        rows, columns = self._axes(size)
+        rows, columns = self._plan(size).axes(size)
         (known_rows, y), (known_columns, x) = rows.backward(), columns.backward()
         result = np.full(size, outside, dtype=mask.dtype)
         result[known_rows, known_columns] = mask[np.ix_(y, x)]
         return result
 
     def invert_probabilities(self, probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Float32 [C x h x w] -> [C x H x W] where `size` is (H, W), bilinear.
+        """Map float32 [C x h x w] back to [C x H x W], bilinear; padding does not contribute.
 
-        Padding never mixes in. Where a crop cut pixels off, class 0 is certain.
+        Class 0 has probability 1 where a crop removed pixels.
+
+        :param size: (H, W) of the original image.
         """
         if self.kind == "native":
             return probabilities
-        rows, columns = self._axes(size)
+        rows, columns = self._plan(size).axes(size)
         known_rows, y0, y1, wy = rows.backward_linear()
         known_columns, x0, x1, wx = columns.backward_linear()
         result = np.zeros((len(probabilities), *size), dtype=np.float32)
         result[0] = 1.0
-        for source, target in zip(probabilities, result):  # a class at a time spares memory
+        for source, target in zip(probabilities, result):  # one class at a time, to save memory
             strip = source[y0] * (1 - wy)[:, None] + source[y1] * wy[:, None]
             target[known_rows, known_columns] = strip[:, x0] * (1 - wx) + strip[:, x1] * wx
         return result
 
-    def _axes(self, size: tuple[int, int]) -> tuple[_Axis, _Axis]:
-        _, scaled, result = _plan(self.kind, size, self.height_width)
-        return tuple(map(_Axis, size, scaled, result))
+    def _plan(self, size: tuple[int, ...]) -> "_Plan":
+        """How to resize an image of `size` = (height, width, ...).
+
+        Halving first and interpolating last is guided-diffusion's order. Sizes are rounded down at
+        each halving, so the scaled size must be followed through them to agree to the pixel.
+        """
+        height, width = size[:2]
+        h, w = target = self.height_width
+        if self.kind == "pad":
+            scale = min(h / height, w / width)
+            target = (
+                min(h, max(1, round(height * scale))),
+                min(w, max(1, round(width * scale))),
+            )
+        halvings = []
+        while height >= 2 * target[0] and width >= 2 * target[1]:
+            height, width = height // 2, width // 2
+            halvings.append((height, width))
+        if self.kind == "crop":
+            scale = max(h / height, w / width)
+            target = max(h, round(height * scale)), max(w, round(width * scale))
+        return _Plan(halvings, target, (h, w))
 
 
-def _plan(
-    kind: str, size: tuple[int, int], result: tuple[int, int]
-) -> tuple[list[tuple[int, int]], tuple[int, int], tuple[int, int]]:
-    """Sizes (height, width) of the halvings, of the whole picture once scaled, and of the result.
+class _Plan(NamedTuple):
+    """Sizes (height, width) after each halving, of the whole image once scaled, of the result."""
 
-    Halving first and interpolating last is guided-diffusion's order; sizes are rounded down at each
-    halving, so the scaled size must be followed through them to agree with it to the pixel.
-    """
-    (height, width), (h, w) = size, result
-    target = result
-    if kind == "pad":
-        scale = min(h / height, w / width)
-        target = tuple(
-            min(side, max(1, round(length * scale))) for side, length in zip(result, size)
-        )
-    halvings = []
-    while height >= 2 * target[0] and width >= 2 * target[1]:
-        height, width = height // 2, width // 2
-        halvings.append((height, width))
-    if kind == "crop":
-        scale = max(h / height, w / width)
-        target = max(h, round(height * scale)), max(w, round(width * scale))
-    return halvings, target, result
+    halvings: list[tuple[int, int]]
+    scaled: tuple[int, int]
+    result: tuple[int, int]
+
+    def axes(self, size: tuple[int, ...]) -> tuple[_Axis, _Axis]:
+        """Rows and columns, from an image of `size` = (height, width, ...)."""
+        rows, columns = (_Axis(*sides) for sides in zip(size, self.scaled, self.result))
+        return rows, columns
 
 
-def _resample(
-    image: np.ndarray,
-    halvings: list[tuple[int, int]],
-    scaled: tuple[int, int],
-    result: tuple[int, int],
-) -> np.ndarray:
+def _resample(image: np.ndarray, plan: _Plan) -> np.ndarray:
     """`_fit` for arrays, uint8 or float32 in [0, 1]."""
     if image.dtype == np.uint8:
-        return _fit(Image.fromarray(image), halvings, scaled, result)
-    # Pillow resizes float pictures one channel at a time
+        return _fit(Image.fromarray(image), plan)
+    # Pillow resizes float images one channel at a time
     planes = [
-        _fit(Image.fromarray(plane.astype(np.float32)), halvings, scaled, result)
+        _fit(Image.fromarray(plane.astype(np.float32)), plan)
         for plane in np.atleast_3d(image).transpose(2, 0, 1)
     ]
-    # bicubic weights overshoot at edges; 8-bit pictures saturate, these must be held in range
+    # bicubic weights overshoot at edges; 8-bit images saturate, these must be clipped
     return (planes[0] if image.ndim == 2 else np.stack(planes, axis=-1)).clip(0.0, 1.0)
 
 
-def _fit(
-    picture: Image.Image,
-    halvings: list[tuple[int, int]],
-    scaled: tuple[int, int],
-    result: tuple[int, int],
-) -> np.ndarray:
-    """Scale a picture as planned, cut what is too much, pad with zeros what is missing."""
-    for height, width in halvings:
+def _fit(picture: Image.Image, plan: _Plan) -> np.ndarray:
+    """Scale a picture as planned, crop what is too much, pad with zeros what is missing."""
+    for height, width in plan.halvings:
         picture = picture.resize((width, height), Image.Resampling.BOX)
     height, width = picture.size[::-1]
-    rows, columns = _Axis(height, scaled[0], result[0]), _Axis(width, scaled[1], result[1])
+    scaled, result = plan.scaled, plan.result
+    rows, columns = plan.axes((height, width))
     top, left = max(0, rows.offset), max(0, columns.offset)
     shown = (min(scaled[0], result[0]), min(scaled[1], result[1]))
     if scaled[0] * scaled[1] > _LARGEST_SCALED:

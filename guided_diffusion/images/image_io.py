@@ -1,4 +1,4 @@
-"""Files to arrays and back: PNG, JPEG, BMP, GIF, WebP, TIFF, DICOM, 16 bits, index masks."""
+"""Reading and writing images and masks: PNG, JPEG, BMP, GIF, WebP, TIFF (16 bits too), DICOM."""
 
 import contextlib
 import io
@@ -26,9 +26,9 @@ from guided_diffusion.runtime.files import write_atomically
 LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 INTENSITY_RULES = ("full", "percentile", "window")
 MAX_PIXELS = 100_000_000
-"""Height times width; a whole spine at 0.1 mm has half of it, a decompression bomb far more."""
+"""Height times width: a whole spine at 0.1 mm has half of it, a decompression bomb far more."""
 
-# What Pillow may try. Its other plugins include interpreters of whole languages.
+# The formats that Pillow may try: some of its other plugins run interpreters.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".tif": {"compression": "tiff_deflate"},
@@ -37,23 +37,23 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95},
     ".jpeg": {"quality": 95},
 }
-# What Pillow logs it also raises; without a handler of somebody's the log would go to stderr.
+# Pillow also raises what it logs; without a handler the log would go to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class ImageError(UserError):
-    """A file that holds no usable image or mask. The message names the file."""
+    """A file that does not hold a usable image or mask. The message names it."""
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """How a file's grey levels become numbers from 0 (black) to 1 (white).
+    """How a file's grey levels are mapped to [0, 1], from black to white.
 
-    full        the whole range that the file's type (DICOM: BitsStored) can hold; nothing is cut.
-                Floats: [0, 1] if the file stays within, else its smallest to its largest value
-    percentile  from the `low`-th to the `high`-th percent of the file's own pixels, the rest is cut
-    window      `width` values around `center`, in the file's values (DICOM: after rescaling);
-                without them the file's own table or window, without that its smallest to largest
+    full        from the whole range of the file's type (DICOM: BitsStored); nothing is clipped.
+                Floats: from [0, 1] if all values are in it, else from their minimum and maximum
+    percentile  from the `low`-th to the `high`-th percentile of the file's pixels
+    window      from `width` values around `center`, in the file's values (DICOM: after rescaling).
+                If these are None: the file's own table or window, else its minimum and maximum
     """
 
     rule: str = "full"
@@ -66,7 +66,7 @@ class Intensity:
         if self.rule not in INTENSITY_RULES:
             raise UserError(f"intensity {self.rule!r} must be one of {', '.join(INTENSITY_RULES)}")
         if not 0 <= self.low < self.high <= 100:
-            raise UserError(f"percentiles {self.low} and {self.high} must rise from 0 to 100")
+            raise UserError(f"percentiles {self.low} and {self.high} must rise, within 0 to 100")
         if (self.center is None) != (self.width is None):
             raise UserError("a window needs both its center and its width, or neither")
         if self.width is not None and not self.width > 0:
@@ -76,11 +76,13 @@ class Intensity:
 def read_image(
     path: str, channels: int | None = None, intensity: Intensity | None = None
 ) -> np.ndarray:
-    """Read one picture: [H x W] (grey) or [H x W x 3], black is 0.
+    """Read an image. Transparent pixels are shown on black; EXIF orientation is applied.
 
-    channels 1 joins colours by their luminance, 3 repeats grey, None leaves the file's own number.
-    uint8 where the file has 8 bits and the rule is "full", else float32 in [0, 1].
-    Transparent pixels are shown on black; EXIF orientation is applied. Raises ImageError.
+    :param channels: 1 converts colour to luminance, 3 repeats grey, None keeps what the file has.
+    :param intensity: by default `Intensity("full")`.
+    :return: [H x W] (grey) or [H x W x 3], black is 0; uint8 if the file has 8 bits and the rule is
+        "full", else float32 in [0, 1].
+    :raises ImageError: if the file is unreadable.
     """
     with _one_line_errors(path):
         image = _apply_intensity(_decode(path), intensity or Intensity())
@@ -92,23 +94,28 @@ def read_image(
 
 
 def check_header(path: str) -> None:
-    """Raise ImageError if the beginning of a file shows that it is no image. Reads no pixels, so
-    that thousands of files can be looked at before a long run starts."""
+    """Check the beginning of a file, without reading its pixels.
+
+    Fast enough to check thousands of files before a long run starts.
+
+    :raises ImageError: if it is not an image.
+    """
     with _one_line_errors(path), open_file(path) as file:
         if not _begins_as_dicom(file) and not has_dicom_extension(path):
             Image.open(file, formats=_FORMATS)
 
 
 def is_grey(path: str) -> bool:
-    """Whether the picture has one channel or three equal ones."""
+    """Whether an image has one channel, or three equal ones."""
     image = read_image(path)
     return image.ndim == 2 or _equal_channels(image)
 
 
 def read_mask(path: str, num_classes: int | None = None) -> np.ndarray:
-    """Class indices uint8 [H x W] of a grey, 16-bit, palette (its indices) or DICOM file.
+    """Read class indices, uint8 [H x W]: of a palette file its indices, of others its grey values.
 
-    Raises ImageError for a colour mask and for values outside 0 to `num_classes` - 1.
+    :raises ImageError: if the file is unreadable, is drawn in colours, or holds values outside 0 to
+        `num_classes` - 1 (by default 255).
     """
     with _one_line_errors(path):
         mask = _decode_indices(path)
@@ -195,7 +202,7 @@ def pixel_spacing(path: str) -> tuple[float, float] | None:
 
 @contextlib.contextmanager
 def _one_line_errors(path: str) -> Iterator[None]:
-    """Whatever decoders say about a file becomes one ImageError that names it; no warnings."""
+    """Turn whatever a decoder raises into an ImageError that names the file; silence warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -208,9 +215,9 @@ def _one_line_errors(path: str) -> Iterator[None]:
         raise ImageError(f"{path} is a folder, not a file") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} cannot be read: its content is no image of a known kind"
+            f"{path} cannot be read: its content is not an image of a known format"
         ) from error
-    except Exception as error:  # decoders raise every kind, from struct.error to RecursionError
+    except Exception as error:  # decoders raise anything, from struct.error to RecursionError
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(f"{path} cannot be read: {reason}") from error
 
@@ -253,7 +260,7 @@ def _open(path: str) -> Image.Image | bytes:
 
 
 def _begins_as_dicom(file: BinaryIO) -> bool:
-    """Whether a file says that it is DICOM; it is at its start again afterwards."""
+    """Whether a file has the DICOM prefix. Leaves the file at its start."""
     head = file.read(dicom_io.HEAD_BYTES)
     if not head:
         raise ValueError("the file is empty")
@@ -262,21 +269,21 @@ def _begins_as_dicom(file: BinaryIO) -> bool:
 
 
 def _open_picture(file: BinaryIO) -> Image.Image:
-    """Open and decode with Pillow, upright."""
+    """Decode with Pillow, and apply the EXIF orientation."""
     picture = Image.open(file, formats=_FORMATS)
     if picture.width * picture.height > MAX_PIXELS:
         raise ValueError(
             f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit"
         )
-    if picture.format == "TIFF" and picture.tile:
-        rows = max(extents[3] for _, extents, *_ in picture.tile)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.tile:
+        rows = max(extents[3] for _, extents, *_ in picture.tile if extents)
         if rows < (claimed := picture.tag_v2[TiffImagePlugin.IMAGELENGTH]):
             # Pillow would leave the rest black
             raise ValueError(f"it is damaged: only {rows} of its {claimed} rows are there")
     with _silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
         frames = getattr(picture, "n_frames", 1)
         picture.load()
-    if frames != 1 and picture.format != "MPO":  # a camera's MPO holds previews of its one picture
+    if frames != 1 and picture.format != "MPO":  # the other frames of a camera's MPO are previews
         raise ValueError(f"it holds {frames} frames; save the wanted one as a file of its own")
     ImageOps.exif_transpose(picture, in_place=True)
     return picture
@@ -284,7 +291,7 @@ def _open_picture(file: BinaryIO) -> Image.Image:
 
 @contextlib.contextmanager
 def _silent_libtiff() -> Iterator[None]:
-    """libtiff prints to the process's stderr what Pillow then raises as well."""
+    """Discard what libtiff prints to the stderr of the process; Pillow raises it as well."""
     try:
         kept = os.dup(2)
     except OSError:  # no stderr at all
@@ -309,53 +316,64 @@ def _picture_values(picture: Image.Image) -> DecodedImage:
     values = np.array(picture.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
     if mode in ("P", "PA") and _equal_channels(values):
         values = values[..., 0]
-    return DecodedImage(values, 0.0, 255.0)
+    return DecodedImage(values, (0.0, 255.0))
 
 
 def _deep_values(picture: Image.Image) -> DecodedImage:
-    """One channel of more than 8 bits. Only TIFF tells its bits, signs and direction."""
+    """One channel of more than 8 bits. Only TIFF has tags for depth, sign and inversion."""
     values = np.array(picture)
     tags = getattr(picture, "tag_v2", {})
     inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     if picture.mode == "F":
-        return DecodedImage(values, None, None, inverted)
+        return DecodedImage(values, None, inverted)
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     if tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2:
-        return DecodedImage(values, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1, inverted)
+        return DecodedImage(values, (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1), inverted)
     if bits == 32:
-        values = values.view(np.uint32)  # Pillow knows signed ones only
-    return DecodedImage(values, 0.0, 2.0**bits - 1, inverted)
+        values = values.view(np.uint32)  # Pillow takes them for signed
+    return DecodedImage(values, (0.0, 2.0**bits - 1), inverted)
 
 
 def _apply_intensity(image: DecodedImage, intensity: Intensity) -> np.ndarray:
-    """uint8 where nothing changes, else float32 in [0, 1]; black is 0 afterwards."""
-    values, low, high = image.values, image.low, image.high
+    """uint8 if nothing changes, else float32 in [0, 1]; black is 0 afterwards."""
+    values = image.values
     if values.size == 0:
         raise ValueError("it has no pixels")
-    if intensity.rule == "full" and values.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+    if intensity.rule == "full" and values.dtype == np.uint8 and image.limits == (0.0, 255.0):
         return 255 - values if image.inverted else values
     if values.dtype.kind == "f":
         values = _finite(values)
-    if intensity.rule == "window" and intensity.center is not None:
+    windowed = intensity.rule == "window"
+    if windowed and intensity.center is not None and intensity.width is not None:
         scaled = dicom_io.linear_window(values, intensity.center, intensity.width)
-    elif intensity.rule == "window" and image.window is not None:
+    elif windowed and image.window is not None:
         scaled = image.window(values)
     else:
-        smallest, largest = float(values.min()), float(values.max())
-        if intensity.rule == "percentile":
-            low, high = np.percentile(values, (intensity.low, intensity.high))
-        elif low is None and smallest >= 0 and largest <= 1:
-            low, high = 0.0, 1.0
-        if intensity.rule == "window" or low is None or low >= high:
-            low, high = smallest, largest
-        exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
-        scaled = (values.astype(exact) - exact(low)) / exact(max(high - low, np.finfo(exact).tiny))
+        low, high = _black_and_white(values, image.limits, intensity)
+        exact: np.dtype[Any] = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+        span = exact.type(max(high - low, np.finfo(exact).tiny))
+        scaled = (values.astype(exact) - exact.type(low)) / span
         scaled = scaled.clip(0.0, 1.0).astype(np.float32)
     return 1 - scaled if image.inverted else scaled
 
 
+def _black_and_white(
+    values: np.ndarray, limits: tuple[float, float] | None, intensity: Intensity
+) -> tuple[float, float]:
+    """The values that are mapped to 0 and 1."""
+    smallest, largest = float(values.min()), float(values.max())
+    low, high = smallest, largest
+    if intensity.rule == "percentile":
+        low, high = np.percentile(values, (intensity.low, intensity.high))
+    elif intensity.rule == "full" and limits is not None:
+        low, high = limits
+    elif intensity.rule == "full" and smallest >= 0 and largest <= 1:
+        low, high = 0.0, 1.0
+    return (low, high) if low < high else (smallest, largest)
+
+
 def _finite(values: np.ndarray) -> np.ndarray:
-    """Nan and infinity become the smallest number that the file holds."""
+    """Replace NaN and infinity by the smallest finite value."""
     finite = np.isfinite(values)
     if finite.all():
         return values
@@ -365,7 +383,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _luminance(image: np.ndarray) -> np.ndarray:
-    """ITU-R BT.601 luma; equal channels stay exactly what they are."""
+    """ITU-R BT.601 luma; equal channels keep their exact values."""
     if image.dtype == np.uint8:
         return np.array(Image.fromarray(image).convert("L"))
     if _equal_channels(image):
@@ -391,4 +409,4 @@ def _outside_classes(path: str, mask: np.ndarray, num_classes: int) -> str:
         )
     if os.path.splitext(path)[1].lower() in (".jpg", ".jpeg"):
         return message + "JPEG alters values; save masks as PNG or TIFF."
-    return message + "Give the number of classes that the masks hold, or mend the mask."
+    return message + "Correct the number of classes or the mask."

@@ -1,4 +1,4 @@
-"""How images are read, as one value that is recorded with the weights and applied ever after."""
+"""How images are read: one configuration, saved with the weights and applied ever after."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -7,46 +7,50 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from guided_diffusion.images.files import evenly_spaced
 from guided_diffusion.images.geometry import KINDS, Geometry
 from guided_diffusion.images.image_io import INTENSITY_RULES, ImageError, Intensity, read_image
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 
-# below this share of the range an image has fewer than 64 of 255 grey steps
+# share of the range below which an image has fewer than 64 of 255 grey levels
 _LOW_CONTRAST = 0.25
 
 
 @dataclass(frozen=True)
 class ReadingConfig:
-    """Reading images; the intensity rules are explained at `image_io.Intensity`."""
+    """How image files become arrays for the network; see `image_io.Intensity` for the rules."""
 
     TITLE = "Reading images"
 
-    image_size: int | tuple[int, int] = flag(64, "side, or height and width, in pixels", type=int)
+    image_size: int | tuple[int, int] = flag(64, "side of the input square, in pixels", type=int)
     in_channels: int = flag(3, "1 (grey) or 3 (colour; grey images are repeated)")
-    resize: str = flag("crop", "to the network's size; pad keeps it all", choices=KINDS)
-    intensity: str = flag("full", "which grey levels are black and white", choices=INTENSITY_RULES)
-    percentile_low: float = flag(0.5, "percent of an image's pixels that become black")
-    percentile_high: float = flag(99.5, "percent of an image's pixels below white")
-    window_center: float | None = flag(None, "in the files' values; absent: the file's", type=float)
-    window_width: float | None = flag(None, "in the files' values; absent: the file's", type=float)
+    resize: str = flag(
+        "crop", "how images are fitted to image_size; pad keeps all of them", choices=KINDS
+    )
+    intensity: str = flag(
+        "full", "which grey levels become black and white", choices=INTENSITY_RULES
+    )
+    percentile_low: float = flag(0.5, "percentile of an image's pixels that becomes black")
+    percentile_high: float = flag(99.5, "percentile of an image's pixels that becomes white")
+    window_center: float | None = flag(
+        None, "centre of the window, in the files' values; default: from each file", type=float
+    )
+    window_width: float | None = flag(
+        None, "width of the window, in the files' values; default: from each file", type=float
+    )
 
     def __post_init__(self) -> None:
-        if isinstance(self.image_size, list):  # as it comes out of a JSON file
+        if isinstance(self.image_size, list):  # JSON has no tuples
             object.__setattr__(self, "image_size", tuple(self.image_size))
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         if len(sides) != 2 or not all(isinstance(s, int) and s >= 1 for s in sides):
             raise UserError(
-                f"image_size {self.image_size} must be a whole number of pixels from 1 on, or two"
+                f"image_size {self.image_size} must be one or two whole numbers of pixels above 0"
             )
         if self.in_channels not in (1, 3):
             raise UserError(f"in_channels {self.in_channels} must be 1 (grey) or 3 (colour)")
-        if self.resize not in KINDS:
-            raise UserError(f"resize {self.resize!r} must be one of {', '.join(KINDS)}")
-        if self.intensity not in INTENSITY_RULES:
-            raise UserError(
-                f"intensity {self.intensity!r} must be one of {', '.join(INTENSITY_RULES)}"
-            )
+        self.geometry()
         self.intensity_rule()
 
     def geometry(self) -> Geometry:
@@ -62,18 +66,18 @@ class ReadingConfig:
         )
 
     def load(self, path: str) -> np.ndarray:
-        """Read a file at the network's size: uint8 [H x W x C]."""
+        """Read a file and resize it to the network's size: uint8 [H x W x C]."""
         return self.prepare(read_image(path, self.in_channels, self.intensity_rule()))
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """What `read_image` returned -> uint8 [H x W x C] at the network's size.
+        """Resize what `read_image` returned to the network's size: uint8 [H x W x C].
 
-        Eight bits come last: after the intensity rule and after resizing.
+        Rounding to 8 bits comes last, after the intensity rule and the resizing.
         """
         return to_uint8_channels(self.geometry().apply_image(image), self.in_channels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and for checkpoints."""
+        """Plain values, for JSON and checkpoints."""
         plain = asdict(self)
         if isinstance(self.image_size, tuple):
             plain["image_size"] = list(self.image_size)
@@ -84,14 +88,14 @@ class ReadingConfig:
         unknown = sorted(set(plain) - {field.name for field in fields(cls)})
         if unknown:
             raise UserError(
-                f"the reading configuration holds {', '.join(unknown)}, which this version does "
-                "not know; it was written by another version"
+                f"the reading configuration holds {', '.join(unknown)}, which are unknown: it was "
+                "written by another version"
             )
         return cls(**plain)
 
 
 def to_uint8_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 or float in [0, 1], [H x W] or [H x W x 3] -> uint8 [H x W x channels]."""
+    """Convert [H x W] or [H x W x 3], uint8 or float in [0, 1], to uint8 [H x W x channels]."""
     if image.dtype != np.uint8:
         image = np.rint(image.clip(0.0, 1.0) * 255.0).astype(np.uint8)
     if image.ndim == 2:
@@ -100,7 +104,7 @@ def to_uint8_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def normalize(images: np.ndarray | th.Tensor) -> th.Tensor:
-    """uint8 [... x H x W x C] -> float32 [... x C x H x W] in [-1, 1], what networks take."""
+    """Convert uint8 [... x H x W x C] to network input, float32 [... x C x H x W] in [-1, 1]."""
     images = th.as_tensor(images).movedim(-1, -3)
     return images.to(th.float32, memory_format=th.contiguous_format).div_(127.5).sub_(1.0)
 
@@ -108,16 +112,16 @@ def normalize(images: np.ndarray | th.Tensor) -> th.Tensor:
 def low_contrast_advice(
     paths: Sequence[str], reading: ReadingConfig, how_many: int = 8
 ) -> str | None:
-    """One line of advice where a sample of the images would be seen in very few grey levels.
+    """One line of advice if a sample of the images would be left with very few grey levels.
 
-    So look 10-bit exports in 16-bit files, and CT, when the type's whole range is kept.
+    This happens to 10-bit data in 16-bit files, and to CT, if the type's whole range is kept.
     """
     if reading.intensity != "full":
         return None
     spans = []
-    for place in np.unique(np.linspace(0, len(paths) - 1, how_many).round().astype(int)):
+    for path in evenly_spaced(paths, how_many):
         try:
-            image = read_image(paths[place], 1)
+            image = read_image(path, 1)
         except ImageError:
             continue
         if image.dtype != np.uint8:
@@ -125,7 +129,7 @@ def low_contrast_advice(
     if not spans or np.median(spans) >= _LOW_CONTRAST:
         return None
     return (
-        f"the images use {100 * np.median(spans):.2g} % of the grey levels that their files could "
-        f"hold, {max(1, round(255 * np.median(spans)))} of 255 steps; "
-        "--intensity percentile uses all"
+        f"the images use {100 * np.median(spans):.2g} % of the range of their file type, "
+        f"{max(1, round(255 * np.median(spans)))} of 255 grey levels; "
+        "--intensity percentile uses all of them"
     )

@@ -1,4 +1,4 @@
-"""What a data set is like: one pass over its files."""
+"""Statistics of a data set, from one pass over its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pydicom
 from PIL import Image
-from tqdm import tqdm
 
+from guided_diffusion.images.dicom_io import HEAD_BYTES, is_dicom
 from guided_diffusion.images.files import open_file
 from guided_diffusion.images.image_io import ImageError, read_image, read_mask
 from guided_diffusion.preparation.layouts import Item
+from guided_diffusion.runtime.progress import track
 
 BINS = 64
 _BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
@@ -18,7 +19,7 @@ _BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
 
 @dataclass
 class ImageFacts:
-    """One radiograph. Grey levels as shares of the type's range, 0 to 1."""
+    """One radiograph. Grey levels are shares of the file type's range, 0 to 1."""
 
     name: str
     split: str
@@ -38,7 +39,11 @@ class ImageFacts:
 
 @dataclass
 class Analysis:
-    """Facts about every image that can be read, and the names of those that cannot."""
+    """Facts about every readable image, and a message about each that is not.
+
+    thickness     per class, how thick it is in each mask that shows it: share of the longer side
+    lost_by_crop  per mask, the share of each class that a central square crop would lose
+    """
 
     facts: list[ImageFacts] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -53,9 +58,9 @@ class Analysis:
 
 
 def analyze(items: Sequence[Item]) -> Analysis:
-    """Read every image and mask once. What cannot be read is listed, not raised."""
+    """Read every image and mask once; unreadable ones are listed instead of raising an error."""
     analysis = Analysis()
-    for item in tqdm(items, desc="reading", unit="image", disable=None, leave=False):
+    for item in track(items, "reading"):
         try:
             image = read_image(item.image)
             facts = _image_facts(item, image)
@@ -69,11 +74,11 @@ def analyze(items: Sequence[Item]) -> Analysis:
 
 
 def bit_depth(path: str) -> int:
-    """Bits a pixel and channel, as the file says."""
+    """Bits per pixel and channel, according to the file."""
     with open_file(path) as file:
-        head = file.read(132)
+        head = file.read(HEAD_BYTES)
         file.seek(0)
-        if head[128:] == b"DICM":
+        if is_dicom(head):
             tags = ["BitsStored"]
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
             return int(dataset.get("BitsStored", 16))
@@ -110,7 +115,7 @@ def _add_mask(analysis: Analysis, facts: ImageFacts, mask: np.ndarray) -> None:
     facts.class_pixels = pixels
     for index in np.flatnonzero(pixels):
         region = mask == index
-        # area over half the boundary length: the width of a long strip, half that of a square
+        # area over half the perimeter: the width of a long strip, half the side of a square
         across = np.count_nonzero(region[1:] != region[:-1])
         along = np.count_nonzero(region[:, 1:] != region[:, :-1])
         if across + along:
@@ -123,7 +128,7 @@ def _add_mask(analysis: Analysis, facts: ImageFacts, mask: np.ndarray) -> None:
 
 
 def class_counts(analysis: Analysis, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of each class, and images that hold it; both int [num_classes]."""
+    """Pixels of each class, and images that show it; both int [num_classes]."""
     counts = np.zeros((len(analysis.facts), num_classes), np.int64)
     for row, facts in zip(counts, analysis.facts):
         if facts.class_pixels is not None:

@@ -1,4 +1,4 @@
-"""Radiographs that occur twice: the very same pixels, or the same picture saved in another way."""
+"""Radiographs that occur twice: with identical pixels, or as the same picture saved differently."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,20 +9,20 @@ from PIL import Image
 
 THUMBNAIL = 32
 SAME_PICTURE = 0.99
-"""Correlation of thumbnails from which two files are held to show the same picture.
+"""Correlation of thumbnails from which two files are taken to show the same picture.
 
-Among 5,216 chest radiographs no two different ones reach 0.98; a picture saved as a strongly
-compressed JPEG, resized, brightened or with noise stays above 0.995 of itself.
+Among 5,216 chest radiographs no two different ones reach 0.98; copies that are strongly compressed
+as JPEG, resized, brightened or noisy stay above 0.995.
 """
 _BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of a picture: a digest of its pixels and a thumbnail, float32 [1024].
+    """A digest of an image's pixels and a thumbnail, float32 [1024].
 
-    The thumbnail has mean 0 and norm 1, so that brightness and contrast do not matter; it is all 0
-    for a picture of one grey level.
+    The thumbnail has mean 0 and norm 1, which cancels brightness and contrast; it is all zeros if
+    the image is constant.
     """
 
     digest: str
@@ -30,7 +30,7 @@ class Fingerprint:
 
 
 def fingerprint(image: np.ndarray) -> Fingerprint:
-    """Of an image [H x W] or [H x W x 3], uint8 or float."""
+    """Fingerprint an image [H x W] or [H x W x 3], uint8 or float."""
     grey = image if image.ndim == 2 else image.mean(axis=2)
     digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
     small = Image.fromarray(np.ascontiguousarray(grey, dtype=np.float32))
@@ -42,9 +42,9 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
 
 
 def find_duplicates(prints: Sequence[Fingerprint]) -> Iterator[tuple[int, int, bool]]:
-    """(number, number of the first one like it, whether the pixels are the same).
+    """Yield (index, index of the first image like it, whether their pixels are identical).
 
-    Every picture that is like an earlier one occurs once.
+    Every image that is like an earlier one is yielded once.
     """
     first: dict[str, int] = {}
     unique = []
@@ -56,10 +56,10 @@ def find_duplicates(prints: Sequence[Fingerprint]) -> Iterator[tuple[int, int, b
     if not unique:
         return
     thumbnails = np.stack([prints[number].thumbnail for number in unique])
-    for start in range(0, len(unique), _BLOCK):  # N x N correlations at once would fill the memory
+    for start in range(0, len(unique), _BLOCK):  # N x N correlations may exceed the memory
         block = thumbnails[start : start + _BLOCK]
         likeness = block @ thumbnails[: start + len(block)].T
         for row in range(len(block)):
-            earlier = np.flatnonzero(likeness[row, : start + row] >= SAME_PICTURE)
-            if earlier.size:
-                yield unique[start + row], unique[earlier[0]], False
+            alike = np.flatnonzero(likeness[row, : start + row] >= SAME_PICTURE)
+            if alike.size:
+                yield unique[start + row], unique[alike[0]], False

@@ -1,18 +1,23 @@
-"""Where a data set's radiographs and masks lie, whoever laid them out.
+"""Folder layouts: finding the radiographs and masks of a data set, and copying them.
 
-Folder names count in any case. Known layouts, each also one folder deeper (under Split/, all/,
-data/ or whatever single folder there is):
+The case of folder names does not matter. Known layouts, each also one folder deeper (under Split/,
+all/, data/ or the only folder there is):
 
     IMG/ MASK/   imgs/ masks/   images/ masks/      one set
-    train/images  train/masks  val/...  test/...    split; the pairs of names as above
+    train/images  train/masks  val/...  test/...    split; any of the pairs of names above
     images/train  masks/train  images/val ...       split
-    train/a.png  train/a_mask.png  val/...          side by side, told by the suffix of the mask
+    train/a.png  train/a_mask.png  val/...          side by side, masks by their suffix
 """
 
 import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
-from guided_diffusion.images.files import find_pairs, list_images
+import numpy as np
+
+from guided_diffusion.images.files import Unpaired, find_pairs, list_images
+from guided_diffusion.images.image_io import write_mask
 from guided_diffusion.runtime.errors import UserError
 
 IMAGE_FOLDERS = ("img", "imgs", "image", "images")
@@ -35,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Item:
-    """A radiograph and its mask. `stem` is the name with its sub-folders, without the split."""
+    """A radiograph and its mask. `stem` includes sub-folders, but not the split."""
 
     split: str
     stem: str
@@ -44,28 +49,21 @@ class Item:
 
     @property
     def name(self) -> str:
-        """For people: split and stem."""
+        """Split and stem, for messages."""
         return f"{self.split}/{self.stem}" if self.split else self.stem
 
 
-@dataclass(frozen=True)
-class Unpaired:
-    """A file without its partner, or several of one name. kind: a key of `faults.KINDS`."""
-
-    kind: str
-    path: str
-    split: str
-    text: str
-
-
 def sources(source_dir: str = "", image_dir: str = "", mask_dir: str = "") -> list[Source]:
-    """What the flags name: one pair of folders, or all that a known layout holds."""
+    """The folders that the flags name: one pair, or those of a known layout.
+
+    :raises UserError: if the flags contradict each other or the layout is unknown.
+    """
     if source_dir and (image_dir or mask_dir):
         raise UserError("give either --source-dir, or --image-dir with --mask-dir, not both")
     if mask_dir and not image_dir:
         raise UserError("--mask-dir needs the --image-dir that its masks belong to")
     if not source_dir and not image_dir:
-        raise UserError("say where the data are: --image-dir and --mask-dir, or --source-dir")
+        raise UserError("no data set given: use --image-dir and --mask-dir, or --source-dir")
     for folder in filter(None, (source_dir, image_dir, mask_dir)):
         if not os.path.isdir(folder):
             raise UserError(f"{folder} is not a folder")
@@ -74,10 +72,9 @@ def sources(source_dir: str = "", image_dir: str = "", mask_dir: str = "") -> li
     found = _find(source_dir, "")
     if not found:
         raise UserError(
-            f"{source_dir} has no layout that is known: images and masks are looked for in IMG and "
-            "MASK, imgs and masks, images and masks, each also under train, val and test, or side "
-            "by side as NAME.png and NAME_mask.png; name the folders with --image-dir and "
-            "--mask-dir"
+            f"{source_dir} has no known layout: images and masks are expected in IMG and MASK, "
+            "imgs and masks, or images and masks, each also under train, val and test, or side by "
+            "side as NAME.png and NAME_mask.png; name the folders with --image-dir and --mask-dir"
         )
     return found
 
@@ -96,12 +93,12 @@ def _find(folder: str, split: str) -> list[Source]:
     for name, path in folders.items():
         if name in SPLITS:
             found += _find(path, SPLITS[name])
-    if not found and len(folders) == 1:
-        found = _find(next(iter(folders.values())), split)
-    if not found and len(folders) > 1:  # the labelled part may lie beside others
-        for name in ("split", "all", "data", "labelled", "labeled"):
-            if name in folders and not found:
-                found = _find(folders[name], split)
+    inside = list(folders.values())
+    if len(inside) > 1:  # the labelled part may be one of several
+        names = ("split", "all", "data", "labelled", "labeled")
+        inside = [folders[name] for name in names if name in folders]
+    for path in inside:
+        found = found or _find(path, split)
     if not found and not folders and _side_by_side(folder):
         found = [Source(split, folder, folder)]
     return found
@@ -115,35 +112,66 @@ def _side_by_side(folder: str) -> bool:
 
 
 def list_items(found: list[Source]) -> tuple[list[Item], list[Unpaired]]:
-    """Every pair, and everything that is not one. Without a mask folder every file is an item."""
-    items, unpaired = [], []
+    """All pairs, and the files that are in none. Without a mask folder every image is an item."""
+    items: list[Item] = []
+    unpaired: list[Unpaired] = []
     for source in found:
         if not source.mask_dir:
             for path in list_images(source.image_dir):
                 relative = os.path.relpath(path, source.image_dir).replace(os.sep, "/")
                 items.append(Item(*_split_of(source, os.path.splitext(relative)[0]), path, None))
             continue
-        pairs, problems = find_pairs(source.image_dir, source.mask_dir)
+        pairs, left_over = find_pairs(source.image_dir, source.mask_dir)
         items += [Item(*_split_of(source, stem), image, mask) for stem, image, mask in pairs]
-        unpaired += [_unpaired(source, line) for line in problems]
+        unpaired += left_over
     return items, unpaired
 
 
 def _split_of(source: Source, stem: str) -> tuple[str, str]:
-    """Split and the rest of the stem; images/train/a.png says it in the sub-folder."""
+    """Split and the rest of the stem; in images/train/a.png the sub-folder is the split."""
     first, _, rest = stem.partition("/")
     if not source.split and rest and first.lower() in SPLITS:
         return SPLITS[first.lower()], rest
     return source.split, stem
 
 
-def _unpaired(source: Source, line: str) -> Unpaired:
-    for kind, ending, folder in (
-        ("image without mask", " has no mask", source.image_dir),
-        ("mask without image", " has no image", source.mask_dir),
-    ):
-        if line.endswith(ending):
-            path = line.removesuffix(ending)
-            relative = os.path.relpath(path, folder).replace(os.sep, "/")
-            return Unpaired(kind, path, _split_of(source, relative)[0], ending.strip())
-    return Unpaired("several of one name", line.split(" and ")[0], source.split, line)
+def require_new_folder(folder: str, *originals: str) -> None:
+    """Refuse an output folder that is not empty or lies in the data.
+
+    :raises UserError: saying which.
+    """
+    if not folder:
+        raise UserError("--output-dir is needed: a new folder for the results")
+    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise UserError(
+            f"--output-dir {folder} is not empty, and nothing in it is overwritten: name a new one"
+        )
+    for original in filter(None, originals):
+        if Path(folder).resolve().is_relative_to(Path(original).resolve()):
+            raise UserError(f"--output-dir {folder} lies in {original}; name a folder outside it")
+
+
+def copy_pair(
+    item: Item, folder: str, mask: np.ndarray | None = None, split: str | None = None
+) -> None:
+    """Copy a radiograph and its mask to FOLDER/SPLIT/{IMG,MASK}; the mask gets the image's stem.
+
+    :param mask: class indices [H x W] to write instead of the mask's own file.
+    :param split: instead of the item's own.
+    """
+    base = os.path.join(folder, item.split if split is None else split)
+    parent = os.path.dirname(item.stem)
+    copy_file(item.image, os.path.join(base, "IMG", parent, os.path.basename(item.image)))
+    if item.mask is None:
+        return
+    target = os.path.join(base, "MASK", item.stem)
+    if mask is None:
+        copy_file(item.mask, target + os.path.splitext(item.mask)[1])
+    else:
+        write_mask(target + ".png", mask)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy the content of a file, making the folders that it needs."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    shutil.copyfile(source, target)

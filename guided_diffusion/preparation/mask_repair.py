@@ -1,4 +1,4 @@
-"""What is wrong with a mask's values, and how much of it can be put right."""
+"""Faults in the values of a mask, and their repair as far as it is possible."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,20 +16,19 @@ from guided_diffusion.segmentation.visuals.color_masks import (
 )
 
 STRAY_SHARE = 0.2
-"""Strays as a share of the edge pixels, above which edges are blurred; see `_strays`.
+"""Strays per edge pixel above which edges count as blurred; see `_strays`.
 
-Measured on the phantoms from 48x48 to 128x128 pixels and on chest masks: hard edges, also those
-resized by nearest neighbour, stay below 0.13, resizing with a box or bilinear filter gives 0.22 and
-more.
+Measured on phantoms of 48x48 to 128x128 pixels and on chest masks: hard edges, including those
+resized by nearest neighbour, stay below 0.13; box and bilinear resizing give 0.22 or more.
 """
-NEAR = 48  # grey levels from black or white that still count as one of them
-GREY_EDGES = 0.4  # most of a blurred black-and-white mask that may be grey
-STRANGE_COLORS = 0.15  # most of a colour mask that may have colours of no class
+NEAR = 48  # grey levels from black or white that still count as black or white
+GREY_EDGES = 0.4  # share of a blurred black-and-white mask that may be grey
+UNKNOWN_COLORS = 0.15  # share of a colour mask that may be in colours of no class
 
 
 @dataclass(frozen=True)
 class MaskFault:
-    """kind: a key of `faults.KINDS`; `repaired`: the mask as it should be, None where unknown."""
+    """kind: a key of `validation.KINDS`; `repaired`: the mask as it should be, None if unknown."""
 
     kind: str
     text: str
@@ -39,17 +38,19 @@ class MaskFault:
 def examine_mask(
     path: str, num_classes: int | None, categories: Sequence[Category]
 ) -> tuple[np.ndarray | None, list[MaskFault]]:
-    """The mask, repaired where it can be, else None; and its faults.
+    """Examine the values of a mask file.
 
-    :param num_classes: None where unknown: then only 255 is known to be no class.
-    :param categories: whose colours colour masks have.
+    :param num_classes: masks may hold 0 to `num_classes` - 1; if None, anything but 255.
+    :param categories: the class table that colour masks are drawn by.
+    :return: the mask [H x W], repaired if necessary, or None if that is impossible; its faults.
     """
     try:
         mask = read_mask(path)
     except ImageError as error:
         return _examine_unreadable(path, str(error), categories)
     faults = []
-    if _is_jpeg(path):
+    lossy = _is_jpeg(path)
+    if lossy:
         faults.append(("lossy mask", "is a JPEG file, which blurs class indices"))
     values = np.unique(mask)
     top = 255 if num_classes is None else num_classes
@@ -67,13 +68,12 @@ def examine_mask(
         if strays is not None:
             if not faults:
                 faults.append(("blurred mask", "holds stray values along its edges"))
-            repaired = _without(mask, strays)
-        if repaired.max() >= top:
+            mask = _fill_strays(mask, strays)
+        # in a lossy file, neighbouring classes may have been swapped anywhere
+        repaired = None if lossy or mask.max() >= top else mask
+        if mask.max() >= top:
             text = f"holds the values {{{shown}}}; classes go from 0 to {top - 1}"
             faults.append(("value out of range", text))
-            repaired = None
-        elif _is_jpeg(path):
-            repaired = None  # neighbouring classes may have changed places anywhere
     if repaired is not None and not repaired.any():
         faults.append(("empty mask", "has no foreground"))
     return repaired, [MaskFault(kind, text, repaired) for kind, text in faults]
@@ -85,17 +85,17 @@ def _examine_unreadable(
     try:
         colors = read_color_mask(path)
     except ImageError as error:
-        # more than 8 bits: a grey file whose values are no class indices
+        # more than 8 bits: a grey file whose values are not class indices
         kind = "value out of range" if "8 bits" in str(error) else "unreadable mask"
         return None, [MaskFault(kind, reason.removeprefix(path).strip())]
     if (colors == colors[..., :1]).all():
         return None, [MaskFault("value out of range", reason.removeprefix(path).strip())]
-    strange = unknown_colors(colors, categories)
-    share = sum(strange.values()) / colors[..., 0].size
+    unknown = unknown_colors(colors, categories)
+    share = sum(unknown.values()) / colors[..., 0].size
     text = "is drawn in colours"
-    if strange:
-        text += f", {len(strange)} of which no class has ({100 * share:.1f} % of the pixels)"
-    repaired = indices_from_colors(colors, categories) if share <= STRANGE_COLORS else None
+    if unknown:
+        text += f", {len(unknown)} of them of no class ({100 * share:.1f} % of the pixels)"
+    repaired = indices_from_colors(colors, categories) if share <= UNKNOWN_COLORS else None
     faults = [MaskFault("colour mask", text, repaired)]
     if repaired is not None and not repaired.any():
         faults.append(MaskFault("empty mask", "has no foreground", repaired))
@@ -108,17 +108,18 @@ def _is_jpeg(path: str) -> bool:
 
 
 def _black_and_white(mask: np.ndarray) -> bool:
-    """Whether nearly all pixels are nearly black or white, some white, and no area is grey."""
+    """Whether nearly all pixels are black or white, some white, and grey is confined to edges."""
     grey = (mask > NEAR) & (mask < 255 - NEAR)
     areas = np.count_nonzero(grey & _solid(mask))
-    white = bool(mask.max() >= 255 - NEAR)
-    return white and grey.mean() <= GREY_EDGES and areas <= 0.1 * np.count_nonzero(grey)
+    white = mask.max() >= 255 - NEAR
+    confined = areas <= 0.1 * np.count_nonzero(grey)
+    return bool(white and confined and grey.mean() <= GREY_EDGES)
 
 
 def _strays(mask: np.ndarray) -> np.ndarray | None:
-    """Pixels that an interpolation left between two classes, bool [H x W]; None for hard edges.
+    """Pixels that interpolation left between two classes, bool [H x W]; None if edges are hard.
 
-    Such a pixel lies between its neighbours' extremes and is in no 2 x 2 block of its own value.
+    Such a pixel lies strictly between its neighbours' extremes and in no 2 x 2 block of its value.
     """
     solid = _solid(mask)
     around = sliding_window_view(np.pad(mask, 1, mode="edge"), (3, 3))
@@ -140,19 +141,16 @@ def _solid(mask: np.ndarray) -> np.ndarray:
     return solid
 
 
-def _without(mask: np.ndarray, strays: np.ndarray) -> np.ndarray:
-    """The mask with each stray pixel given the most frequent class of its known neighbours."""
+def _fill_strays(mask: np.ndarray, strays: np.ndarray) -> np.ndarray:
+    """The mask, with each stray pixel replaced by the commonest class of its neighbours."""
     result, known = mask.copy(), ~strays
-    # a value that is solid nowhere is no class at all
+    # a value that is solid nowhere is not a class
     known &= np.isin(mask, np.unique(mask[_solid(mask)]))
     while not known.all() and known.any():
-        votes = []
         classes = np.unique(result[known])
-        for value in classes:
-            has = np.pad(known & (result == value), 1)
-            votes.append(sliding_window_view(has, (3, 3)).sum(axis=(2, 3)))
-        votes = np.stack(votes)
-        settled = ~known & (votes.max(axis=0) > 0)
-        result[settled] = classes[votes.argmax(axis=0)][settled]
-        known |= settled
+        shown = [np.pad(known & (result == value), 1) for value in classes]
+        votes = np.stack([sliding_window_view(one, (3, 3)).sum(axis=(2, 3)) for one in shown])
+        decided = ~known & (votes.max(axis=0) > 0)
+        result[decided] = classes[votes.argmax(axis=0)][decided]
+        known |= decided
     return result

@@ -1,25 +1,26 @@
-"""A data set laid out as Split/TRAIN/{IMG,MASK} and Split/VAL/{IMG,MASK}."""
+"""Dividing a data set into TRAIN and VAL: no patient in both, every class in TRAIN."""
 
 import csv
-import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
+from guided_diffusion.images.files import IMAGE_EXTENSIONS, open_file
 from guided_diffusion.images.image_io import ImageError, read_mask
-from guided_diffusion.preparation.division import divide, read_groups
-from guided_diffusion.preparation.layouts import Item
-from guided_diffusion.preparation.repair import copy_pair
+from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.files import write_csv
+from guided_diffusion.runtime.progress import track
+
+TRIES = 64
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An item and the side it comes to."""
+    """An item, its split and its group (patient)."""
 
     item: Item
     split: str
@@ -27,20 +28,20 @@ class Placed:
 
 
 def is_divided(items: Sequence[Item]) -> bool:
-    """Whether the source already says what trains and what validates."""
+    """Whether the data set already has a split for training and one for validation."""
     return {"TRAIN", "VAL"} <= {item.split for item in items}
 
 
 def keep_split(items: Sequence[Item]) -> list[Placed]:
-    """As the source has it."""
+    """The split that the data set already has."""
     return [Placed(item, item.split or "TRAIN") for item in items]
 
 
 def place(items: Sequence[Item], wanted: int | float, rule: str, seed: int) -> list[Placed]:
-    """Divide anew; what the source keeps for TEST stays there.
+    """Divide into TRAIN and VAL; what is in TEST stays there.
 
-    :param wanted: images for TRAIN: their number, or as a float their share.
-    :param rule: what tells the patient, see `division.read_groups`.
+    :param wanted: images for TRAIN: an int is their number, a float their share.
+    :param rule: how to identify the patient, see `read_groups`.
     """
     kept = [Placed(item, "TEST") for item in items if item.split == "TEST"]
     free = [item for item in items if item.split != "TEST"]
@@ -54,9 +55,10 @@ def place(items: Sequence[Item], wanted: int | float, rule: str, seed: int) -> l
 
 
 def write_split(placed: Sequence[Placed], folder: str) -> str:
-    """Copy the files to FOLDER/TRAIN/IMG and so on; returns the path of the list, split.csv.
+    """Copy the files to FOLDER/TRAIN/IMG and so on, and list them in FOLDER/split.csv.
 
-    :raises UserError: where two files would have the same name, before anything is written.
+    :return: the path of the list.
+    :raises UserError: if two files would have the same name, before anything is written.
     """
     taken: dict[tuple[str, str], str] = {}
     for one in placed:
@@ -68,20 +70,18 @@ def write_split(placed: Sequence[Placed], folder: str) -> str:
                 f"{other} and {one.item.image} would both be {one.split}/{one.item.stem}; "
                 "rename one"
             )
-    for one in tqdm(placed, desc="copying", unit="image", disable=None, leave=False):
+    for one in track(placed, "copying"):
         copy_pair(one.item, folder, split=one.split)
-    text = io.StringIO(newline="")
     rows = sorted((one.item.stem, one.split, one.group) for one in placed)
-    csv.writer(text, lineterminator="\n").writerows([("name", "split", "group"), *rows])
     path = os.path.join(folder, "split.csv")
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_csv(path, ("name", "split", "group"), rows)
     return path
 
 
 def _classes_in(items: Sequence[Item]) -> np.ndarray:
-    """Whether each image holds each class, bool [N x 256]; empty columns do no harm."""
+    """Whether each image shows each class: bool [N x 256]."""
     classes = np.zeros((len(items), 256), bool)
-    for row, item in zip(classes, tqdm(items, desc="reading", disable=None, leave=False)):
+    for row, item in zip(classes, track(items, "reading")):
         if item.mask is None:
             raise UserError(f"{item.image} has no mask; give --mask-dir or --source-dir")
         try:
@@ -89,3 +89,106 @@ def _classes_in(items: Sequence[Item]) -> np.ndarray:
         except ImageError as error:
             raise UserError(f"{error}; see --action validate") from error
     return classes
+
+
+def read_groups(names: Sequence[str], rule: str) -> list[str]:
+    """The group (patient) of each name.
+
+    :param rule: "" to make each name a group of its own; a CSV file of lines NAME,GROUP; or a
+        regular expression, of which the first capture group, or else the whole match, is the group.
+    :raises UserError: if the rule is invalid or leaves a name without a group.
+    """
+    if not rule:
+        return list(names)
+    if rule.lower().endswith(".csv"):
+        return _groups_from_csv(names, rule)
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise UserError(f"--group {rule}: not a regular expression ({error})") from error
+    groups, missing = [], []
+    for name in names:
+        match = pattern.search(name)
+        if match:
+            groups.append((match.group(1) or "") if pattern.groups else match.group())
+        else:
+            missing.append(name)
+    if missing:
+        raise UserError(
+            f"--group {rule} matches nothing in {len(missing)} of {len(names)} names: "
+            + ", ".join(missing[:5])
+        )
+    return groups
+
+
+def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
+    if not os.path.isfile(path):
+        raise UserError(f"--group {path} does not exist")
+    group_of: dict[str, str] = {}
+    with open_file(path) as file:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    for row in csv.reader(lines):
+        if len(row) >= 2:
+            stem, ending = os.path.splitext(row[0].strip())
+            group_of[row[0].strip()] = row[1].strip()
+            if ending.lower() in IMAGE_EXTENSIONS:
+                group_of.setdefault(stem, row[1].strip())
+    groups = [group_of.get(name) or group_of.get(name.split("/")[-1], "") for name in names]
+    missing = [name for name, group in zip(names, groups) if not group]
+    if missing:
+        raise UserError(
+            f"--group {path} has no group for {len(missing)} of {len(names)} names: "
+            + ", ".join(missing[:5])
+        )
+    return groups
+
+
+def divide(groups: Sequence[str], classes: np.ndarray, num_train: int, seed: int) -> np.ndarray:
+    """Choose TRAIN: whole groups of `num_train` images, or fewer if the groups require it.
+
+    The best of several random draws: as many classes as possible in TRAIN, then as many images,
+    then as many classes as possible in VAL.
+
+    :param groups: N names.
+    :param classes: whether image n shows class c, bool [N x C].
+    :return: bool [N].
+    :raises UserError: if one side would be empty.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    sizes = np.bincount(member)
+    holds = np.zeros((len(names), classes.shape[1]), bool)
+    np.logical_or.at(holds, member, classes)
+    if len(names) < 2:
+        raise UserError(f"all {len(groups)} images belong to one group; it cannot be divided")
+    if not 1 <= num_train < len(groups):
+        raise UserError(f"{num_train} of {len(groups)} images for TRAIN leave one side empty")
+    if sizes.min() > num_train:
+        raise UserError(f"no group has as few as {num_train} images; choose more for TRAIN")
+    rng = np.random.default_rng(seed)
+
+    def score(chosen: np.ndarray) -> tuple[int, int, int]:
+        in_train, in_val = (holds[side].any(axis=0).sum() for side in (chosen, ~chosen))
+        return int(in_train), int(sizes[chosen].sum()), int(in_val)
+
+    best = max((_draw(sizes, holds, num_train, rng) for _ in range(TRIES)), key=score)
+    return best[member]
+
+
+def _draw(
+    sizes: np.ndarray, holds: np.ndarray, num_train: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw groups at random: one for each class still missing, rarest first, then any that fit."""
+    chosen = np.zeros(len(sizes), bool)
+    order = rng.permutation(len(sizes))
+    room = num_train
+    for index in np.argsort(holds.sum(axis=0), kind="stable"):
+        if not holds[chosen, index].any():
+            fitting = [g for g in order if holds[g, index] and sizes[g] <= room]
+            if fitting:
+                chosen[fitting[0]] = True
+                room -= sizes[fitting[0]]
+    for group in order:
+        if not chosen[group] and sizes[group] <= room:
+            chosen[group] = True
+            room -= sizes[group]
+    return chosen

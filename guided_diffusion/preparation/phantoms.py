@@ -1,36 +1,40 @@
-"""Synthetic bitewing radiographs with exact masks, for the demo, for tests and for trying out.
+"""Synthetic bitewing radiographs with exact masks, for the demo, tests and first experiments.
 
-A scene is drawn in coordinates whose unit is half the shorter side of the picture: two rows of
-teeth meet near the middle, each crown an enamel cap over dentine with a pulp chamber inside, the
-roots in trabecular bone, with carious lesions and restorations. Structures attenuate the beam by A
-along each ray and the film shows 1 - exp(-A) (Beer-Lambert), so that the grey levels of the classes
-overlap as on real films: a root, bone and a carious crown may be equally grey, and only the place
-tells them apart.
+A scene is drawn in coordinates whose unit is half the shorter side of the image: two rows of teeth
+meet near the middle, each crown an enamel cap over dentine with a pulp chamber inside, the roots in
+trabecular bone, with carious lesions and restorations. Structures attenuate the beam by A along
+each ray and the film shows 1 - exp(-A) (Beer-Lambert), so that the grey levels of the classes
+overlap as on real films: a root, bone and a carious crown may be equally grey and distinguishable
+only by their position.
 
 The masks hold the seven classes of flags/categories.json; soft tissue and air are background.
 """
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
+from guided_diffusion.images.image_io import write_image, write_mask
 from guided_diffusion.runtime.errors import UserError
 
 BACKGROUND, ENAMEL, BONE, DENTINE, OTHER, CARIES, PULP = range(7)
-SUPERSAMPLING = 3  # odd, so that the middle sample is the centre of its pixel: it gives the mask
+SUPERSAMPLING = 3  # odd: the mask is the class of the middle sample, the centre of its pixel
 
 
 def make_phantom(seed: int, size: tuple[int, int] = (256, 256)) -> tuple[np.ndarray, np.ndarray]:
-    """One radiograph and its mask, both uint8 [H x W] with `size` = (H, W); masks hold 0 to 6.
+    """Draw one radiograph and its mask, a function of (seed, size).
 
-    The same (seed, size) always gives the same picture.
+    :param size: (height, width) in pixels.
+    :return: two uint8 [H x W]; the mask holds classes 0 to 6.
+    :raises UserError: if a side is below 1.
     """
     height, width = size
     if height < 1 or width < 1:
-        raise UserError(f"phantoms of {height}x{width} pixels: both sides must be at least 1.")
+        raise UserError(f"phantoms of {height}x{width} pixels: both sides must be at least 1")
     rng = np.random.default_rng(seed)
     scene = _Scene(rng, height, width)
     jaws = [_Jaw(rng, scene, upper) for upper in (True, False)]
@@ -50,29 +54,27 @@ def write_dataset(
     size: tuple[int, int] = (256, 256),
     seed: int = 0,
 ) -> None:
-    """Write phantoms as PNG in the layout that the scripts expect; no picture occurs twice.
+    """Write distinct phantoms as PNG files in the layout that the scripts expect:
 
     unlabelled/*.png, Split/TRAIN/{IMG,MASK}/*.png, Split/VAL/{IMG,MASK}/*.png
     """
     parts = (
-        ("unlabelled", None, "film", num_unlabelled),
+        ("unlabelled", "", "film", num_unlabelled),
         ("Split/TRAIN/IMG", "Split/TRAIN/MASK", "train", num_train),
         ("Split/VAL/IMG", "Split/VAL/MASK", "val", num_val),
     )
     for part, (image_dir, mask_dir, stem, count) in enumerate(parts):
-        for directory in filter(None, (image_dir, mask_dir)):
-            os.makedirs(os.path.join(folder, directory), exist_ok=True)
         for index in range(count):
             own = np.random.SeedSequence([seed, part, index]).generate_state(1, np.uint64)[0]
             image, mask = make_phantom(int(own), size)
             name = f"{stem}_{index:04d}.png"
-            Image.fromarray(image).save(os.path.join(folder, image_dir, name))
+            write_image(os.path.join(folder, image_dir, name), image)
             if mask_dir:
-                Image.fromarray(mask).save(os.path.join(folder, mask_dir, name))
+                write_mask(os.path.join(folder, mask_dir, name), mask)
 
 
 class _Scene:
-    """The sampled plane: coordinates u (right) and v (down), attenuation and label per sample."""
+    """The sampled plane: coordinates u (right) and v (down), attenuation and class per sample."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int):
         self.unit = min(height, width) / 2  # in pixels
@@ -94,11 +96,17 @@ class _Scene:
         self.soft_tissue = rng.uniform(0.12, 0.25) + 0.04 * _texture(rng, self, ((1.0, 1.0),))
 
     def shows(self, u: float) -> bool:
+        """Whether a structure at the horizontal position u is in the image."""
         return abs(u) < self.reach - 0.1
 
 
-def _texture(rng: np.random.Generator, scene: _Scene, octaves) -> np.ndarray:
-    """Band-limited noise of unit variance; octaves: (cells per unit of the scene, strength)."""
+def _texture(
+    rng: np.random.Generator, scene: _Scene, octaves: Sequence[tuple[float, float]]
+) -> np.ndarray:
+    """Band-limited noise of unit variance, one float per sample.
+
+    :param octaves: (cells per unit of the scene, strength) of each.
+    """
     rows, cols = scene.u.shape
     total = np.zeros((rows, cols), np.float32)
     for cells, strength in octaves:
@@ -147,7 +155,7 @@ class _Tooth:
     root_filled: bool = False
 
     def half_width(self, q: np.ndarray) -> np.ndarray:
-        """Half the width of the outline: corner, contact bulge, neck, root trunk, tip."""
+        """Half the width of the outline at q: corner, contact bulge, neck, root trunk, tip."""
         crown, root = self.crown, self.root
         neck, trunk, tip = (0.42, 0.39, 0.3) if self.molar else (0.37, 0.31, 0.1)
         at = np.array([-0.1, 0.0, 0.14, 0.4, 0.7, 1.0]) * crown
@@ -173,7 +181,7 @@ class _Tooth:
         return self.cusp * wave / 2
 
     def canals(self, p: np.ndarray, q: np.ndarray, outline: np.ndarray) -> np.ndarray:
-        """The pulp: a chamber with two horns, then one canal a root."""
+        """Where the pulp is: a chamber with two horns, then one canal per root."""
         along = np.clip((q - self.crown) / self.root, 0, 1)
         radius = self.pulp * (0.032 - 0.017 * along)
         if self.molar:
@@ -197,43 +205,52 @@ class _Tooth:
         window = np.s_[:, columns[0] : columns[-1] + 1]
         q = jaw.q[window]
         p = scene.u[window] - self.centre - math.tan(self.tilt) * (q - 0.2)
-        label, attenuation = scene.label[window], scene.attenuation[window]
-
         outline = self.half_width(q)
-        lateral = np.minimum(outline - np.abs(p), np.abs(p) - self.half_fork(q))
-        inside = (lateral > 0) & (q > self.biting_surface(p))
-        below = np.clip(1 - q / self.crown, 0, 1)
-        core = lateral > self.enamel * below**0.6
-        core &= q > 0.6 * self.biting_surface(p) + 1.3 * self.enamel
-        enamel = inside & (q < self.crown) & ~core
-        pulp = inside & core & (lateral > 0.03) & self.canals(p, q, outline)
-        root = np.where((q > 0.9 * self.crown) & (outline > 0), lateral, -1)
+        to_side = np.minimum(outline - np.abs(p), np.abs(p) - self.half_fork(q))  # signed distance
+        inside = (to_side > 0) & (q > self.biting_surface(p))
+        root = np.where((q > 0.9 * self.crown) & (outline > 0), to_side, -1)
         jaw.near_root[window] = np.maximum(jaw.near_root[window], root)
 
-        # A cylinder lets less through in its middle; the neck looks burnt out at its sides.
+        kind = self.tissue(p, q, outline, to_side)
+        # a cylinder is densest in its middle; the sides of the neck look burnt out
         thickness = np.sqrt(np.clip(1 - (p / np.maximum(outline, 1e-3)) ** 2, 0, 1))
         dense = 0.45 + 0.65 * thickness
-        dense[enamel] = 1.6 + 0.5 * thickness[enamel]
-        dense[pulp] -= 0.55
-        kind = np.where(enamel, ENAMEL, np.where(pulp, PULP, DENTINE)).astype(np.uint8)
+        dense[kind == ENAMEL] = 1.6 + 0.5 * thickness[kind == ENAMEL]
+        dense[kind == PULP] -= 0.55
+        metal = self.metal(p, q, kind == PULP)
         for lesion in self.lesions:
             depth = lesion.depth(p, q)
-            kind[(depth > 0) & inside] = CARIES
+            kind[depth > 0] = CARIES
             dense *= 1 - lesion.contrast * np.clip(0.35 + 1.5 * depth, 0, 1) * (depth > 0)
-        metal = np.zeros_like(inside)
+        kind[metal], dense[metal] = OTHER, 4.0
+
+        label, attenuation = scene.label[window], scene.attenuation[window]
+        in_bone = 0.8 * jaw.bone[window] * (q > jaw.crest(scene.u[window]))
+        total = scene.soft_tissue[window] + dense + in_bone
+        label[inside] = kind[inside]
+        attenuation[inside] = np.maximum(total, attenuation * (kind == DENTINE))[inside]
+
+    def tissue(
+        self, p: np.ndarray, q: np.ndarray, outline: np.ndarray, to_side: np.ndarray
+    ) -> np.ndarray:
+        """The class of each sample inside the tooth, if it were healthy."""
+        below = np.clip(1 - q / self.crown, 0, 1)
+        core = to_side > self.enamel * below**0.6
+        core &= q > 0.6 * self.biting_surface(p) + 1.3 * self.enamel
+        enamel = (q < self.crown) & ~core
+        pulp = core & (to_side > 0.03) & self.canals(p, q, outline)
+        return np.where(enamel, ENAMEL, np.where(pulp, PULP, DENTINE)).astype(np.uint8)
+
+    def metal(self, p: np.ndarray, q: np.ndarray, pulp: np.ndarray) -> np.ndarray:
+        """Where the restorations are."""
+        metal = np.zeros(p.shape, bool)
         for filling in self.fillings:
             metal |= filling.depth(p, q) > 0
         if self.full_crown:
             metal |= q < (0.92 + 0.08 * np.cos(2 * np.pi * p / self.width)) * self.crown
         if self.root_filled:
             metal |= pulp & (q > 0.8 * self.crown)
-        metal &= inside
-        kind[metal], dense[metal] = OTHER, 4.0
-
-        in_bone = 0.8 * jaw.bone[window] * (q > jaw.crest(scene.u[window]))
-        total = scene.soft_tissue[window] + dense + in_bone
-        label[inside] = kind[inside]
-        attenuation[inside] = np.maximum(total, attenuation * (kind == DENTINE))[inside]
+        return metal
 
 
 class _Jaw:
@@ -273,7 +290,7 @@ class _Jaw:
 
 
 def _row_of_teeth(rng: np.random.Generator, reach: float, upper: bool) -> list[_Tooth]:
-    """Premolars to one side, molars to the other, from beyond the left edge to beyond the right."""
+    """Premolars on one side, molars on the other, from beyond the left edge to beyond the right."""
     teeth = []
     scale = rng.uniform(0.92, 1.08)
     border = rng.uniform(-0.7, 0.7)
@@ -307,38 +324,47 @@ def _add_disease(rng: np.random.Generator, teeth: list[_Tooth]) -> None:
         return
     order = [teeth[i] for i in rng.permutation(len(teeth))]
     restored = order[: rng.integers(1, 4)]
-    for tooth in restored:
-        width, crown = tooth.width, tooth.crown
-        style = rng.random()
-        if style < 0.2:
-            tooth.full_crown = True
-            tooth.root_filled = rng.random() < 0.5
-        else:
-            middle = rng.uniform(-0.1, 0.1) * width
-            size = rng.uniform(0.2, 0.33) * width
-            depth = rng.uniform(0.2, 0.34) * crown
-            wave = rng.uniform(0, 6.3)
-            tooth.fillings.append(_Blob(middle, 0.1 * crown, size, depth, wave))
-            if style > 0.6:
-                side = rng.choice([-1, 1])
-                box = (side * 0.42 * width, 0.3 * crown, 0.16 * width, 0.32 * crown)
-                tooth.fillings.append(_Blob(*box, wave))
     healthy = order[len(restored) :]
+    for tooth in restored:
+        _restore(rng, tooth)
     for tooth in healthy[: rng.integers(1, 5)]:
-        wave, contrast = rng.uniform(0, 6.3), rng.uniform(0.45, 0.65)
-        if tooth.molar and rng.random() < 0.3:
-            box = (rng.uniform(-0.1, 0.1) * tooth.width, tooth.cusp + 1.25 * tooth.enamel)
-            size = (rng.uniform(0.11, 0.2) * tooth.width, rng.uniform(0.08, 0.13))
-        else:
-            level = rng.uniform(0.42, 0.68) * tooth.crown
-            side = rng.choice([-1, 1])
-            box = (side * float(tooth.half_width(np.array([level]))[0]), level)
-            size = (rng.uniform(0.09, 0.18), rng.uniform(0.07, 0.13))
-        tooth.lesions.append(_Blob(*box, *size, wave, contrast))
+        tooth.lesions.append(_lesion(rng, tooth))
+
+
+def _restore(rng: np.random.Generator, tooth: _Tooth) -> None:
+    """A full crown, or a filling, with or without a second one at a side."""
+    width, crown = tooth.width, tooth.crown
+    style = rng.random()
+    if style < 0.2:
+        tooth.full_crown = True
+        tooth.root_filled = rng.random() < 0.5
+        return
+    middle = rng.uniform(-0.1, 0.1) * width
+    size = rng.uniform(0.2, 0.33) * width
+    depth = rng.uniform(0.2, 0.34) * crown
+    phase = rng.uniform(0, 6.3)
+    tooth.fillings.append(_Blob(middle, 0.1 * crown, size, depth, phase))
+    if style > 0.6:
+        p = rng.choice([-1, 1]) * 0.42 * width
+        tooth.fillings.append(_Blob(p, 0.3 * crown, 0.16 * width, 0.32 * crown, phase))
+
+
+def _lesion(rng: np.random.Generator, tooth: _Tooth) -> _Blob:
+    """Caries under the fossa of a molar, or at the side of any tooth."""
+    phase, contrast = rng.uniform(0, 6.3), rng.uniform(0.45, 0.65)
+    if tooth.molar and rng.random() < 0.3:
+        p = rng.uniform(-0.1, 0.1) * tooth.width
+        q = tooth.cusp + 1.25 * tooth.enamel
+        width, height = rng.uniform(0.11, 0.2) * tooth.width, rng.uniform(0.08, 0.13)
+    else:
+        q = rng.uniform(0.42, 0.68) * tooth.crown
+        p = rng.choice([-1, 1]) * float(tooth.half_width(np.array([q]))[0])
+        width, height = rng.uniform(0.09, 0.18), rng.uniform(0.07, 0.13)
+    return _Blob(p, q, width, height, phase, contrast)
 
 
 def _expose(rng: np.random.Generator, scene: _Scene) -> np.ndarray:
-    """From attenuation to the picture: film curve, blur, grain, uneven exposure; uint8 [H x W]."""
+    """Expose the film: its curve, blur, grain and uneven illumination; uint8 [H x W]."""
     film = 1 - np.exp(-rng.uniform(0.8, 1.05) * scene.attenuation)
     rows, cols = film.shape
     s = SUPERSAMPLING
@@ -356,7 +382,7 @@ def _expose(rng: np.random.Generator, scene: _Scene) -> np.ndarray:
 
 
 def _blur(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur with `sigma` in pixels; the edge is repeated."""
+    """Gaussian blur with `sigma` in pixels; edge pixels are repeated."""
     radius = math.ceil(3 * sigma)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1, dtype=np.float32) / sigma) ** 2)
     kernel /= kernel.sum()
@@ -364,9 +390,7 @@ def _blur(picture: np.ndarray, sigma: float) -> np.ndarray:
         pad = [(radius, radius) if a == axis else (0, 0) for a in (0, 1)]
         wide = np.pad(picture, pad, mode="edge")
         length = picture.shape[axis]
-        parts = (
-            weight * np.take(wide, range(k, k + length), axis=axis)
-            for k, weight in enumerate(kernel)
-        )
-        picture = sum(parts)
+        picture = np.zeros_like(picture)
+        for k, weight in enumerate(kernel):
+            picture += weight * np.take(wide, range(k, k + length), axis=axis)
     return picture

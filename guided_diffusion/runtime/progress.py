@@ -1,10 +1,13 @@
 """The progress bar of all commands, with rate and remaining time."""
 
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
@@ -22,3 +25,8 @@ def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
         dynamic_ncols=True,
         **options,
     )
+
+
+def track(items: Iterable[T], description: str, unit: str = "image") -> Iterator[T]:
+    """Iterate over items with a bar, drawn on a terminal only and erased at the end."""
+    return iter(tqdm(items, desc=description, unit=unit, disable=None, leave=False))

@@ -24,14 +24,14 @@ def deep(tmp_path):
     return str(tmp_path / "deep.png")
 
 
-def test_a_configuration_survives_json():
+def test_json_round_trip():
     config = ReadingConfig((32, 48), 1, "pad", "window", window_center=40, window_width=400)
     plain = json.loads(json.dumps(config.to_dict()))
     assert ReadingConfig.from_dict(plain) == config
     assert ReadingConfig.from_dict({}) == ReadingConfig()
 
 
-def test_its_parts():
+def test_parts_of_a_configuration():
     config = ReadingConfig(48, 1, "squash", "percentile", percentile_low=1, percentile_high=98)
     assert config.geometry() == Geometry("squash", 48)
     assert config.intensity_rule() == Intensity("percentile", 1, 98)
@@ -108,7 +108,7 @@ def test_advice_where_few_grey_levels_are_used(tmp_path, deep):
     for number in range(3):
         paths.append(str(tmp_path / f"{number}.png"))
         Image.fromarray(faint).save(paths[-1])
-    (tmp_path / "bad.png").write_text("unreadable files are not asked")
+    (tmp_path / "bad.png").write_text("unreadable files are ignored")
     advice = low_contrast_advice([*paths, str(tmp_path / "bad.png")], ReadingConfig())
     assert "1.1 %" in advice
     assert "3 of 255" in advice

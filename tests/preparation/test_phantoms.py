@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.image_io import read_image, read_mask
 from guided_diffusion.preparation.phantoms import (
     BACKGROUND,
     BONE,
@@ -118,3 +120,19 @@ def test_write_dataset(tmp_path):
     write_dataset(str(other), 1, 0, 0, size=(20, 30), seed=6)
     with Image.open(other / "unlabelled/film_0000.png") as picture:
         assert np.asarray(picture).tobytes() not in films
+
+
+@pytest.mark.parametrize("action", ["create-sample", "create_sample"])
+def test_create_sample(prepare, tmp_path, action):
+    code, out, _ = prepare(
+        *("--action", action, "--output-dir", tmp_path / "s", "--num-samples", 5),
+        *("--image-size", 32, "--seed", 4),
+    )
+    assert code == 0
+    assert "4 in Split/TRAIN, 1 in Split/VAL" in out
+    assert len(list((tmp_path / "s/unlabelled").iterdir())) == 5
+    ((_, image, mask),) = pair_files(f"{tmp_path}/s/Split/VAL/IMG", f"{tmp_path}/s/Split/VAL/MASK")
+    assert read_image(image).shape == read_mask(mask, 7).shape == (32, 32)
+    code, _, error = prepare("--action", action, "--output-dir", tmp_path / "t", "--num-samples", 1)
+    assert code == 2
+    assert "--num_samples 1" in error

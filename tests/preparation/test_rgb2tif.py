@@ -1,12 +1,10 @@
+import functools
 import json
-import runpy
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paths import ROOT
 from PIL import Image
 
 from guided_diffusion.images.image_io import read_mask
@@ -15,24 +13,14 @@ from guided_diffusion.segmentation.categories import generic_categories, load_ca
 from guided_diffusion.segmentation.visuals.color_masks import indices_from_colors, unknown_colors
 from guided_diffusion.segmentation.visuals.render import palette, save_color_mask
 
-SCRIPT = ROOT / "tools" / "rgb2tif.py"
 TABLE = load_categories()
 COLORS = palette(TABLE)
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the tool as if from a shell: (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["rgb2tif.py", *map(str, args)])
-        monkeypatch.syspath_prepend(str(SCRIPT.parent))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return run
+def run(script):
+    """Run the tool: (exit code, stdout, stderr)."""
+    return functools.partial(script, "rgb2tif.py")
 
 
 def save_rgb(path, colors):
@@ -67,7 +55,7 @@ def test_a_folder_is_mirrored(run, drawn, tmp_path, flags, ending):
         with Image.open(path) as picture:
             assert picture.mode == "L"
     _, out, _ = run(source, tmp_path / "index", *flags)
-    assert "3 of them over older ones" in out
+    assert "3 of them replacing existing files" in out
 
 
 def test_a_file_goes_to_a_file_or_into_a_folder(run, drawn, tmp_path):
@@ -103,7 +91,7 @@ def test_colours_of_no_class_are_refused_before_anything_is_written(run, drawn, 
 @pytest.mark.parametrize(
     ("unknown", "classes"), [("nearest", (1, 0, 3)), ("background", (0, 0, 0))]
 )
-def test_colours_of_no_class_can_be_decided(run, drawn, tmp_path, unknown, classes):
+def test_colours_of_no_class_can_be_replaced(run, drawn, tmp_path, unknown, classes):
     source, masks = drawn
     spoil(source, masks)
     code, out, _ = run(source, tmp_path / "index", "--unknown", unknown)
@@ -139,7 +127,7 @@ def test_another_class_table(run, tmp_path):
     assert read_mask(str(tmp_path / "b.png")).tolist() == [[0, 1]]
 
 
-def test_what_would_overwrite_is_refused(run, drawn, tmp_path):
+def test_overwriting_is_refused(run, drawn, tmp_path):
     source, _ = drawn
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     for target, says in (

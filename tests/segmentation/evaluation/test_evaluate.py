@@ -1,6 +1,6 @@
 import csv
+import functools
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +20,9 @@ SCRIPT = ROOT / "scripts" / "evaluate.py"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the script as if from a shell: (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, args)])
-        monkeypatch.syspath_prepend(str(SCRIPT.parent))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return run
+def run(script):
+    """Run the script: (exit code, stdout, stderr)."""
+    return functools.partial(script, "evaluate.py")
 
 
 def write_set(folder, masks):

@@ -1,0 +1,114 @@
+"""What tools/rgb2tif.py does: turn masks drawn in colours into masks of class indices."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from guided_diffusion.images.files import IMAGE_EXTENSIONS, list_images
+from guided_diffusion.images.image_io import write_mask
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.progress import track
+from guided_diffusion.segmentation.categories import load_categories
+from guided_diffusion.segmentation.visuals.color_masks import (
+    UNKNOWN,
+    indices_from_colors,
+    read_color_mask,
+    unknown_colors,
+)
+
+FORMATS = {"tif": ".tif", "png": ".png"}
+_SHOWN = 5  # files and colours listed in a message
+
+ColorCounts = dict[tuple[int, int, int], int]
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """How colour masks are converted."""
+
+    TITLE = "Conversion"
+
+    categories: str = flag("", "class table; '': flags/categories.json")
+    format: str = flag("tif", "file format, both lossless", choices=sorted(FORMATS))
+    unknown: str = flag(
+        "error",
+        "what to do about colours of no class: stop with an error, use the class of the nearest"
+        " colour, or use the background",
+        choices=UNKNOWN,
+    )
+
+
+def convert(source: str, target: str, config: ConvertConfig) -> None:
+    """Convert a colour mask, or a folder of them, and report what was written.
+
+    :raises UserError: before anything is written, if colours are unknown and may not be replaced,
+        or files would be overwritten by each other.
+    """
+    categories = load_categories(config.categories or None)
+    jobs = plan(source, target, FORMATS[config.format])
+    unknown: dict[str, ColorCounts] = {}
+    for path, _ in track(jobs, "checking", "mask"):
+        if colors := unknown_colors(read_color_mask(path), categories):
+            unknown[path] = colors
+    if unknown and config.unknown == "error":
+        raise UserError(
+            f"{len(unknown)} of {len(jobs)} masks hold colours of no class, nothing was written: "
+            f"{_describe(unknown)}; correct them or the class table, or choose --unknown nearest or"
+            " background"
+        )
+    replaced = sum(os.path.exists(written) for _, written in jobs)
+    for path, written in track(jobs, "converting", "mask"):
+        mask = indices_from_colors(read_color_mask(path), categories, config.unknown)
+        write_mask(written, mask)
+    print(f"{len(jobs)} masks written to {target}, {replaced} of them replacing existing files")
+    if unknown:
+        pixels = sum(sum(colors.values()) for colors in unknown.values())
+        print(
+            f"{pixels} pixels in colours of no class became {config.unknown}: {_describe(unknown)}"
+        )
+
+
+def plan(source: str, target: str, extension: str) -> list[tuple[str, str]]:
+    """(colour mask, index mask) for a file, or for every file of a folder, which is mirrored.
+
+    :raises UserError: if a file would be overwritten, or written twice.
+    """
+    paths = list_images(source)
+    if os.path.isdir(source):
+        if os.path.isfile(target):
+            raise UserError(f"{source} is a folder but {target} is a file; name a folder")
+        if Path(target).resolve().is_relative_to(Path(source).resolve()):
+            raise UserError(f"{target} lies in {source}; write to a folder outside it")
+        stems = [os.path.splitext(os.path.relpath(path, source))[0] for path in paths]
+        jobs = [(path, os.path.join(target, stem + extension)) for path, stem in zip(paths, stems)]
+    elif os.path.splitext(target)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(target):
+        jobs = [(source, target)]
+    else:
+        stem = os.path.splitext(os.path.basename(source))[0]
+        jobs = [(source, os.path.join(target, stem + extension))]
+    sources: dict[str, str] = {}
+    for path, written in jobs:
+        if os.path.realpath(path) == os.path.realpath(written):
+            raise UserError(f"{path} would be overwritten by its own index mask")
+        if written in sources:
+            raise UserError(f"{sources[written]} and {path} would both become {written}")
+        sources[written] = path
+    return jobs
+
+
+def _describe(unknown: dict[str, ColorCounts]) -> str:
+    """FILE: (r, g, b) N pixels, ...; shortened."""
+    lines = []
+    for path, colors in list(unknown.items())[:_SHOWN]:
+        shown = [f"{color} {count} pixels" for color, count in list(colors.items())[:_SHOWN]]
+        if len(colors) > _SHOWN:
+            shown.append(f"and {len(colors) - _SHOWN} more colours")
+        if all(np.ptp(color) == 0 for color in colors):
+            shown.append("all grey: does it hold class indices already?")
+        lines.append(f"{path}: " + ", ".join(shown))
+    if len(unknown) > _SHOWN:
+        lines.append(f"and {len(unknown) - _SHOWN} more files")
+    return "; ".join(lines)

@@ -1,0 +1,207 @@
+"""What tools/prepare_data.py does: analyse, validate, organise, or generate a data set."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from guided_diffusion.images.files import Unpaired
+from guided_diffusion.preparation import layouts, overview
+from guided_diffusion.preparation.analysis import analyze
+from guided_diffusion.preparation.layouts import Item, require_new_folder
+from guided_diffusion.preparation.organize import is_divided, keep_split, place, write_split
+from guided_diffusion.preparation.phantoms import write_dataset
+from guided_diffusion.preparation.repair import write_repaired
+from guided_diffusion.preparation.validation import fault_table, validate
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.flags import flag, from_flags
+from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
+
+PLACES = ("image_dir", "mask_dir", "source_dir", "output_dir")
+CLASSES = ("num_classes", "categories")
+ACTIONS = {
+    "analyze": (*PLACES, *CLASSES),
+    "validate": (*PLACES, *CLASSES, "fix_issues"),
+    "organize": (*PLACES, "train_split", "train_images", "group", "seed"),
+    "create-sample": (
+        *("output_dir", "num_samples", "num_unlabelled", "image_size"),
+        *("train_split", "train_images", "seed"),
+    ),
+}
+FAULTS_LEFT = 1
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """The action to perform, and the files and numbers it needs."""
+
+    TITLE = "Preparation"
+
+    action: str = flag("", "analyze, validate, organize or create-sample")
+    image_dir: str = flag("", "folder of radiographs")
+    mask_dir: str = flag("", "folder of their masks")
+    source_dir: str = flag("", "data set in any known layout, instead of the two folders")
+    output_dir: str = flag("", "folder for the results")
+    num_classes: int = flag(
+        0, "number of classes, background included; 0: infer from --categories or the masks"
+    )
+    categories: str = flag("", "class table; '': flags/categories.json")
+    fix_issues: bool = flag(False, "validate: write a repaired copy to --output-dir")
+    train_split: float = flag(0.8, "organize, create-sample: share of the images for TRAIN")
+    train_images: int = flag(
+        0, "organize, create-sample: number of images for TRAIN; 0: use --train-split"
+    )
+    group: str = flag(
+        "",
+        "organize: how to identify the patient, so that none is in both TRAIN and VAL: a regular"
+        " expression searched for in the names (its first capture group, if any, is the patient),"
+        " or a CSV file of lines NAME,PATIENT",
+    )
+    seed: int = flag(0, "organize, create-sample: random seed")
+    num_samples: int = flag(20, "create-sample: labelled radiographs")
+    num_unlabelled: int = flag(-1, "create-sample: unlabelled radiographs; -1: as many as labelled")
+    image_size: int = flag(256, "create-sample: height and width, pixels")
+
+
+def run(overrides: Mapping[str, Any]) -> int:
+    """Perform the action that the flags name.
+
+    :param overrides: the flags given.
+    :return: the exit code.
+    :raises UserError: if the flags or the data set do not allow the action.
+    """
+    config = from_flags(PrepareConfig, overrides)
+    action = config.action.lower().replace("_", "-")
+    if action not in ACTIONS:
+        raise UserError(f"--action {config.action or 'is missing'}: one of {', '.join(ACTIONS)}")
+    unused = [name for name in overrides if name not in (*ACTIONS[action], "action")]
+    if unused:
+        flags = ", ".join(f"--{name}" for name in unused)
+        raise UserError(f"no effect with --action {action}: {flags}; leave out what is not needed")
+    if action == "create-sample":
+        return create_sample(config)
+    sources = layouts.sources(config.source_dir, config.image_dir, config.mask_dir)
+    items, unpaired = layouts.list_items(sources)
+    if action == "analyze":
+        return analyze_items(config, items, unpaired)
+    if action == "validate":
+        return validate_items(config, items, unpaired)
+    return organize_items(config, overrides, items, unpaired)
+
+
+def analyze_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
+    """Describe the data set and recommend settings."""
+    result = analyze(items)
+    if not result.facts:
+        raise UserError(f"none of {len(items)} images can be read; see --action validate")
+    categories = _table(config, result.num_classes())
+    summary = overview.summarize(result, categories)
+    print(overview.table(result, summary))
+    if result.unreadable or unpaired:
+        print(
+            f"{len(result.unreadable)} images or their masks could not be read, and "
+            f"{len(unpaired)} files do not pair; see --action validate"
+        )
+    if config.output_dir:
+        stem = os.path.join(config.output_dir, "analysis")
+        save_json(f"{stem}.json", summary)
+        overview.plot(result, categories, f"{stem}.png")
+        print(f"written: {stem}.json, {stem}.png")
+    return 0
+
+
+def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
+    """List the faults of the data set; with --fix-issues write a repaired copy."""
+    if config.fix_issues:
+        originals = (config.source_dir, config.image_dir, config.mask_dir)
+        require_new_folder(config.output_dir, *originals)
+    categories = _table(config, config.num_classes)
+    num_classes = config.num_classes or (len(categories) if config.categories else None)
+    report = validate(items, unpaired, num_classes, categories)
+    print(f"{len(items)} images checked, {len(report.faults)} faults")
+    if num_classes is None and any(item.mask for item in items):
+        print("the number of classes is unknown: give --num-classes to check the values of masks")
+    if report.faults:
+        print(fault_table(report.faults))
+    left = report.faults
+    if config.fix_issues:
+        left = write_repaired(items, unpaired, report, config.output_dir, num_classes, categories)
+        print(
+            f"repaired copy in {config.output_dir}, changes listed in fixes.csv;"
+            f" {len(left)} faults were not fixed"
+        )
+    if config.output_dir:
+        path = os.path.join(config.output_dir, "faults.json")
+        save_json(path, [fault.to_plain() for fault in report.faults])
+        print(f"written: {path}")
+    return FAULTS_LEFT if left else 0
+
+
+def organize_items(
+    config: PrepareConfig, overrides: Mapping[str, Any], items: list[Item], unpaired: list[Unpaired]
+) -> int:
+    """Copy the data set to Split/TRAIN and Split/VAL."""
+    originals = (config.source_dir, config.image_dir, config.mask_dir)
+    require_new_folder(config.output_dir, *originals)
+    if unpaired:
+        raise UserError(
+            f"{len(unpaired)} files do not pair, such as {unpaired[0].path}; see --action validate"
+        )
+    if "train_split" in overrides and "train_images" in overrides:
+        raise UserError("give either --train_split or --train_images, not both")
+    _check_share(config.train_split)
+    if {"train_split", "train_images", "group"} & set(overrides) or not is_divided(items):
+        wanted = config.train_images or config.train_split
+        placed = place(items, wanted, config.group, config.seed)
+    else:
+        print("keeping the split of the data set; --train-split or --train-images make a new one")
+        placed = keep_split(items)
+    folder = os.path.join(config.output_dir, "Split")
+    table = write_split(placed, folder)
+    count = {split: sum(p.split == split for p in placed) for split in ("TRAIN", "VAL", "TEST")}
+    if config.train_images and count["TRAIN"] != config.train_images:
+        print(f"{count['TRAIN']} images in TRAIN, not {config.train_images}: groups stay together")
+    counts = ", ".join(f"{number} {split}" for split, number in count.items() if number)
+    print(f"{counts} in {folder}, listed in {table}")
+    return 0
+
+
+def create_sample(config: PrepareConfig) -> int:
+    """Generate synthetic radiographs with masks."""
+    require_new_folder(config.output_dir)
+    if config.num_samples < 2:
+        raise UserError(
+            f"--num_samples {config.num_samples}: at least 2, one for TRAIN and one for VAL"
+        )
+    _check_share(config.train_split)
+    train = config.train_images or round(config.train_split * config.num_samples)
+    train = min(max(1, train), config.num_samples - 1)
+    val = config.num_samples - train
+    unlabelled = config.num_samples if config.num_unlabelled < 0 else config.num_unlabelled
+    size = (config.image_size, config.image_size)
+    write_dataset(config.output_dir, unlabelled, train, val, size, config.seed)
+    print(
+        f"{config.output_dir}: {unlabelled} in unlabelled/, {train} in Split/TRAIN, "
+        f"{val} in Split/VAL"
+    )
+    return 0
+
+
+def _table(config: PrepareConfig, seen: int) -> tuple[Category, ...]:
+    """The class table that the flags name, else one for the number of classes seen in the masks."""
+    if config.num_classes:
+        return categories_for(config.num_classes, config.categories)
+    if config.categories or not seen:
+        table = load_categories(config.categories or None)
+        if seen > len(table):
+            raise UserError(
+                f"the masks hold {seen} classes, {config.categories} lists {len(table)}"
+            )
+        return table
+    return categories_for(max(2, seen))
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise UserError(f"--train_split {share}: a share between 0 and 1")
