@@ -30,7 +30,7 @@ def flags_of(script, monkeypatch):
 
         make = flags.make_parser
         monkeypatch.setattr(flags, "make_parser", make_parser)
-        monkeypatch.setattr(flags, "given_flags", parse_flags)
+        monkeypatch.setattr(flags, "parse_flags", parse_flags)
         assert script(name).code == 0
         monkeypatch.undo()
         return seen["parser"], seen["defaults"]

@@ -68,7 +68,7 @@ def new_loop(config: ModelConfig = TINY, size: int = 4, **options) -> TrainLoop:
         "ema_rate": "0.5,0.9",
         "log_interval": 1,
         "save_interval": 1000,
-        "resume_checkpoint": Start(),
+        "start": Start(),
         "max_grad_norm": 1.0,
     }
     return TrainLoop(**{**defaults, **options})
@@ -282,7 +282,7 @@ class TestFinding:
 
     def test_models_of_the_original_are_not_written_over(self, tmp_path):
         th.save(TINY.build().state_dict(), tmp_path / "model000010.pt")
-        with pytest.raises(UserError, match=r"begin from it with --resume_checkpoint .*000010\.pt"):
+        with pytest.raises(UserError, match=r"start from it with --resume_checkpoint .*000010\.pt"):
             find_start(str(tmp_path), "auto")
         assert find_start(str(tmp_path), str(tmp_path / "model000010.pt")).step == 10
 
@@ -301,7 +301,7 @@ def run_in(path, *ends: int, more=dict, **options) -> TrainLoop:
     for end in ends:
         start = find_start(str(path))
         logger.configure(str(path), ["csv"], resume_step=start.step)
-        loop = new_loop(resume_checkpoint=start, max_steps=end, **options, **more())
+        loop = new_loop(start=start, max_steps=end, **options, **more())
         loop.run_loop()
         logger.reset()
     return loop
@@ -375,18 +375,18 @@ class TestResume:
         run_in(tmp_path, 2)
         start = find_start(str(tmp_path))
         logger.configure(str(tmp_path), ["stdout"])
-        new_loop(resume_checkpoint=start, seed=5, size=2)
+        new_loop(start=start, seed=5, size=2)
         logger.reset()
         said = capsys.readouterr().out
-        assert "seed was 0 and is now 5: other images follow" in said
-        assert "global_batch was 4 and is now 2: other images follow" in said
+        assert "seed was 0 and is now 5: training continues on other images" in said
+        assert "global_batch was 4 and is now 2: training continues on other images" in said
 
     def test_another_network(self, tmp_path):
         run_in(tmp_path, 1)
         with pytest.raises(UserError, match=r"model000001\.pt does not fit the network .*size mi"):
             new_loop(
                 dataclasses.replace(TINY, num_channels=32),
-                resume_checkpoint=find_start(str(tmp_path)),
+                start=find_start(str(tmp_path)),
             )
 
 
@@ -424,7 +424,7 @@ class TestOriginalCheckpoints:
     def start(self, folder, path, capsys, **options) -> tuple[TrainLoop, str]:
         start = find_start(str(folder), str(path))
         logger.configure(str(folder), ["stdout", "csv"], resume_step=start.step)
-        loop = new_loop(resume_checkpoint=start, **options)
+        loop = new_loop(start=start, **options)
         return loop, capsys.readouterr().out
 
     def test_model_averages_and_optimizer(self, theirs, tmp_path, capsys):
@@ -432,7 +432,7 @@ class TestOriginalCheckpoints:
             tmp_path / "ours", theirs / "model000005.pt", capsys, ema_rate="0.9", max_steps=8
         )
         assert "model000005.pt at step 5" in said
-        assert "anew" not in said
+        assert "from scratch" not in said
         loop.run_loop()
         logger.reset()
         whole = run_in(tmp_path / "whole", 8, ema_rate="0.9")
@@ -448,8 +448,8 @@ class TestOriginalCheckpoints:
             tmp_path / "ours", theirs / "model000005.pt", capsys, ema_rate="0.9,0.99"
         )
         logger.reset()
-        assert "no averaged weights of rate 0.99 there: starting from the model's" in said
-        assert "opt000005.pt: AdamW starts anew" in said
+        assert "no averaged weights of rate 0.99 beside it: starting from its own" in said
+        assert "opt000005.pt: AdamW starts from scratch" in said
         model = checkpoint.load(str(theirs / "model000005.pt"))
         average = checkpoint.load(str(theirs / "ema_0.9_000005.pt"))
         as_state = loop.stepper.weights_as_state_dict
@@ -463,7 +463,7 @@ class TestOriginalCheckpoints:
         )
         logger.reset()
         assert "ema_0.9_000005.pt at step 5" in said
-        assert "averaged weights: they start the network and its averages, AdamW anew" in said
+        assert "averaged weights: network and averages start from them, AdamW from scratch" in said
         average = checkpoint.load(str(theirs / "ema_0.9_000005.pt"))
         assert furthest(weights(loop), average) == 0
         assert furthest(loop.stepper.weights_as_state_dict(loop.stepper.ema[0.9]), average) == 0
@@ -481,7 +481,7 @@ class TestOriginalCheckpoints:
         path = tmp_path / "8x8_diffusion.pt"
         (theirs / "model000005.pt").rename(path)
         loop, said = self.start(tmp_path / "ours", path, capsys, max_steps=1)
-        assert "AdamW starts anew" in said
+        assert "AdamW starts from scratch" in said
         assert loop.step == 0
         loop.run_loop()
         logger.reset()
