@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from loop_util import TINY, batches, furthest, logged_losses, new_loop, rows, run_in, weights
 from test_stepper import simulate_float16
-from test_train_util import TINY, batches, furthest, logged_losses, new_loop, rows, run_in, weights
 
 from guided_diffusion import logger
 from guided_diffusion.runtime import checkpoint
@@ -118,7 +118,7 @@ class TestFloat16:
                 simulate_float16(self.stepper)
                 super()._resume(start)
 
-        monkeypatch.setattr("test_train_util.TrainLoop", Simulated)
+        monkeypatch.setattr("loop_util.TrainLoop", Simulated)
 
     def test_the_loss_scale_and_its_history_survive_a_restart(self, tmp_path, simulated):
         options = {"data": spoilt(1, 6), "save_interval": 3}

@@ -22,7 +22,7 @@ from process_util import (
 
 from guided_diffusion.runtime import checkpoint
 
-# Channels: see WIDE in test_train_util. The learning rate is the default.
+# Channels: see WIDE in loop_util. The learning rate is the default.
 FLAGS = """
     --image_size 8 --num_channels 64 --channel_mult 1 --num_res_blocks 1 --num_head_channels 32
     --attention_resolutions 8 --learn_sigma True --noise_schedule cosine --diffusion_steps 20
