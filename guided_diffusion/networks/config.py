@@ -186,7 +186,7 @@ class UNetConfig(NetworkConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(UNetConfig):
-    """All that is needed to build a diffusion network; see UNetModel for what each field does."""
+    """The diffusion network; see UNetModel for what each field does."""
 
     image_size: int = flag(
         64, "height and width of the images, pixels; a multiple of 2^(levels - 1)"
@@ -211,7 +211,7 @@ class ModelConfig(UNetConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """All that is needed to build a diffusion process; see `create_gaussian_diffusion`."""
+    """The diffusion process; see `create_gaussian_diffusion`."""
 
     learn_sigma: bool = flag(False, "the network also predicts variances")
     diffusion_steps: int = flag(1000, "number of diffusion timesteps")
@@ -243,7 +243,7 @@ def _construct(network: type[Network], **arguments: Any) -> Network:
 
 @dataclasses.dataclass(frozen=True)
 class SuperResConfig(UNetConfig):
-    """All that is needed to build a super-resolution network; see SuperResModel."""
+    """The super-resolution network; see SuperResModel."""
 
     large_size: int = flag(256, "height and width of the result, pixels")
     small_size: int = flag(64, "height and width of the low-resolution image, pixels")
@@ -272,7 +272,7 @@ class SuperResConfig(UNetConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig(NetworkConfig):
-    """All that is needed to build a classifier of noised images (arXiv 2105.05233, section 4)."""
+    """The classifier of noised images (arXiv 2105.05233, section 4)."""
 
     image_size: int = flag(64, "height and width of the images, pixels")
     classifier_use_fp16: bool = flag(False, "half precision on CUDA")

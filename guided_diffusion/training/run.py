@@ -41,12 +41,10 @@ from guided_diffusion.unet import ConditionalUNetModel
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(LoopConfig):
-    """Training."""
+class DataConfig:
+    """Training images."""
 
     data_dir: str = flag("", "folder of images, searched recursively; or a glob pattern")
-    global_batch_size: int = flag(0, "images per step over all ranks, instead of batch_size")
-    schedule_sampler: str = flag("uniform", "timestep sampling: uniform or loss-second-moment")
     random_flip: bool = flag(False, "mirror images with probability 0.5; left becomes right")
     random_crop: bool = flag(False, "crop to 80-100 % of the image at a random position")
     num_workers: int = flag(
@@ -54,6 +52,14 @@ class TrainConfig(LoopConfig):
     )
     cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
     skip_bad_images: bool = flag(False, "skip unreadable images, listing them in the log")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(LoopConfig, DataConfig):
+    """Training."""
+
+    global_batch_size: int = flag(0, "images per step over all ranks, instead of batch_size")
+    schedule_sampler: str = flag("uniform", "timestep sampling: uniform or loss-second-moment")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
 
 
@@ -216,12 +222,11 @@ def open_run(
     elif init is not None:
         base = _record_of_init(init, model_type, reading)
     else:
-        channels = {}
+        base = NetworkRecord(model_type(), DiffusionConfig(), reading or ReadingConfig())
         if "in_channels" not in overrides:
-            channels["in_channels"] = infer_channels(paths)
-            grey = "all grey" if channels["in_channels"] == 1 else "not all grey"
-            notes.append(f"a sample of the images is {grey}: in_channels {channels['in_channels']}")
-        base = NetworkRecord(model_type(**channels), DiffusionConfig(), reading or ReadingConfig())
+            overrides["in_channels"] = channels = infer_channels(paths)
+            grey = "all grey" if channels == 1 else "not all grey"
+            notes.append(f"a sample of the images is {grey}: in_channels {channels}")
     record = _apply_flags(base, model_type, overrides)
     if record.model.needs_classes:
         classes = _find_classes(train.data_dir, paths, record.model.num_classes, base.classes)
@@ -238,16 +243,7 @@ def open_run(
     if dist_util.is_main():
         checkpoint.write_config(folder, {**record.sections(kind), "training": train})
     th.manual_seed(train.seed)
-    return Run(
-        model=record.model,
-        diffusion=record.diffusion,
-        reading=record.reading,
-        classes=record.classes,
-        train=train,
-        folder=folder,
-        start=start,
-        init=init,
-    )
+    return Run(**vars(record), train=train, folder=folder, start=start, init=init)
 
 
 def check_training_flags(train_type: type[Train], overrides: Mapping[str, Any]) -> Train:
