@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import blobfile as bf
 import torch as th
-from tqdm import tqdm
 
 from . import dist_util, logger
 from .gaussian_diffusion import GaussianDiffusion
@@ -17,6 +15,7 @@ from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .runtime import checkpoint, rng
 from .runtime.errors import UserError
 from .runtime.flags import flag
+from .runtime.progress import progress_bar
 from .runtime.resume import (  # noqa: F401 - parse_resume_step_from_filename is public here
     Start,
     find_ema_checkpoint,
@@ -244,7 +243,8 @@ class TrainLoop:
     def run_loop(self) -> None:
         """Train until `max_steps`, or until a signal: then `stopped_by` names it."""
         settings = self.settings
-        with StopRequest() as stop, self._progress_bar() as bar:
+        shown_steps = (self.max_steps or None) if self.progress else 0
+        with StopRequest() as stop, progress_bar(shown_steps, initial=self.step) as bar:
             if settings.save_initial and self.step == 0:
                 self.save()
             agreement = dist_util.Agreement()
@@ -274,19 +274,8 @@ class TrainLoop:
                 self.save()
             logger.flush()
 
-    def _progress_bar(self) -> tqdm:
-        shown = self.progress and dist_util.is_main()
-        return tqdm(
-            total=self.max_steps or None,
-            initial=self.step,
-            unit="step",
-            disable=not shown,
-            mininterval=0.5 if sys.stderr.isatty() else 60,
-            dynamic_ncols=True,
-        )
-
     def _log_speed(self, step: int, began: float) -> tuple[int, float]:
-        """Log what a step has taken since `step`, at the time `began`; returns now's of both."""
+        """Log speed since `step`, at the time `began`, and memory; returns now's step and time."""
         now = time.perf_counter()
         logger.logkv("seconds_per_step", (now - began) / (self.step - step))
         images = (self.step - step) * self.global_batch

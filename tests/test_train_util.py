@@ -11,7 +11,7 @@ from loop_util import DIFFUSION, TINY, WIDE, batches, furthest, names, new_loop,
 from guided_diffusion import logger
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.train_util import TrainLoop, log_loss_dict, parse_ema_rates
+from guided_diffusion.train_util import LoopConfig, TrainLoop, log_loss_dict, parse_ema_rates
 
 
 class TestGradients:
@@ -97,6 +97,25 @@ class TestGradients:
             for step in (2, 4)
         ]
         assert [row["lr"] for row in rows(folder)] == ["0.00075", "0.00025"]
+        assert loop.settings.max_grad_norm == 0  # the original does not clip
+
+    def test_settings_and_fields_that_replace_them(self, folder, tmp_path):
+        settings = LoopConfig(lr=1e-3, max_steps=1, ema_rate="")
+        place = tmp_path / "elsewhere"
+        loop = TrainLoop(
+            model=TINY.build(),
+            diffusion=DIFFUSION.build(),
+            data=batches(),
+            settings=settings,
+            folder=str(place),
+            lr=1e-4,
+        )
+        assert loop.settings == dataclasses.replace(settings, lr=1e-4)
+        loop.run_loop()
+        assert names(place) == ["model000001.pt", "opt000001.pt", "state000001.pt"]
+        assert names(folder) == []
+        with pytest.raises(TypeError, match="learning_rate"):
+            new_loop(learning_rate=1e-4)
 
 
 class TestFiles:
