@@ -79,7 +79,7 @@ def logged_losses(folder) -> list[dict[str, str]]:
 
 
 def run_in(path, *ends: int, more=dict, **options) -> TrainLoop:
-    """A run that is stopped at the steps `ends` and started again by the same command.
+    """A run that is stopped at the steps `ends` and resumed by rerunning the same command.
 
     :param more: gives further options, anew for each start.
     """

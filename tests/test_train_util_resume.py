@@ -73,7 +73,7 @@ class TestFinding:
         assert start.state is not None
         average = str(folder / "ema_0.9_000002.pt")
         assert find_start(other, average) == Start(2, average, None)
-        # in its own folder the run is further on: this is its command, given again
+        # in its own folder the run is further on: its command was rerun
         assert find_start(str(folder), path).step == 4
         with pytest.raises(UserError, match=r"model000009\.pt: there is no such file"):
             find_start(other, str(folder / "model000009.pt"))
@@ -145,7 +145,7 @@ class TestResume:
         assert logged_losses(tmp_path / "parts") == logged_losses(tmp_path / "whole")
         assert find_start(str(tmp_path / "parts")).step == 6
 
-    def test_a_changed_seed_is_told(self, tmp_path, capsys):
+    def test_a_changed_seed_is_logged(self, tmp_path, capsys):
         run_in(tmp_path, 2)
         start = find_start(str(tmp_path))
         logger.configure(str(tmp_path), ["stdout"])

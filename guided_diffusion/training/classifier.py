@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from guided_diffusion import logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.networks.config import ClassifierConfig
-from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.run import TrainConfig, open_run, run_training
+from guided_diffusion.training.run import TrainConfig, check_positive, open_run, run_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +36,7 @@ class ClassifierTrainConfig(TrainConfig):
     sample_interval: int = dataclasses.field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "eval_interval"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        check_positive(iterations=self.iterations, eval_interval=self.eval_interval)
         object.__setattr__(self, "max_steps", self.iterations)
         object.__setattr__(self, "lr_anneal_steps", self.iterations if self.anneal_lr else 0)
 

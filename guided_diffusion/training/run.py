@@ -255,15 +255,19 @@ def check_training_flags(train_type: type[Train], overrides: Mapping[str, Any]) 
     if not train.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
     train = with_global_batch(train)
-    positive = {
-        "batch_size": train.batch_size,
-        "log_interval": train.log_interval,
-        "save_interval": train.save_interval,
-    }
-    for name, value in positive.items():
+    check_positive(
+        batch_size=train.batch_size,
+        log_interval=train.log_interval,
+        save_interval=train.save_interval,
+    )
+    return train
+
+
+def check_positive(**flags: int) -> None:
+    """:raises UserError: for a flag below 1."""
+    for name, value in flags.items():
         if value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
-    return train
 
 
 def with_global_batch(train: Train) -> Train:

@@ -49,7 +49,7 @@ def test_the_inferred_architecture_has_the_same_tensors(name):
     assert found.mult() == config.mult()
 
 
-def test_what_no_shape_tells_must_be_given():
+def test_what_shapes_do_not_show_must_be_a_flag():
     with th.device("meta"):
         state = CONFIGS["plain"].build().state_dict()
     with pytest.raises(UserError, match=r"--num_head_channels or --num_heads nor --use_new_att"):
