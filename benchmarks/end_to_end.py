@@ -102,7 +102,7 @@ def measure(settings: Settings, config: ModelConfig, folder: str, device: th.dev
         batch, cond = next(batches)
         waited = time.perf_counter() - began
         loop.run_step(batch, cond)
-        if loop.step % loop.log_interval == 0:
+        if loop.step % loop.settings.log_interval == 0:
             logger.dumpkvs()
         return waited
 

@@ -1,92 +1,77 @@
 """The one diffusion training loop."""
 
 import contextlib
-import re
-import sys
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import blobfile as bf
 import torch as th
-from tqdm import tqdm
 
 from . import dist_util, logger
+from .gaussian_diffusion import GaussianDiffusion
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .runtime import checkpoint, rng
 from .runtime.errors import UserError
+from .runtime.flags import flag
+from .runtime.progress import progress_bar
+from .runtime.resume import (  # noqa: F401 - parse_resume_step_from_filename is public here
+    Start,
+    find_ema_checkpoint,
+    is_ema,
+    locate_start,
+    parse_resume_step_from_filename,
+)
 from .runtime.signals import StopRequest
-from .stepper import Stepper, annealed, first_not_finite
+from .stepper import PRECISIONS, Stepper, annealed, first_not_finite
 
 Batch = tuple[th.Tensor, dict[str, th.Tensor]]
 
 
-class Start(NamedTuple):
-    """Where a run begins.
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Settings of the training loop."""
 
-    step: optimisation steps already done. path: the model file to begin from, "" for random
-    weights. state: what `stateN.pt` held, None for a checkpoint of the original package.
-    """
-
-    step: int = 0
-    path: str = ""
-    state: dict[str, Any] | None = None
-
-
-def find_start(folder: str, resume_checkpoint: str = "") -> Start:
-    """Where the run in `folder` goes on. Every rank must call it; rank 0 looks.
-
-    :param resume_checkpoint: "auto" or "": the newest complete checkpoint in the folder, if any;
-        "none": from the beginning; else a model or EMA file to begin from, unless the folder has
-        a checkpoint that is further on, since then this is that run's command given again.
-    :raises UserError: if the named file is missing, or if "none" would overwrite checkpoints.
-    """
-    return dist_util.broadcast_object(
-        _find_start(folder, resume_checkpoint) if dist_util.is_main() else None
+    batch_size: int = flag(1, "images per rank per step")
+    microbatch: int = flag(-1, "images per forward pass, to save memory; -1: the whole batch")
+    lr: float = flag(1e-4, "learning rate of AdamW")
+    weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
+    lr_anneal_steps: int = flag(
+        0, "steps over which the learning rate falls linearly to 0, ending the run; 0: constant"
+    )
+    max_steps: int = flag(0, "steps after which training ends; 0: lr_anneal_steps, or never")
+    max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: no clipping")
+    max_skipped_steps: int = flag(
+        100, "stop after this many consecutive steps with non-finite gradients; 0: never"
+    )
+    ema_rate: float | str = flag(
+        "0.9999", "decay rates of the exponential moving averages of the weights, comma-separated"
+    )
+    ema_warmup: bool = flag(True, "lower decay at the start: min(rate, (1+n)/(10+n)) at step n")
+    precision: str = flag(
+        "", "fp32, fp16 or bf16; '': fp16 with use_fp16, otherwise fp32", choices=("", *PRECISIONS)
+    )
+    fp16_scale_growth: float = flag(1e-3, "growth of log2 of the float16 loss scale per step")
+    seed: int = flag(0, "random seed of weights, image order, timesteps and noise")
+    log_interval: int = flag(10, "steps between rows of the log")
+    save_interval: int = flag(10000, "steps between checkpoints")
+    save_initial: bool = flag(False, "also save the initial weights at step 0")
+    keep_checkpoints: int = flag(0, "number of most recent checkpoints to keep; 0: all")
+    sample_interval: int = flag(10000, "steps between grids of samples; 0: none")
+    resume_checkpoint: str = flag(
+        "", "auto or '': the newest in the run folder; none: start from scratch; or a file"
+    )
+    compile: bool = flag(
+        False, "compile the network: minutes at the start, then faster steps on GPUs"
     )
 
 
-def _find_start(folder: str, resume_checkpoint: str) -> Start:
-    found = checkpoint.newest_state(folder)
-    if resume_checkpoint == "none":
-        if found:
-            raise UserError(
-                f"{folder} holds checkpoints up to step {found[0]}, which --resume_checkpoint none"
-                " would overwrite: set OPENAI_LOGDIR to another folder"
-            )
-        return Start()
-    start = Start()
-    if found:
-        step, state = found
-        start = Start(step, bf.join(folder, checkpoint.step_name("model", step)), state)
-    if resume_checkpoint in ("", "auto"):
-        if not found and (strange := checkpoint.foreign_models(folder)):
-            raise UserError(
-                f"{folder} holds {strange[-1]} of another program: begin from it with"
-                f" --resume_checkpoint {bf.join(folder, strange[-1])}, or set OPENAI_LOGDIR to"
-                " another folder"
-            )
-        return start
-    if not bf.exists(resume_checkpoint):
-        raise UserError(f"--resume_checkpoint {resume_checkpoint}: there is no such file")
-    step = parse_resume_step_from_filename(resume_checkpoint)
-    if start.step > step:
-        return start  # the command of this run, given again
-    theirs = bf.dirname(resume_checkpoint)
-    state = None
-    if step in checkpoint.complete_steps(theirs) and not _is_ema(resume_checkpoint):
-        state = checkpoint.read_state(theirs, step)
-    return Start(step, resume_checkpoint, state)
-
-
-def _is_ema(path: str) -> bool:
-    return bf.basename(path).startswith("ema_")
-
-
-def parse_resume_step_from_filename(filename: str) -> int:
-    """The step in names like `model010000.pt` and `ema_0.9999_010000.pt`; 0 if there is none."""
-    match = re.search(r"(?:model|ema_[^_]+_)(\d+)\.pt$", bf.basename(filename))
-    return int(match.group(1)) if match else 0
+def find_start(folder: str, resume_checkpoint: str = "") -> Start:
+    """`locate_start` on rank 0, for all ranks. Collective."""
+    return dist_util.broadcast_object(
+        locate_start(folder, resume_checkpoint) if dist_util.is_main() else None
+    )
 
 
 def parse_ema_rates(rates: float | str) -> dict[str, float]:
@@ -102,22 +87,13 @@ def parse_ema_rates(rates: float | str) -> dict[str, float]:
 
 def get_blob_logdir() -> str:
     """The folder of the run's checkpoints: the logger's."""
-    return logger.get_dir()
+    return logger.get_dir() or ""
 
 
 def find_resume_checkpoint() -> str | None:
     """The model file of the newest complete checkpoint in the run's folder."""
     folder = get_blob_logdir()
-    return (folder and _find_start(folder, "").path) or None
-
-
-def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float | str) -> str | None:
-    """The EMA file that belongs to a model file, if it exists."""
-    if not main_checkpoint:
-        return None
-    name = checkpoint.step_name(checkpoint.ema_prefix(rate), step)
-    path = bf.join(bf.dirname(main_checkpoint), name)
-    return path if bf.exists(path) else None
+    return locate_start(folder).path or None if folder else None
 
 
 def load_weights(model: th.nn.Module, path: str) -> None:
@@ -135,14 +111,16 @@ def load_weights(model: th.nn.Module, path: str) -> None:
         ) from error
 
 
-def log_loss_dict(diffusion: Any, ts: th.Tensor, losses: dict[str, th.Tensor]) -> None:
+def log_loss_dict(
+    diffusion: GaussianDiffusion, ts: th.Tensor, losses: dict[str, th.Tensor]
+) -> None:
     """Log the mean of each loss term, over all and over each quarter of the timesteps."""
     quarters = (4 * ts.cpu().numpy() // diffusion.num_timesteps).clip(0, 3).tolist()
     for key, values in losses.items():
         values = values.detach()
         logger.logkv_mean(key, values.mean(), len(values))
         for quarter in set(quarters):
-            # picked on the CPU: an index tensor would wait for the device
+            # selected on the CPU: indexing by a tensor would wait for the device
             chosen = [value for value, q in zip(values.unbind(), quarters) if q == quarter]
             logger.logkv_mean(f"{key}_q{quarter}", th.stack(chosen).mean(), len(chosen))
 
@@ -150,219 +128,169 @@ def log_loss_dict(diffusion: Any, ts: th.Tensor, losses: dict[str, th.Tensor]) -
 class TrainLoop:
     """Trains a network to denoise.
 
-    All randomness is a function of (seed, step, number of the image in the global batch), so the
-    weights do not depend on the number of ranks, on microbatches or on restarts (but for dropout,
-    which depends on the first two, and for rounding).
+    All randomness is a function of (seed, step, index of the image in the global batch), so the
+    weights do not depend on the number of ranks, on microbatches or on restarts (except through
+    dropout, which depends on the first two, and through rounding).
 
     :param model: float32 network on its device.
     :param diffusion: the diffusion process.
     :param data: iterator over (images `[B x C x H x W]` in [-1, 1], dict of `[B x ...]` model
-        arguments), or a function from the first step to such an iterator, which lets a resumed
-        run see the images that would have followed.
-    :param batch_size: images a rank and step.
-    :param microbatch: images a forward pass; -1 for all at once.
-    :param lr: learning rate of AdamW.
-    :param ema_rate: rates of the averaged weights, a number or "0.999,0.9999".
-    :param log_interval: steps between rows of the log.
-    :param save_interval: steps between checkpoints.
-    :param resume_checkpoint: see `find_start`; or its result.
-    :param use_fp16: the original's spelling of `precision="fp16"`.
-    :param fp16_scale_growth: growth of log2 of the float16 loss scale a step.
+        arguments), or a function from the first step to such an iterator, with which a resumed
+        run sees the images that would have followed.
+    :param settings: see LoopConfig; by default its own, without clipping, as in the original.
+    :param folder: where checkpoints are written; by default `get_blob_logdir()`.
+    :param start: where to begin; by default found by `find_start` in the folder.
     :param schedule_sampler: which timesteps to train on; uniform by default.
-    :param weight_decay: of AdamW.
-    :param lr_anneal_steps: the learning rate falls linearly to zero over these steps, which ends
-        the run; 0 for a constant one.
-    :param precision: fp32, fp16 or bf16.
-    :param seed: of all randomness.
-    :param max_steps: ends the run; 0 for no end but annealing's.
-    :param max_grad_norm: see Stepper.
-    :param ema_warmup: see Stepper.
-    :param keep_checkpoints: newest checkpoints to keep; 0 for all.
-    :param max_skipped_steps: steps in a row without a finite gradient after which the run stops.
-    :param save_initial: also save at step 0.
-    :param sample_interval: steps between calls of `sample_fn`; 0 for none.
-    :param sample_fn: called as `sample_fn(network with averaged weights, step)` on rank 0.
+    :param sample_fn: called as `sample_fn(network with averaged weights, step)` on rank 0, every
+        `sample_interval` steps.
     :param progress: show a progress bar on rank 0.
-    :param compile: compile the network as one graph (torch.compile); checkpoints stay the same.
+    :param use_fp16: the original's spelling of `precision="fp16"`.
+    :param fields: replace fields of `settings`; the original's `batch_size`, `lr` and so on.
     """
 
     def __init__(
         self,
         *,
         model: th.nn.Module,
-        diffusion: Any,
+        diffusion: GaussianDiffusion,
         data: Iterator[Batch] | Callable[[int], Iterator[Batch]],
-        batch_size: int,
-        microbatch: int,
-        lr: float,
-        ema_rate: float | str,
-        log_interval: int,
-        save_interval: int,
-        resume_checkpoint: str | Start,
-        use_fp16: bool = False,
-        fp16_scale_growth: float = 1e-3,
+        settings: LoopConfig | None = None,
+        folder: str = "",
+        start: Start | None = None,
         schedule_sampler: ScheduleSampler | None = None,
-        weight_decay: float = 0.0,
-        lr_anneal_steps: int = 0,
-        precision: str = "",
-        seed: int = 0,
-        max_steps: int = 0,
-        max_grad_norm: float = 0.0,
-        ema_warmup: bool = True,
-        keep_checkpoints: int = 0,
-        max_skipped_steps: int = 100,
-        save_initial: bool = False,
-        sample_interval: int = 0,
         sample_fn: Callable[[th.nn.Module, int], None] | None = None,
         progress: bool = False,
-        compile: bool = False,
+        use_fp16: bool = False,
+        **fields: Any,
     ):
+        settings = dataclasses.replace(settings or LoopConfig(max_grad_norm=0.0), **fields)
+        self.settings = settings
+        self.folder = folder or get_blob_logdir()
         self.diffusion = diffusion
-        self.batch_size = batch_size
-        self.microbatch = microbatch if microbatch > 0 else batch_size
-        self.global_batch = batch_size * dist_util.world_size()
-        self.lr = lr
-        self.log_interval = log_interval
-        self.save_interval = save_interval
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
-        self.lr_anneal_steps = lr_anneal_steps
-        self.max_steps = max_steps or lr_anneal_steps
-        self.seed = seed
-        self.keep_checkpoints = keep_checkpoints
-        self.max_skipped_steps = max_skipped_steps
-        self.save_initial = save_initial
-        self.sample_interval = sample_interval
         self.sample_fn = sample_fn
         self.progress = progress
+        self.microbatch = settings.microbatch if settings.microbatch > 0 else settings.batch_size
+        self.global_batch = settings.batch_size * dist_util.world_size()
+        self.max_steps = settings.max_steps or settings.lr_anneal_steps
+        self.ema_rates = parse_ema_rates(settings.ema_rate)
         self.stopped_by: str | None = None
 
-        if hasattr(model, "convert_to_fp32"):
-            model.convert_to_fp32()  # autocast takes the place of float16 inside the network
-        self.ema_rates = parse_ema_rates(ema_rate)
-        start = resume_checkpoint
-        if not isinstance(start, Start):
-            start = find_start(get_blob_logdir(), resume_checkpoint)
+        # autocast takes the place of float16 inside the network
+        if callable(to_float32 := getattr(model, "convert_to_fp32", None)):
+            to_float32()
+        if start is None:
+            start = find_start(self.folder, settings.resume_checkpoint)
         if start.path:
             load_weights(model, start.path)
-        if compile:
+        if settings.compile:
             model.compile(fullgraph=True)
         self.stepper = Stepper(
             model,
-            lr=lr,
-            weight_decay=weight_decay,
-            precision=precision or ("fp16" if use_fp16 else "fp32"),
-            scale_growth_interval=round(1 / max(fp16_scale_growth, 1e-6)),
-            max_grad_norm=max_grad_norm,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            precision=settings.precision or ("fp16" if use_fp16 else "fp32"),
+            scale_growth_interval=round(1 / max(settings.fp16_scale_growth, 1e-6)),
+            max_grad_norm=settings.max_grad_norm,
             ema_rates=list(self.ema_rates.values()),
-            ema_warmup=ema_warmup,
+            ema_warmup=settings.ema_warmup,
         )
         self.device = self.stepper.device
         self.step = self._saved_step = start.step
         self._resume(start)
         self.data = data(self.step) if callable(data) else data
-        self._last_batch: Batch | None = None
 
     @property
     def model(self) -> th.nn.Module:
         return self.stepper.module
 
     def _resume(self, start: Start) -> None:
-        """Bring averages, optimizer, sampler and log to where the checkpoint left them."""
+        """Restore averages, optimizer, sampler and log from the checkpoint."""
         if not start.path:
             return
-        logger.log(f"going on from {start.path} at step {start.step}")
-        if _is_ema(start.path):
-            logger.log("averaged weights: they start the network and its averages, AdamW anew")
+        logger.log(f"resuming from {start.path} at step {start.step}")
+        self.stepper.steps = start.step
+        if is_ema(start.path):
+            logger.log("averaged weights: network and averages start from them, AdamW from scratch")
             for rate in self.ema_rates.values():
                 self.stepper.load_ema(rate, self.model.state_dict())
-            self.stepper.steps = start.step
             return
         for name, rate in self.ema_rates.items():
             path = find_ema_checkpoint(start.path, start.step, name)
-            source = checkpoint.load(path) if path else self.model.state_dict()
-            if not path:
-                logger.log(f"no averaged weights of rate {name} there: starting from the model's")
-            self.stepper.load_ema(rate, source)
+            if path is None:
+                logger.log(f"no averaged weights of rate {name} beside it: starting from its own")
+            self.stepper.load_ema(rate, checkpoint.load(path) if path else self.model.state_dict())
         opt = bf.join(bf.dirname(start.path), checkpoint.step_name("opt", start.step))
         if bf.exists(opt):
             self.stepper.load_optimizer(checkpoint.load(opt))
         else:
-            logger.log(f"no optimizer state {opt}: AdamW starts anew")
-        self.stepper.steps = start.step
+            logger.log(f"no optimizer state {opt}: AdamW starts from scratch")
         if start.state is not None:
-            self.stepper.load_state_dict(start.state["stepper"])
-            self.schedule_sampler.load_state_dict(start.state["sampler"])
-            ranks = dist_util.rank(), dist_util.world_size()
-            logger.set_pending(logger.pending_of_rank(start.state.get("pending", ()), *ranks))
-            for name in ("seed", "global_batch"):
-                now = getattr(self, name)
-                if (before := start.state.get(name, now)) != now:
-                    logger.log(f"{name} was {before} and is now {now}: other images follow")
+            self._restore(start.state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Restore what `stateN.pt` holds; warn where other images follow than would have."""
+        self.stepper.load_state_dict(state["stepper"])
+        self.schedule_sampler.load_state_dict(state["sampler"])
+        ranks = dist_util.rank(), dist_util.world_size()
+        logger.set_pending(logger.pending_of_rank(state.get("pending", ()), *ranks))
+        for name, now in (("seed", self.settings.seed), ("global_batch", self.global_batch)):
+            if (before := state.get(name, now)) != now:
+                logger.log(
+                    f"{name} was {before} and is now {now}: training continues on other images"
+                )
 
     def run_loop(self) -> None:
         """Train until `max_steps`, or until a signal: then `stopped_by` names it."""
-        with StopRequest() as stop, self._progress_bar() as bar:
-            if self.save_initial and self.step == 0:
+        settings = self.settings
+        shown_steps = (self.max_steps or None) if self.progress else 0
+        with StopRequest() as stop, progress_bar(shown_steps, initial=self.step) as bar:
+            if settings.save_initial and self.step == 0:
                 self.save()
             agreement = dist_util.Agreement()
-            since = time.perf_counter()
-            self._since_step = self.step
+            since = self.step, time.perf_counter()
             while not self.max_steps or self.step < self.max_steps:
                 batch, cond = next(self.data)
                 self.run_step(batch, cond)
                 bar.update()
-                if self.device.type == "cpu" or self.step % self.log_interval == 0:
-                    self._check_skipped()
-                if self.step % self.log_interval == 0:
-                    since = self._log_speed(since)
+                if self.device.type == "cpu" or self.step % settings.log_interval == 0:
+                    self._check_skipped(batch, cond)
+                if self.step % settings.log_interval == 0:
+                    since = self._log_speed(*since)
                     row = logger.dumpkvs()
                     if "loss" in row:
                         bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-                if self.sample_interval and self.step % self.sample_interval == 0:
+                if settings.sample_interval and self.step % settings.sample_interval == 0:
                     self._sample()
-                if self.step % self.save_interval == 0:
+                if self.step % settings.save_interval == 0:
                     self.save()
                 # agreed a step late, so that no rank waits for the others' answers
-                asked = agreement.result()
+                stopping = agreement.result()
                 agreement.post(int(stop.requested is not None))
-                if asked:
+                if stopping:
                     self.stopped_by = stop.requested or "a signal on another rank"
                     break
             if self._saved_step != self.step:
                 self.save()
             logger.flush()
 
-    def _progress_bar(self) -> tqdm:
-        shown = self.progress and dist_util.is_main()
-        return tqdm(
-            total=self.max_steps or None,
-            initial=self.step,
-            unit="step",
-            disable=not shown,
-            mininterval=0.5 if sys.stderr.isatty() else 60,
-            dynamic_ncols=True,
-        )
-
-    def _log_speed(self, since: float) -> float:
+    def _log_speed(self, step: int, began: float) -> tuple[int, float]:
+        """Log speed since `step`, at the time `began`, and memory; returns now's step and time."""
         now = time.perf_counter()
-        steps = self.step - self._since_step
-        if steps:
-            logger.logkv("seconds_per_step", (now - since) / steps)
-            logger.logkv("images_per_second", steps * self.global_batch / (now - since))
-        self._since_step = self.step
-        total = self.stepper.skipped()[1]
-        logger.logkv("skipped_steps", total)
+        logger.logkv("seconds_per_step", (now - began) / (self.step - step))
+        images = (self.step - step) * self.global_batch
+        logger.logkv("images_per_second", images / (now - began))
+        logger.logkv("skipped_steps", self.stepper.skipped()[1])
         if self.stepper.precision == "fp16":
             logger.logkv("loss_scale", self.stepper.loss_scale())
         if self.device.type == "cuda":
             logger.logkv("peak_memory_gib", th.cuda.max_memory_allocated() / 2**30)
-        return now
+        return self.step, now
 
     def run_step(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
         """One optimisation step on `[B x C x H x W]` images in [-1, 1]."""
-        self._last_batch = batch, cond
         self.forward_backward(batch, cond)
-        lr = annealed(self.lr, self.step, self.lr_anneal_steps)
+        lr = annealed(self.settings.lr, self.step, self.settings.lr_anneal_steps)
         norm = self.stepper.step(lr)
         logger.logkv_mean("grad_norm", norm, len(batch))
         logger.logkv("lr", lr)
@@ -394,13 +322,13 @@ class TrainLoop:
         count = len(batch)
         offset = self.step * self.global_batch + dist_util.rank() * count
         indices = range(offset, offset + count)[rows]
-        draws = rng.uniforms(self.seed, "timestep", indices)
+        draws = rng.uniforms(self.settings.seed, "timestep", indices)
         ts, weights = self.schedule_sampler.sample(len(indices), "cpu", draws)
         images = batch[rows].to(self.device, non_blocking=True)
         kwargs = {k: v[rows].to(self.device, non_blocking=True) for k, v in cond.items()}
-        noise = rng.normal(self.seed, "noise", indices, images.shape[1:], self.device)
+        noise = rng.normal(self.settings.seed, "noise", indices, images.shape[1:], self.device)
         th.manual_seed(
-            rng.derive_seed(self.seed, "dropout", self.step, dist_util.rank(), rows.start)
+            rng.derive_seed(self.settings.seed, "dropout", self.step, dist_util.rank(), rows.start)
         )
         steps = ts.to(self.device, non_blocking=True)
         with self.stepper.autocast():
@@ -415,7 +343,7 @@ class TrainLoop:
         kwargs: dict[str, th.Tensor],
         noise: th.Tensor,
     ) -> dict[str, th.Tensor]:
-        """What is to be minimised, "loss" `[N]`, and other terms `[N]` to be logged.
+        """The loss to minimise, "loss" `[N]`, and other terms `[N]` to log.
 
         :param images: `[N x C x H x W]` in [-1, 1]; :param ts: `[N]` timesteps.
         :param kwargs: the network's further arguments; :param noise: like `images`.
@@ -423,28 +351,29 @@ class TrainLoop:
         return self.diffusion.training_losses(model, images, ts, kwargs, noise)
 
     def log_step(self) -> None:
-        """Note how far the run is."""
+        """Log the steps done and the images seen."""
         logger.logkv("step", self.step)
         logger.logkv("samples", self.step * self.global_batch)
 
-    def _check_skipped(self) -> None:
-        in_a_row, _ = self.stepper.skipped()
-        if in_a_row >= self.max_skipped_steps > 0:
-            raise UserError(self._diagnosis(in_a_row))
+    def _check_skipped(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
+        """Stop after too many consecutive steps without a finite gradient. Collective then.
 
-    def _diagnosis(self, in_a_row: int) -> str:
-        """Where numbers stop being finite. Skipped steps left the weights as they were, so the
-        last batch fails as the first did. Collective."""
-        batch, cond = self._last_batch
+        Skipped steps left the weights as they were, so the last batch fails as the first did.
+
+        :raises UserError: saying where numbers stop being finite.
+        """
+        in_a_row, _ = self.stepper.skipped()
+        if not in_a_row >= self.settings.max_skipped_steps > 0:
+            return
         self.step -= 1
         starts = range(0, len(batch), self.microbatch)
         found = (self._not_finite(batch, cond, slice(s, s + self.microbatch)) for s in starts)
         origins = dist_util.all_gather_object(next(filter(None, found), ""))
         self.step += 1
-        origin = next(filter(None, origins), "the last batch, taken again, is finite")
-        newest = checkpoint.complete_steps(get_blob_logdir())
+        origin = next(filter(None, origins), "the last batch, computed again, is finite")
+        newest = checkpoint.complete_steps(self.folder)
         kept = f"the last good checkpoint is at step {newest[-1]}" if newest else "none was saved"
-        return (
+        raise UserError(
             f"no finite gradient in {in_a_row} steps in a row, since step {self.step - in_a_row}:"
             f" {origin}; {kept}. Lower --lr, set --max_grad_norm, or train in bf16 or fp32"
         )
@@ -460,7 +389,7 @@ class TrainLoop:
         bad = [name for name, value in terms.items() if not th.isfinite(value).all()]
         where = f"loss terms {', '.join(bad)}" if bad else "all loss terms finite"
         if layer:
-            return f"{where}; layer {layer} put out the first number that is not finite"
+            return f"{where}; layer {layer} is the first whose output is not finite"
         loss = self.stepper.scaler.scale(terms["loss"].mean())
         named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         grads = th.autograd.grad(loss, [p for _, p in named], allow_unused=True)
@@ -470,7 +399,7 @@ class TrainLoop:
             if grad is not None and not th.isfinite(grad).all()
         ]
         if broken:
-            return f"{where}; all layers finite, the gradient not from {broken[-1]} backwards"
+            return f"{where}; all layers finite, but not the gradient from {broken[-1]} backwards"
         return f"{where}; all layers finite" if bad else ""
 
     def _sample(self) -> None:
@@ -496,14 +425,14 @@ class TrainLoop:
                 parts[checkpoint.ema_prefix(name)] = self.stepper.weights_as_state_dict(averages)
             parts["opt"] = self.stepper.opt.state_dict()
             state = {
-                "seed": self.seed,
+                "seed": self.settings.seed,
                 "global_batch": self.global_batch,
                 "stepper": self.stepper.state_dict(),
                 "sampler": self.schedule_sampler.state_dict(),
                 "pending": pending,
             }
-            checkpoint.save_step(get_blob_logdir(), self.step, parts, state)
-            checkpoint.prune(get_blob_logdir(), self.keep_checkpoints, self.step)
-            logger.log(f"saved {bf.join(get_blob_logdir(), f'model{self.step:06d}.pt')}")
+            checkpoint.save_step(self.folder, self.step, parts, state)
+            checkpoint.prune(self.folder, self.settings.keep_checkpoints, self.step)
+            logger.log(f"saved {bf.join(self.folder, f'model{self.step:06d}.pt')}")
         self._saved_step = self.step
         dist_util.barrier()

@@ -70,6 +70,14 @@ def run_script(name: str, *argv: object) -> Outcome:
 
 
 @pytest.fixture
+def folder(tmp_path):
+    """The run's folder, logged into."""
+    logger.configure(str(tmp_path / "run"), ["csv"])
+    yield tmp_path / "run"
+    logger.reset()
+
+
+@pytest.fixture
 def script(monkeypatch, tmp_path):
     """`run_script` in a temporary folder, without the user's own OPENAI_LOGDIR."""
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from conftest import TINY_DIFFUSION
 from golden_util import fill_parameters
 from PIL import Image
 
@@ -32,7 +33,7 @@ CLASSIFIER = ClassifierConfig(
     classifier_depth=1,
     classifier_attention_resolutions="8",
 )
-DIFFUSION = DiffusionConfig(learn_sigma=True, diffusion_steps=50, noise_schedule="cosine")
+DIFFUSION = TINY_DIFFUSION
 CLASSES = ("ball", "bar")
 # flags of a run of seconds
 QUICK = ("--sampler", "dpm++2m", "--steps", "3", "--num_samples", "8")

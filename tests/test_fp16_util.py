@@ -194,7 +194,7 @@ class TestTrainer:
         assert check_overflow(-value) is bad
 
     def test_it_converts_the_networks_here(self):
-        from test_train_util import TINY
+        from loop_util import TINY
 
         model = TINY.build()
         trainer = fp16_util.MixedPrecisionTrainer(model=model, use_fp16=True)

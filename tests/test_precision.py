@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from loop_util import TINY, batches, furthest, logged_losses, new_loop, rows, run_in, weights
 from test_stepper import simulate_float16
-from test_train_util import TINY, batches, furthest, logged_losses, new_loop, rows, run_in, weights
 
 from guided_diffusion import logger
 from guided_diffusion.runtime import checkpoint
@@ -64,7 +64,7 @@ class TestNotFinite:
             )
         assert str(error.value) == (
             "no finite gradient in 3 steps in a row, since step 4: loss terms vb, mse, loss;"
-            " layer input_blocks.0.0 put out the first number that is not finite; the last good"
+            " layer input_blocks.0.0 is the first whose output is not finite; the last good"
             " checkpoint is at step 4. Lower --lr, set --max_grad_norm, or train in bf16 or fp32"
         )
         saved = checkpoint.load(str(folder / "model000004.pt"))
@@ -118,7 +118,7 @@ class TestFloat16:
                 simulate_float16(self.stepper)
                 super()._resume(start)
 
-        monkeypatch.setattr("test_train_util.TrainLoop", Simulated)
+        monkeypatch.setattr("loop_util.TrainLoop", Simulated)
 
     def test_the_loss_scale_and_its_history_survive_a_restart(self, tmp_path, simulated):
         options = {"data": spoilt(1, 6), "save_interval": 3}
@@ -142,7 +142,7 @@ class TestFloat16:
         logger.configure(str(tmp_path), ["stdout"])
         assert precision_of("", True) == "fp32"
         assert precision_of("fp16", False) == "fp32"
-        assert "float16 needs CUDA: on the CPU this runs in float32" in capsys.readouterr().out
+        assert "float16 needs CUDA: training in float32 on the CPU" in capsys.readouterr().out
         assert precision_of("bf16", True) == "bf16"
         assert precision_of("", False) == "fp32"
         logger.reset()

@@ -1,11 +1,19 @@
 """Configurations of networks and diffusion processes, and what is built from them."""
 
 import dataclasses
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+import torch as th
 
 from guided_diffusion import gaussian_diffusion as gd
+from guided_diffusion.networks.levels import (
+    attention_factors,
+    check_size,
+    default_channel_mult,
+    parse_channel_mult,
+)
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import NOT_GIVEN, flag, from_flags, str2bool
@@ -18,69 +26,112 @@ from guided_diffusion.unet import (
 )
 
 NUM_CLASSES = 1000
+# flags that may differ from those of the training: they change neither the network nor the process
+FREE_FLAGS = ("dropout", "use_checkpoint", "use_fp16", "classifier_use_fp16", "timestep_respacing")
+
+Config = TypeVar("Config", bound="NetworkConfig")
+Network = TypeVar("Network", bound=th.nn.Module)
+AnyUNetConfig = TypeVar("AnyUNetConfig", bound="UNetConfig")
+UNet = TypeVar("UNet", bound=UNetModel)
 
 
-def _channels(text: str) -> int | object:
-    """Parse --in_channels."""
+def _parse_in_channels(text: str) -> int | object:
     if text not in ("1", "3", "auto"):
         raise ValueError(text)
     return NOT_GIVEN if text == "auto" else int(text)
 
 
-def _recompute(text: str) -> bool | str:
-    """Argument of --use_checkpoint."""
+def _parse_use_checkpoint(text: str) -> bool | str:
     return text if text == NORMS else str2bool(text)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """All that is needed to build a diffusion network; see UNetModel for what each field does."""
+class NetworkConfig(ABC):
+    """What the configuration of every network says, whatever the network is for."""
 
     TITLE = "Network"
 
-    image_size: int = flag(64, "height and width of the images, pixels; 2^(levels-1) divides it")
     in_channels: int = flag(
         3,
-        "1 for grey, 3 for colour, auto to infer it from the checkpoint or the images",
-        type=_channels,
+        "1 for grey, 3 for colour; auto: infer from the checkpoint or the data",
+        type=_parse_in_channels,
         metavar="1|3|auto",
     )
-    num_channels: int = flag(128, "width of the finest level, channels")
-    num_res_blocks: int = flag(2, "residual blocks a level")
-    num_heads: int = flag(4, "attention heads, where num_head_channels is -1")
-    num_heads_upsample: int = flag(-1, "heads of the expanding half; -1: num_heads")
-    num_head_channels: int = flag(-1, "channels an attention head; -1: num_heads decides")
-    attention_resolutions: str = flag("16,8", "sizes of feature map, pixels, that have attention")
-    channel_mult: str = flag("", "width of each level in num_channels, e.g. 0.5,1,2; '': by size")
-    dropout: float = flag(0.0, "share of activations dropped in the residual blocks, 0 to 1")
+    num_classes: int = flag(NUM_CLASSES, "number of classes of the images, where they have any")
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Height and width of the images that are noised, pixels."""
+
+    @property
+    @abstractmethod
+    def use_fp16(self) -> bool:
+        """Whether the network runs in half precision on CUDA."""
+
+    @property
+    @abstractmethod
+    def needs_classes(self) -> bool:
+        """Whether every training image must have a class."""
+
+    def with_explicit_channel_mult(self: Config) -> Config:
+        """The same network, whatever the defaults of other versions are."""
+        return self
+
+    @abstractmethod
+    def build(self) -> th.nn.Module:
+        """The network, float32, on the current default device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(NetworkConfig):
+    """The U-Net of a diffusion network but for its size; see UNetModel for what each field does."""
+
+    num_channels: int = flag(128, "channels of the finest level")
+    num_res_blocks: int = flag(2, "residual blocks per level")
+    num_heads: int = flag(4, "attention heads; ignored where num_head_channels is set")
+    num_heads_upsample: int = flag(-1, "attention heads of the decoder; -1: num_heads")
+    num_head_channels: int = flag(-1, "channels per attention head; -1: num_heads decides")
+    attention_resolutions: str = flag("16,8", "feature map sizes with self-attention, pixels")
+    channel_mult: str = flag(
+        "", "channels of each level as multiples of num_channels, e.g. 0.5,1,2; '': by image size"
+    )
+    dropout: float = flag(0.0, "dropout probability in the residual blocks, 0 to 1")
     class_cond: bool = flag(False, "condition on the class, read from the file names")
-    num_classes: int = flag(NUM_CLASSES, "number of classes of a class-conditional network")
     cond_drop_prob: float = flag(
-        0.0, "share of images trained on without their class, for guidance; 0 to 1"
+        0.0,
+        "probability of training on an image without its class, for classifier-free guidance;"
+        " 0 to 1",
     )
     use_checkpoint: bool | str = flag(
         False,
-        "recompute activations in the backward pass, for less memory: True for all, norms for those"
-        " of norms alone, which takes little time",
-        type=_recompute,
+        "recompute activations in the backward pass to save memory: True: all; norms: only those"
+        " of the normalisation layers, which costs little time",
+        type=_parse_use_checkpoint,
         nargs="?",
         const=True,
         metavar="True|False|norms",
     )
-    use_scale_shift_norm: bool = flag(True, "timesteps scale and shift the norms, not only add")
-    resblock_updown: bool = flag(False, "resample inside residual blocks")
-    use_fp16: bool = flag(False, "half precision, on CUDA")
+    use_scale_shift_norm: bool = flag(
+        True, "the timestep embedding scales and shifts the normalised features, not only shifts"
+    )
+    resblock_updown: bool = flag(False, "resample in residual blocks instead of convolutions")
+    use_fp16: bool = flag(False, "half precision on CUDA")
     use_new_attention_order: bool = flag(False, "split q, k, v before the heads")
     learn_sigma: bool = flag(False, "the network also predicts variances")
+
+    @property
+    def needs_classes(self) -> bool:
+        return self.class_cond
 
     def mult(self) -> tuple[float, ...]:
         """Width of each level as a multiple of `num_channels`, finest first."""
         return parse_channel_mult(self.channel_mult) or default_channel_mult(self.image_size)
 
     def num_labels(self) -> int | None:
-        """Rows of the network's table of classes; None where it is not class-conditional.
+        """Rows of the network's class embedding; None where it is not class-conditional.
 
-        Where classes are dropped in training there is one row more, the last: "no class".
+        Where classes are dropped in training there is an additional last row: "no class".
         """
         if not 0 <= self.cond_drop_prob <= 1:
             raise UserError(f"--cond_drop_prob {self.cond_drop_prob}: must be from 0 to 1")
@@ -90,8 +141,7 @@ class ModelConfig:
             return None
         return self.num_classes + (1 if self.cond_drop_prob else 0)
 
-    def with_explicit_channel_mult(self) -> "ModelConfig":
-        """The same network, whatever the defaults of other versions are."""
+    def with_explicit_channel_mult(self: AnyUNetConfig) -> AnyUNetConfig:
         return dataclasses.replace(self, channel_mult=",".join(map(str, self.mult())))
 
     def network_arguments(self) -> dict[str, Any]:
@@ -121,25 +171,38 @@ class ModelConfig:
             "use_new_attention_order": self.use_new_attention_order,
         }
 
-    def build(self) -> UNetModel:
-        """The diffusion network."""
-        return self._build(UNetModel)
+    def build_as(self, network: type[UNet], **arguments: Any) -> UNet:
+        """The network as a subclass of UNetModel.
 
-    def _build(self, network: type[UNetModel], **more: Any) -> UNetModel:
-        """:param more: further arguments, and those that are not as for an image network."""
-        outputs = more.get("in_channels", self.in_channels) * (2 if self.learn_sigma else 1)
-        arguments = {
-            "out_channels": outputs,
+        :param arguments: of its constructor, beyond or in place of an image network's.
+        :raises UserError: if the fields do not make a network.
+        """
+        channels = arguments.get("in_channels", self.in_channels)
+        defaults = {
+            "out_channels": channels * (2 if self.learn_sigma else 1),
             "num_classes": self.num_labels(),
             **self.network_arguments(),
         }
-        return _refusing(network, **{**arguments, **more})
+        return _construct(network, **{**defaults, **arguments})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(UNetConfig):
+    """The diffusion network; see UNetModel for what each field does."""
+
+    image_size: int = flag(
+        64, "height and width of the images, pixels; a multiple of 2^(levels - 1)"
+    )
+
+    def build(self) -> UNetModel:
+        """The diffusion network."""
+        return self.build_as(UNetModel)
 
     def build_segmentation(
         self, classes: int, depth: int | None, timestep: float
     ) -> SegmentationUNetModel:
         """The segmentation network of the same architecture, without the class condition."""
-        return _refusing(
+        return _construct(
             SegmentationUNetModel,
             out_channels=classes,
             depth=depth,
@@ -150,19 +213,19 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """All that is needed to build a diffusion process; see `create_gaussian_diffusion`."""
+    """The diffusion process; see `create_gaussian_diffusion`."""
 
     TITLE = "Diffusion process"
 
     learn_sigma: bool = flag(False, "the network also predicts variances")
-    diffusion_steps: int = flag(1000, "timesteps of the diffusion")
-    noise_schedule: str = flag("linear", "linear or cosine", choices=("linear", "cosine"))
-    timestep_respacing: str = flag("", "timesteps used, e.g. 250, ddim50, 10,15,20; '': all")
-    use_kl: bool = flag(False, "train on the variational bound")
+    diffusion_steps: int = flag(1000, "number of diffusion timesteps")
+    noise_schedule: str = flag("linear", "noise schedule", choices=("linear", "cosine"))
+    timestep_respacing: str = flag("", "timesteps to use, e.g. 250, ddim50, 10,15,20; '': all")
+    use_kl: bool = flag(False, "train on the variational bound instead of the squared error")
     predict_xstart: bool = flag(False, "predict the clean image instead of the noise")
-    rescale_timesteps: bool = flag(False, "the network sees timesteps scaled to 0..1000")
+    rescale_timesteps: bool = flag(False, "scale the timesteps that the network sees to 0..1000")
     rescale_learned_sigmas: bool = flag(
-        False, "with learn_sigma: weigh the variational term 1/1000"
+        False, "with learn_sigma: weight the variational term by 1/1000"
     )
 
     def build(self) -> SpacedDiffusion:
@@ -171,87 +234,34 @@ class DiffusionConfig:
         return create_gaussian_diffusion(steps=settings.pop("diffusion_steps"), **settings)
 
 
-def _refusing(network: type, **kwargs: Any) -> Any:
-    """Build a network; what it refuses is the user's choice of flags."""
+def _construct(network: type[Network], **arguments: Any) -> Network:
+    """Construct a network.
+
+    :raises UserError: for what the network refuses, since flags chose it.
+    """
     try:
-        return network(**kwargs)
+        return network(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def default_channel_mult(image_size: int) -> tuple[float, ...]:
-    """The widths of arXiv 2105.05233 for the known size that is nearest (as a ratio)."""
-    known = {
-        512: (0.5, 1, 1, 2, 2, 4, 4),
-        256: (1, 1, 2, 2, 4, 4),
-        128: (1, 1, 2, 3, 4),
-        64: (1, 2, 3, 4),
-        32: (1, 2, 2, 2),
-    }
-    return known[min(known, key=lambda size: abs(math.log(size / image_size)))]
-
-
-def parse_channel_mult(text: str | Sequence[float]) -> tuple[float, ...]:
-    """`"0.5,1,2"` to `(0.5, 1, 2)`; empty for the default."""
-    parts = text.split(",") if isinstance(text, str) else text
-    try:
-        values = tuple(float(part) for part in parts if str(part).strip())
-    except ValueError:
-        raise UserError(f"--channel_mult {text}: expected numbers like 0.5,1,2") from None
-    if any(value <= 0 for value in values):
-        raise UserError(f"--channel_mult {text}: widths must be above zero")
-    return tuple(int(value) if value == int(value) else value for value in values)
-
-
-def check_size(image_size: int, levels: int) -> None:
-    """Refuse a size that cannot be halved `levels - 1` times, naming the nearest that can."""
-    multiple = 2 ** (levels - 1)
-    if image_size < 1 or image_size % multiple:
-        below = max(image_size // multiple, 1) * multiple
-        raise UserError(
-            f"--image_size {image_size}: a network of {levels} levels needs a multiple of"
-            f" {multiple}, such as {below} or {below + multiple}; or give fewer levels with"
-            " --channel_mult"
-        )
-
-
-def attention_factors(resolutions: str, image_size: int, levels: int) -> tuple[int, ...]:
-    """Sizes of feature map that have attention, as factors of downsampling.
-
-    Sizes that the network does not have, such as 32 in one for 224 pixels (224, 112, 56, 28, ...),
-    stand for the nearest that it has; sizes beyond its range are left out, as in the original.
-    """
-    try:
-        sizes = [int(part) for part in str(resolutions).split(",") if part.strip()]
-    except ValueError:
-        raise UserError(
-            f"--attention_resolutions {resolutions}: expected sizes like 32,16,8"
-        ) from None
-    factors = []
-    for size in sizes:
-        if size < 1:
-            raise UserError(f"--attention_resolutions {resolutions}: sizes must be above zero")
-        level = round(math.log2(image_size / size))
-        if 0 <= level < levels and 2**level not in factors:
-            factors.append(2**level)
-    return tuple(factors)
-
-
 @dataclasses.dataclass(frozen=True)
-class SuperResConfig(ModelConfig):
-    """All that is needed to build a super-resolution network; see SuperResModel."""
+class SuperResConfig(UNetConfig):
+    """The super-resolution network; see SuperResModel."""
 
-    image_size: int = dataclasses.field(init=False, default=256)
     large_size: int = flag(256, "height and width of the result, pixels")
-    small_size: int = flag(64, "height and width of what is sharpened, pixels")
+    small_size: int = flag(64, "height and width of the low-resolution image, pixels")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", self.large_size)
         if not 0 < self.small_size <= self.large_size:
             raise UserError(
                 f"--small_size {self.small_size} and --large_size {self.large_size}: the small"
                 " images must be at least 1 pixel and no larger than the large ones"
             )
+
+    @property
+    def image_size(self) -> int:
+        return self.large_size
 
     def mult(self) -> tuple[float, ...]:
         """From 256 pixels on, the six levels of the published upsamplers."""
@@ -261,41 +271,37 @@ class SuperResConfig(ModelConfig):
 
     def build(self) -> SuperResModel:
         """The diffusion network."""
-        return self._build(SuperResModel)
+        return self.build_as(SuperResModel)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierConfig:
-    """All that is needed to build a classifier of noised images (arXiv 2105.05233, section 4)."""
+class ClassifierConfig(NetworkConfig):
+    """The classifier of noised images (arXiv 2105.05233, section 4)."""
 
     TITLE = "Classifier"
 
     image_size: int = flag(64, "height and width of the images, pixels")
-    in_channels: int = flag(
-        3,
-        "1 for grey, 3 for colour, auto to infer it from the checkpoint or the images",
-        type=_channels,
-        metavar="1|3|auto",
+    classifier_use_fp16: bool = flag(False, "half precision on CUDA")
+    classifier_width: int = flag(128, "channels of the finest level of the classifier")
+    classifier_depth: int = flag(2, "residual blocks per level")
+    classifier_attention_resolutions: str = flag(
+        "32,16,8", "feature map sizes with self-attention, pixels"
     )
-    num_classes: int = flag(NUM_CLASSES, "number of classes that the classifier tells apart")
-    classifier_use_fp16: bool = flag(False, "half precision, on CUDA")
-    classifier_width: int = flag(128, "width of the classifier's finest level, channels")
-    classifier_depth: int = flag(2, "residual blocks a level")
-    classifier_attention_resolutions: str = flag("32,16,8", "sizes, pixels, that have attention")
-    classifier_use_scale_shift_norm: bool = flag(True, "timesteps scale and shift the norms")
-    classifier_resblock_updown: bool = flag(True, "resample inside residual blocks")
+    classifier_use_scale_shift_norm: bool = flag(
+        True, "the timestep embedding scales and shifts the normalised features, not only shifts"
+    )
+    classifier_resblock_updown: bool = flag(
+        True, "resample in residual blocks instead of convolutions"
+    )
     classifier_pool: str = flag("attention", "adaptive, attention, spatial or spatial_v2")
-
-    # what training asks of every network's configuration
-    class_cond = True
-    cond_drop_prob = 0.0
 
     @property
     def use_fp16(self) -> bool:
         return self.classifier_use_fp16
 
-    def with_explicit_channel_mult(self) -> "ClassifierConfig":
-        return self
+    @property
+    def needs_classes(self) -> bool:
+        return True
 
     def network_arguments(self) -> dict[str, Any]:
         """Constructor arguments of EncoderUNetModel.
@@ -323,20 +329,20 @@ class ClassifierConfig:
 
     def build(self) -> EncoderUNetModel:
         """The classifier."""
-        return _refusing(EncoderUNetModel, **self.network_arguments())
+        return _construct(EncoderUNetModel, **self.network_arguments())
 
 
 def create_gaussian_diffusion(
     *,
-    steps=1000,
-    learn_sigma=False,
-    sigma_small=False,
-    noise_schedule="linear",
-    use_kl=False,
-    predict_xstart=False,
-    rescale_timesteps=False,
-    rescale_learned_sigmas=False,
-    timestep_respacing="",
+    steps: int = 1000,
+    learn_sigma: bool = False,
+    sigma_small: bool = False,
+    noise_schedule: str = "linear",
+    use_kl: bool = False,
+    predict_xstart: bool = False,
+    rescale_timesteps: bool = False,
+    rescale_learned_sigmas: bool = False,
+    timestep_respacing: str = "",
 ) -> SpacedDiffusion:
     """A diffusion process.
 
@@ -370,44 +376,42 @@ def create_gaussian_diffusion(
     )
 
 
-# what a user may change between runs without changing the network or the process
-_FREE = ("image_size", "dropout", "use_checkpoint", "use_fp16", "timestep_respacing")
-
-
 def check_flags(
-    overrides: Mapping[str, Any], stored: Any, source: str, free: Sequence[str] = _FREE
+    overrides: Mapping[str, Any],
+    stored: Any,
+    source: str,
+    free: Sequence[str] = ("image_size", *FREE_FLAGS),
 ) -> None:
     """Refuse flags that contradict a checkpoint's configuration.
 
-    :param overrides: the given flags.
+    :param overrides: the flags on the command line.
     :param stored: the checkpoint's configuration, a dataclass.
-    :param source: where it stands, for the message.
+    :param source: where it was read, for the message.
     :param free: fields that may differ.
     :raises UserError: naming the flag and both values.
     """
-    asked = from_flags(type(stored), {k: v for k, v in overrides.items() if k not in free}, stored)
+    fixed = {name: value for name, value in overrides.items() if name not in free}
+    asked = from_flags(type(stored), fixed, stored)
     for f in dataclasses.fields(stored):
-        if f.name in free or f.name not in overrides:
-            continue
-        wanted, there = _canonical(asked, f.name), _canonical(stored, f.name)
-        if wanted != there:
+        if f.name in fixed and _comparable(asked, f.name) != _comparable(stored, f.name):
             raise UserError(
                 f"--{f.name} {overrides[f.name]} contradicts {source}, which says"
-                f" {getattr(stored, f.name)!r}: leave the flag out, it is read from there"
+                f" {getattr(stored, f.name)!r}: omit the flag, its value is read from there"
             )
 
 
-def _canonical(config: Any, name: str) -> Any:
-    """A field's value in the one spelling that can be compared."""
-    if name == "channel_mult":
-        return config.mult()
-    if name == "attention_resolutions":
-        size, levels = config.image_size, len(config.mult())
-        return set(attention_factors(config.attention_resolutions, size, levels))
-    if name == "num_heads" and config.num_head_channels != -1:
-        return None
-    if name == "num_classes" and not config.class_cond:
-        return None
+def _comparable(config: Any, name: str) -> Any:
+    """A field's value such that equal networks compare equal, however it is spelt."""
+    if isinstance(config, UNetConfig):
+        if name == "channel_mult":
+            return config.mult()
+        if name == "attention_resolutions":
+            size, levels = config.image_size, len(config.mult())
+            return set(attention_factors(config.attention_resolutions, size, levels))
+        if name == "num_heads" and config.num_head_channels != -1:
+            return None
+        if name == "num_classes" and not config.class_cond:
+            return None
     return getattr(config, name)
 
 

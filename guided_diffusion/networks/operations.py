@@ -1,4 +1,4 @@
-"""How many operations a network takes, counted without computing anything."""
+"""Counting the floating-point operations of a network without computing anything."""
 
 import copy
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_operations(call: Callable[[], Any]) -> int:
-    """Floating-point operations of convolutions and matrix products, run on the meta device.
+    """Floating-point operations of the convolutions and matrix products in `call`, on meta tensors.
 
-    There attention counts its two products forward and four backward, whatever a kernel computes
-    twice; so a faster algorithm does not look like less work.
+    Attention counts as its two products forward and four backward, even if a kernel recomputes
+    some, so that a faster algorithm does not look like less work.
     """
     with FlopCounterMode(display=False) as counter, th.device("meta"):
         call()
@@ -22,17 +22,18 @@ def count_operations(call: Callable[[], Any]) -> int:
 def operations_of(
     network: th.nn.Module, *inputs: th.Tensor, backward: bool = False, **named: th.Tensor
 ) -> int:
-    """Operations of a network's forward pass and, with `backward`, of its backward pass as well.
+    """Floating-point operations of a network's forward pass.
 
-    :param inputs: as the network takes them; `named` likewise. Only their shapes matter.
+    :param inputs: the network's arguments, like `named`; only their shapes matter.
+    :param backward: count the backward pass as well.
     """
     twin = copy.deepcopy(network).to("meta")
-    inputs = [value.to("meta") for value in inputs]
-    named = {name: value.to("meta") for name, value in named.items()}
+    shapes = [value.to("meta") for value in inputs]
+    named_shapes = {name: value.to("meta") for name, value in named.items()}
 
     def call() -> None:
         with th.set_grad_enabled(backward):
-            output = twin(*inputs, **named)
+            output = twin(*shapes, **named_shapes)
         if backward:
             output.mean().backward()
 

@@ -1,7 +1,8 @@
-"""Training of classifiers of noised images, for guidance (arXiv 2105.05233, section 4)."""
+"""Training of classifiers of noised images, for classifier guidance (arXiv 2105.05233, sec. 4)."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -9,64 +10,82 @@ import torch.nn.functional as F
 
 from guided_diffusion import logger
 from guided_diffusion.image_datasets import Batch
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.networks.config import ClassifierConfig
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.run import TrainConfig
+from guided_diffusion.training.run import TrainConfig, check_positive, open_run, run_training
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierTrainConfig(TrainConfig):
     """Training; the class of an image is its file's name up to the first underscore."""
 
-    val_data_dir: str = flag("", "folder of images to evaluate on while training; '': none")
-    noised: bool = flag(True, "train on images at every level of noise, as guidance needs it")
+    val_data_dir: str = flag("", "folder of held-out images to evaluate on; '': no evaluation")
+    noised: bool = flag(True, "train on images at all noise levels, as guidance requires")
     iterations: int = flag(150000, "steps after which training ends")
-    anneal_lr: bool = flag(False, "learning rate falls linearly to 0 over the iterations")
-    eval_interval: int = flag(5, "steps between evaluations, of a batch each")
+    anneal_lr: bool = flag(False, "the learning rate falls linearly to 0 over the iterations")
+    eval_interval: int = flag(5, "steps between evaluations on one held-out batch")
     lr: float = flag(3e-4, "learning rate of AdamW")
-    batch_size: int = flag(4, "images a rank and step")
-    ema_rate: str = flag("", "rates of averaged weights, separated by commas; '': none")
-    # follow from the flags above, or mean nothing here
+    batch_size: int = flag(4, "images per rank per step")
+    ema_rate: float | str = flag(
+        "", "decay rates of exponential moving averages of the weights, comma-separated; '': none"
+    )
+    # not flags: derived from those above, or meaningless here
     max_steps: int = dataclasses.field(init=False, default=0)
     lr_anneal_steps: int = dataclasses.field(init=False, default=0)
     sample_interval: int = dataclasses.field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "eval_interval"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        check_positive(iterations=self.iterations, eval_interval=self.eval_interval)
         object.__setattr__(self, "max_steps", self.iterations)
         object.__setattr__(self, "lr_anneal_steps", self.iterations if self.anneal_lr else 0)
 
 
-class ClassifierLoop(TrainLoop):
-    """TrainLoop for a network that tells the classes of noised images.
+def train(overrides: Mapping[str, Any]) -> int:
+    """Train a classifier; returns the command's exit code.
 
-    :param noised: False trains on clean images, at timestep 0.
-    :param validation: a function from a number to an iterator over batches of other images from
-        that number on, or None.
-    :param eval_interval: steps between evaluations on one of these batches.
+    :param overrides: the flags on the command line.
     """
+    run = open_run(overrides, "classifier", ClassifierConfig, ClassifierTrainConfig)
+    validation = None
+    if run.train.val_data_dir:
+        validation = partial(run.batches, data_dir=run.train.val_data_dir)
+    loop = run.loop(ClassifierLoop, run.build(), run.batches, validation=validation)
+    return run_training(loop, run)
+
+
+class ClassifierLoop(TrainLoop):
+    """TrainLoop for a classifier of noised images.
+
+    :param settings: of the training.
+    :param validation: from a number n to the held-out batches from the n-th on; None: no
+        evaluation while training.
+    """
+
+    settings: ClassifierTrainConfig
 
     def __init__(
         self,
         *,
-        noised: bool = True,
-        validation: Any = None,
-        eval_interval: int = 5,
+        settings: ClassifierTrainConfig,
+        validation: Callable[[int], Iterator[Batch]] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self.noised = noised
-        self.eval_interval = eval_interval
+        super().__init__(settings=settings, **kwargs)
         self.validation: Iterator[Batch] | None = (
-            validation(self.step // eval_interval) if validation else None
+            validation(self.step // settings.eval_interval) if validation else None
         )
 
-    def loss_terms(self, model, images, ts, kwargs, noise) -> dict[str, th.Tensor]:
-        """Cross entropy, and whether the right class is the first, and among the first five."""
-        if self.noised:
+    def loss_terms(
+        self,
+        model: th.nn.Module,
+        images: th.Tensor,
+        ts: th.Tensor,
+        kwargs: dict[str, th.Tensor],
+        noise: th.Tensor,
+    ) -> dict[str, th.Tensor]:
+        """Cross entropy, top-1 and top-5 accuracy; clean images are at timestep 0."""
+        if self.settings.noised:
             images = self.diffusion.q_sample(images, ts, noise=noise)
         else:
             ts = th.zeros_like(ts)
@@ -80,14 +99,14 @@ class ClassifierLoop(TrainLoop):
         }
 
     def run_step(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
-        """One optimisation step; then, where it is time, an evaluation."""
+        """One optimisation step, then an evaluation every `eval_interval` steps."""
         super().run_step(batch, cond)
-        if self.validation is not None and self.step % self.eval_interval == 0:
+        if self.validation is not None and self.step % self.settings.eval_interval == 0:
             self._evaluate(*next(self.validation))
 
     @th.no_grad()
     def _evaluate(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
-        """Log the terms of a batch of images that are not trained on."""
+        """Log the loss and accuracies of a held-out batch."""
         self.model.eval()
         for first in range(0, len(batch), self.microbatch):
             rows = slice(first, first + self.microbatch)

@@ -1,12 +1,13 @@
-"""Class maps as a condition (arXiv 2402.05210): radiographs that show what a mask says.
+"""Training of networks guided by masks (arXiv 2402.05210): radiographs that show what a mask says.
 
-A mask joins the noisy image as one channel for each class but the background. Unlike a single
-channel of class numbers this gives no class a place between two others, and a class that is
-missing is a channel of zeros.
+A mask joins the noisy image as one channel per class except the background. Unlike a single
+channel of class indices this does not order the classes, and a class that is missing is a channel
+of zeros.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,20 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.images import preview_images
+from guided_diffusion.training.diffusion import (
+    diffusion_batches,
+    first_images,
+    image_indices,
+    train_with_grids,
+)
 from guided_diffusion.training.run import ConditionalTrainConfig, Run, open_run
 
-# share of the images that keep all their classes where classes are dropped
-_WHOLE = 0.5
+# probability that an image keeps all its classes where classes are dropped
+_KEEP_ALL = 0.5
 # pairs whose sizes are compared before a run starts
 _SIZES_CHECKED = 16
-_ONLY_GUIDED = (
+# flags that mean nothing without --segmentation_guided
+_GUIDED_FLAGS = (
     "seg_dir",
     "num_segmentation_classes",
     "use_ablated_segmentations",
@@ -40,17 +48,28 @@ _ONLY_GUIDED = (
 class GuidedTrainConfig(ConditionalTrainConfig):
     """Training."""
 
-    seg_dir: str = flag("", "folder of the class maps, named as their images, or with all/train")
+    seg_dir: str = flag(
+        "", "folder of the masks, named like their images; or one with all/ or train/ inside"
+    )
     dry_run: bool = flag(
         False,
-        "report parameters, memory and seconds a step of these flags; train and write nothing",
+        "report parameters, memory and seconds per step for these flags, without training",
     )
 
 
-def open_guided_run(overrides: Mapping[str, Any]) -> Run:
-    """`open_run` for a network that class maps guide.
+def train(overrides: Mapping[str, Any]) -> int:
+    """Train a network that masks guide; returns the command's exit code.
 
-    :raises UserError: for masks that are not those of the images, or hold too many classes.
+    :param overrides: the flags on the command line.
+    """
+    run = open_guided_run(overrides)
+    return train_with_grids(run, partial(guided_batches, run), partial(guided_grid, run))
+
+
+def open_guided_run(overrides: Mapping[str, Any]) -> Run[GuidedConfig, GuidedTrainConfig]:
+    """`open_run` for a network that masks guide.
+
+    :raises UserError: for masks that do not belong to the images, or hold too many classes.
     """
     if not overrides.get("seg_dir"):
         raise UserError("--seg_dir is missing: name the folder of the masks")
@@ -65,20 +84,20 @@ def open_guided_run(overrides: Mapping[str, Any]) -> Run:
 
 
 def refuse_guidance(overrides: Mapping[str, Any]) -> None:
-    """:raises UserError: for flags that mean something in guided runs alone."""
-    for name in _ONLY_GUIDED:
+    """:raises UserError: for flags that apply to guided runs only."""
+    for name in _GUIDED_FLAGS:
         if overrides.get(name):
-            raise UserError(f"--{name} is for networks with --segmentation_guided True: add that")
+            raise UserError(f"--{name} requires --segmentation_guided True: add it")
 
 
 def check_masks(pairs: Sequence[tuple[str, str, str]], classes: int) -> None:
-    """Read every mask, since a run may last for days before it comes to a bad one.
+    """Read every mask, since a run may last for days before it reaches a bad one.
 
-    :param pairs: as `pair_files` gives them.
-    :raises UserError: for a mask with too high a class or of another size than its image.
+    :param pairs: of `pair_files`.
+    :raises UserError: for a mask with a class out of range or of another size than its image.
     """
-    shown = np.linspace(0, len(pairs) - 1, min(_SIZES_CHECKED, len(pairs))).round().astype(int)
-    compared = set(shown.tolist())
+    spread = np.linspace(0, len(pairs) - 1, min(_SIZES_CHECKED, len(pairs))).round().astype(int)
+    compared = set(spread.tolist())
     with progress_bar(len(pairs), "mask", desc="checking masks") as bar:
         for number, (_, image_path, mask_path) in enumerate(pairs):
             mask = read_mask(mask_path, classes)
@@ -88,48 +107,47 @@ def check_masks(pairs: Sequence[tuple[str, str, str]], classes: int) -> None:
 
 
 def ablated(condition: th.Tensor, seed: int, indices: Sequence[int]) -> th.Tensor:
-    """Without the classes that images of these numbers are to be trained without.
+    """The condition without the classes that these images are to be trained without.
 
-    Half the images keep all classes; the others lose from one to all, each number being as likely,
-    so that the network often sees none, too. In arXiv 2402.05210 (mask-ablated training) every
-    subset of the classes is as likely, so that of 6 classes only 1 image in 64 keeps none.
+    Half of the images keep all classes; the others lose from one to all, each number being equally
+    likely, so that the network often sees none. In arXiv 2402.05210 (mask-ablated training) every
+    subset of the classes is equally likely, so that of 6 classes only 1 image in 64 keeps none.
 
     :param condition: uint8 `[N x K x H x W]` of `one_hot`.
-    :param seed: of the run; what is dropped is a function of it and of the image's number.
+    :param seed: of the run; what is dropped is a function of it and of the image's index.
+    :param indices: of the images in the run.
     """
     condition = condition.clone()
     count = condition.shape[1]
     for row, index in zip(condition, indices):
         draw = np.random.default_rng(rng.derive_seed(seed, "ablate", index))
-        if draw.random() >= _WHOLE:
+        if draw.random() >= _KEEP_ALL:
             row[draw.permutation(count)[: draw.integers(1, count + 1)]] = 0
     return condition
 
 
-def guided_batches(run: Run, start_step: int) -> Iterator[Batch]:
+def guided_batches(run: Run[GuidedConfig, GuidedTrainConfig], start_step: int) -> Iterator[Batch]:
     """The run's batches from a step on, with the condition "cond" that the network takes."""
     classes = run.model.num_segmentation_classes
-    batches = run.batches(start_step, mask_dir=run.train.seg_dir, mask_classes=classes)
-    ranks, rank = dist_util.world_size(), dist_util.rank()
-    for step, (images, arguments) in enumerate(batches, start_step):
+    masked = diffusion_batches(run, start_step, mask_dir=run.train.seg_dir, mask_classes=classes)
+    for step, (images, arguments) in enumerate(masked, start_step):
         condition = one_hot(arguments.pop("mask"), classes)
         if run.model.use_ablated_segmentations:
-            first = (step * ranks + rank) * len(images)
-            condition = ablated(condition, run.train.seed, range(first, first + len(images)))
+            condition = ablated(condition, run.train.seed, image_indices(step, len(images)))
         yield images, {**arguments, "cond": condition}
 
 
-def guided_grid(run: Run, network: th.nn.Module, diffusion: Any, columns: int = 8) -> th.Tensor:
-    """A column an image: its classes in shades of grey, what the network draws, the image.
+def guided_grid(
+    run: Run[GuidedConfig, GuidedTrainConfig], network: th.nn.Module
+) -> tuple[th.Tensor, int]:
+    """A column per image: its classes in shades of grey, the sample that they guide, the image.
 
-    :return: `[3 * columns x C x H x W]` in [-1, 1], row by row.
+    :return: `[3 * columns x C x H x W]` in [-1, 1], row by row, and the number of columns.
     """
-    device = dist_util.dev()
-    images, arguments = next(guided_batches(run, 0))
-    images = images[:columns].to(device)
-    arguments = {name: value[:columns].to(device) for name, value in arguments.items()}
-    drawn = preview_images(network, diffusion, images.shape[1:], len(images), device, arguments)
+    images, arguments = first_images(partial(guided_batches, run), 8)
+    process, device = run.diffusion.build(), images.device
+    sampled = preview_images(network, process, images.shape[1:], len(images), device, arguments)
     condition = arguments["cond"].float()
     shades = th.linspace(0, 2, condition.shape[1] + 1, device=device)[1:]
     maps = (condition * shades[:, None, None]).sum(1, keepdim=True) - 1
-    return th.cat([maps.expand_as(images), drawn, images])
+    return th.cat([maps.expand_as(images), sampled, images]), len(images)

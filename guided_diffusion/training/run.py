@@ -2,9 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import blobfile as bf
 import torch as th
@@ -20,53 +20,49 @@ from guided_diffusion.image_datasets import (
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.image_io import check_header
 from guided_diffusion.images.reading import ReadingConfig, low_contrast_advice
-from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, check_flags
+from guided_diffusion.networks.config import (
+    FREE_FLAGS,
+    DiffusionConfig,
+    ModelConfig,
+    NetworkConfig,
+    check_flags,
+)
+from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import checkpoint, rng
+from guided_diffusion.resample import create_named_schedule_sampler
+from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local
 from guided_diffusion.runtime.flags import flag, from_flags, from_mapping
+from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.stepper import PRECISIONS
-from guided_diffusion.train_util import Start, TrainLoop, find_start
+from guided_diffusion.train_util import LoopConfig, TrainLoop, find_start
 from guided_diffusion.unet import ConditionalUNetModel
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class DataConfig:
+    """Training images."""
+
+    data_dir: str = flag("", "folder of images, searched recursively; or a glob pattern")
+    random_flip: bool = flag(False, "mirror images with probability 0.5; left becomes right")
+    random_crop: bool = flag(False, "crop to 80-100 % of the image at a random position")
+    num_workers: int = flag(
+        -1, "data loader processes per rank; -1: by CPU cores on CUDA, 0 on the CPU"
+    )
+    cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
+    skip_bad_images: bool = flag(False, "skip unreadable images, listing them in the log")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(LoopConfig, DataConfig):
     """Training."""
 
     TITLE = "Training"
 
-    data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
-    schedule_sampler: str = flag("uniform", "timesteps: uniform or loss-second-moment")
-    lr: float = flag(1e-4, "learning rate of AdamW")
-    weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
-    lr_anneal_steps: int = flag(0, "learning rate falls to 0 over these steps; 0: constant")
-    batch_size: int = flag(1, "images a rank and step")
-    global_batch_size: int = flag(0, "images a step over all ranks, instead of batch_size")
-    microbatch: int = flag(-1, "images a forward pass, to save memory; -1: the whole batch")
-    ema_rate: str = flag("0.9999", "rates of the averaged weights, separated by commas")
-    ema_warmup: bool = flag(True, "lower rates at the start: min(rate, (1+n)/(10+n)) at step n")
-    log_interval: int = flag(10, "steps between rows of the log")
-    save_interval: int = flag(10000, "steps between checkpoints")
-    save_initial: bool = flag(False, "also save the random weights at step 0")
-    keep_checkpoints: int = flag(0, "newest checkpoints to keep; 0: all")
-    sample_interval: int = flag(10000, "steps between grids of samples; 0: none")
-    resume_checkpoint: str = flag("", "auto or '': newest of the run's folder; none; or a file")
-    fp16_scale_growth: float = flag(1e-3, "growth of log2 of the float16 loss scale a step")
-    precision: str = flag("", "fp32, fp16 or bf16; '': as use_fp16 says", choices=("", *PRECISIONS))
-    max_steps: int = flag(0, "steps after which training ends; 0: lr_anneal_steps, or never")
-    max_grad_norm: float = flag(1.0, "2-norm to which longer gradients are cut; 0: never")
-    max_skipped_steps: int = flag(100, "not finite gradients in a row that end the run; 0: never")
-    seed: int = flag(0, "of weights, order, timesteps and noise")
-    random_flip: bool = flag(False, "mirror half the images; left becomes right")
-    random_crop: bool = flag(False, "crop 80 to 100 % of the image at a random place")
-    num_workers: int = flag(-1, "processes a rank that read images; -1: by cores, 0 on the CPU")
-    cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
-    skip_bad_images: bool = flag(False, "go on without images that cannot be read, listing them")
-    compile: bool = flag(False, "compile the network: minutes at the start, faster steps on GPUs")
-    wandb: bool = flag(False, "also log to Weights & Biases, which must be installed (pip)")
+    global_batch_size: int = flag(0, "images per step over all ranks, instead of batch_size")
+    schedule_sampler: str = flag("uniform", "timestep sampling: uniform or loss-second-moment")
+    wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,111 +70,109 @@ class ConditionalTrainConfig(TrainConfig):
     """Training."""
 
     init_checkpoint: str = flag(
-        "", "network without condition to begin from, model*.pt or ema_*.pt; '': random weights"
+        "",
+        "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run about to start: its folder, where it goes on, its configurations."""
+Network = TypeVar("Network", bound=NetworkConfig)
+Network_co = TypeVar("Network_co", bound=NetworkConfig, covariant=True)
+Train = TypeVar("Train", bound=TrainConfig)
+Train_co = TypeVar("Train_co", bound=TrainConfig, covariant=True)
+Loop = TypeVar("Loop", bound=TrainLoop)
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(NetworkRecord[Network_co], Generic[Network_co, Train_co]):
+    """A run about to start: its network and process, its settings, its folder and first step.
+
+    init: the unconditional network to start from, if any.
+    """
+
+    train: Train_co
     folder: str
     start: Start
-    model: ModelConfig
-    diffusion: DiffusionConfig
-    reading: ReadingConfig
-    train: TrainConfig
-    classes: tuple[str, ...] = ()  # names in the order of their labels; () without labels
-    init: Trained | None = None  # the network without condition to begin from
+    init: Trained | None = None
 
     def build(self, at: int = 0) -> th.nn.Module:
-        """The network, on its device, with the weights that it begins from.
+        """The network on its device, with the weights of `init`, if any.
 
         :param at: see ConditionalUNetModel.load_widened.
         """
         network = self.model.build()
-        if self.init is not None:
+        if self.init is not None and isinstance(network, ConditionalUNetModel):
             widen(network, self.init, at)
         return network.to(dist_util.dev())
 
-    def batches(self, start_step: int, **more: Any) -> Iterator[Batch]:
-        """The training batches from a step on: images and, where the network asks, classes.
+    def batches(self, start_step: int, data_dir: str = "", **more: Any) -> Iterator[Batch]:
+        """Batches from a step on: images and, where the network needs them, classes.
 
+        :param data_dir: other images than those of the training.
         :param more: further arguments of `load_data`.
         """
-        batches = load_data(**self.loader_arguments(), **more, start_step=start_step)
-        if not self.model.cond_drop_prob:
-            return batches
-        return drop_classes(
-            batches, self.model.cond_drop_prob, self.model.num_classes, self.train.seed, start_step
+        train = self.train
+        return load_data(
+            data_dir=data_dir or train.data_dir,
+            batch_size=train.batch_size,
+            image_size=self.reading.image_size,
+            class_cond=self.model.needs_classes,
+            classes=self.classes or None,
+            random_crop=train.random_crop,
+            random_flip=train.random_flip,
+            seed=train.seed,
+            num_workers=_num_workers(train.num_workers),
+            reading=self.reading,
+            cache=train.cache,
+            rank=dist_util.rank(),
+            num_ranks=dist_util.world_size(),
+            skip_bad_images=train.skip_bad_images,
+            on_skip=lambda line: logger.log(f"skipped: {line}"),
+            start_step=start_step,
+            **more,
         )
 
-    def some_classes(self, count: int) -> dict[str, th.Tensor]:
-        """The network's arguments for `count` images, of one class after the other."""
-        if not self.classes:
-            return {}
-        return {"y": th.arange(count, device=dist_util.dev()) % len(self.classes)}
+    def loop(
+        self,
+        loop_type: type[Loop],
+        network: th.nn.Module,
+        batches: Callable[[int], Iterator[Batch]],
+        sample_fn: Callable[[th.nn.Module, int], None] | None = None,
+        **more: Any,
+    ) -> Loop:
+        """The training loop.
 
-    def loader_arguments(self) -> dict[str, Any]:
-        """The arguments of `load_data` that are the same for every trainer."""
-        train = self.train
-        workers = train.num_workers
-        if workers < 0:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-            workers = min(8, cores - 1) if dist_util.dev().type == "cuda" else 0
-        return {
-            "data_dir": train.data_dir,
-            "batch_size": train.batch_size,
-            "image_size": self.reading.image_size,
-            "class_cond": self.model.class_cond,
-            "classes": self.classes or None,
-            "random_crop": train.random_crop,
-            "random_flip": train.random_flip,
-            "seed": train.seed,
-            "num_workers": workers,
-            "reading": self.reading,
-            "cache": train.cache,
-            "rank": dist_util.rank(),
-            "num_ranks": dist_util.world_size(),
-            "skip_bad_images": train.skip_bad_images,
-            "on_skip": lambda line: logger.log(f"skipped: {line}"),
-        }
+        :param batches: from a step to the batches from that step on.
+        :param sample_fn: see TrainLoop.
+        :param more: further arguments of `loop_type`.
+        """
+        process = self.diffusion.build()
+        return loop_type(
+            model=network,
+            diffusion=process,
+            data=batches,
+            settings=self.train,
+            folder=self.folder,
+            start=self.start,
+            schedule_sampler=create_named_schedule_sampler(self.train.schedule_sampler, process),
+            sample_fn=sample_fn,
+            progress=True,
+            precision=precision_of(self.train.precision, self.model.use_fp16),
+            **more,
+        )
 
-    def loop_arguments(self) -> dict[str, Any]:
-        """The arguments of TrainLoop that are the same for every trainer."""
-        names = [
-            "batch_size",
-            "microbatch",
-            "lr",
-            "ema_rate",
-            "log_interval",
-            "save_interval",
-            "fp16_scale_growth",
-            "weight_decay",
-            "lr_anneal_steps",
-            "seed",
-            "max_steps",
-            "max_grad_norm",
-            "compile",
-            "ema_warmup",
-            "keep_checkpoints",
-            "max_skipped_steps",
-            "save_initial",
-            "sample_interval",
-        ]
-        return {
-            **{name: getattr(self.train, name) for name in names},
-            "precision": precision_of(self.train.precision, self.model.use_fp16),
-            "resume_checkpoint": self.start,
-            "progress": True,
-        }
+
+def _num_workers(wanted: int) -> int:
+    if wanted >= 0:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return min(8, cores - 1) if dist_util.dev().type == "cuda" else 0
 
 
 def precision_of(precision: str, use_fp16: bool) -> str:
-    """The precision that the two flags mean; float16 on a CPU becomes float32, and says so."""
+    """The precision that the two flags mean; float16 on a CPU becomes float32, with a warning."""
     chosen = precision or ("fp16" if use_fp16 else "fp32")
     if chosen == "fp16" and dist_util.dev().type != "cuda":
-        logger.log("float16 needs CUDA: on the CPU this runs in float32")
+        logger.log("float16 needs CUDA: training in float32 on the CPU")
         return "fp32"
     return chosen
 
@@ -191,167 +185,171 @@ def run_folder() -> str:
 
 def open_run(
     overrides: Mapping[str, Any],
-    kind: str = "diffusion",
-    model_type: type = ModelConfig,
-    train_type: type[TrainConfig] = TrainConfig,
+    kind: str,
+    model_type: type[Network],
+    train_type: type[Train],
+    *,
     reading: ReadingConfig | None = None,
     repeats: bool = False,
     folder: str = "",
-) -> Run:
+) -> Run[Network, Train]:
     """Check flags against data and run folder, open the log, write `config.json`.
 
-    With --init_checkpoint the network is that one's where the flags do not say otherwise.
+    What the flags leave open is taken from the run that is resumed, from --init_checkpoint, or
+    from the defaults, in this order.
 
-    :param overrides: the given flags.
-    :param kind: of the network, for config.json.
+    :param overrides: the flags on the command line.
+    :param kind: of the network; see `trained.KINDS`.
     :param model_type: the configuration of such networks.
     :param train_type: the configuration of their training.
-    :param reading: how images are read where the flags do not say; of a network to begin from
-        only the way of resizing is not kept.
-    :param repeats: a step may take an image several times.
-    :param folder: of the run; by default as `run_folder` says.
-    :raises UserError: for whatever the user must mend before anything is written.
+    :param reading: default reading of images; with --init_checkpoint only its `resize` counts.
+    :param repeats: whether a step may use an image several times.
+    :param folder: of the run; by default `run_folder()`.
+    :raises UserError: for everything that the user must fix before anything is written.
+    """
+    train = check_training_flags(train_type, overrides)
+    folder = folder or run_folder()
+    start = find_start(folder, train.resume_checkpoint)
+    paths = list_images(train.data_dir)
+    init = None
+    if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:
+        init = _read_init(train.init_checkpoint, overrides)
+    stored = _stored_sections(folder, start)
+    notes = [f"{len(paths)} images in {train.data_dir}; run folder {folder}"]
+    if stored is not None:
+        base = _record_of_resumed_run(stored, start, kind, model_type, overrides)
+    elif init is not None:
+        base = _record_of_init(init, model_type, reading)
+    else:
+        base = NetworkRecord(model_type(), DiffusionConfig(), reading or ReadingConfig())
+        if "in_channels" not in overrides:
+            channels = infer_channels(paths)
+            overrides = {**overrides, "in_channels": channels}
+            grey = "all grey" if channels == 1 else "not all grey"
+            notes.append(f"a sample of the images is {grey}: in_channels {channels}")
+    record = _apply_flags(base, model_type, overrides)
+    if record.model.needs_classes:
+        classes = _find_classes(train.data_dir, paths, record.model.num_classes, base.classes)
+        record = dataclasses.replace(record, classes=classes)
+        notes.append(f"{len(classes)} classes: {_listing(classes)}")
+    _check_images(train, paths, repeats)
+    if dist_util.is_main() and (advice := low_contrast_advice(paths, record.reading)):
+        notes.append(advice)
+
+    also = ("wandb",) if train.wandb else ()
+    logger.configure(folder, resume_step=start.step, comm=dist_util.Comm(), also=also)
+    for note in notes:
+        logger.log(note)
+    if dist_util.is_main():
+        checkpoint.write_config(folder, {**record.sections(kind), "training": train})
+    th.manual_seed(train.seed)
+    return Run(**vars(record), train=train, folder=folder, start=start, init=init)
+
+
+def check_training_flags(train_type: type[Train], overrides: Mapping[str, Any]) -> Train:
+    """The settings of the training, with the batch size per rank.
+
+    :raises UserError: for flags that do not make a training.
     """
     train = from_flags(train_type, overrides)
     if not train.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
     train = with_global_batch(train)
-    for name in ("batch_size", "log_interval", "save_interval"):
-        if getattr(train, name) < 1:
-            raise UserError(f"--{name} {getattr(train, name)}: must be at least 1")
-    folder = folder or run_folder()
+    check_positive(
+        batch_size=train.batch_size,
+        log_interval=train.log_interval,
+        save_interval=train.save_interval,
+    )
+    return train
+
+
+def check_positive(**flags: int) -> None:
+    """:raises UserError: for a flag below 1."""
+    for name, value in flags.items():
+        if value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+
+
+def with_global_batch(train: Train) -> Train:
+    """With the `batch_size` per rank that `global_batch_size`, if set, amounts to."""
+    total, ranks = train.global_batch_size, dist_util.world_size()
+    if not total:
+        return train
+    if total % ranks:
+        raise UserError(f"--global_batch_size {total} is not divisible by {ranks} ranks")
+    return dataclasses.replace(train, batch_size=total // ranks)
+
+
+def infer_channels(paths: Sequence[str]) -> int:
+    """1 if a sample of the images is all grey, otherwise 3. Collective."""
+    grey = dist_util.broadcast_object(sample_is_grey(list(paths)) if dist_util.is_main() else None)
+    return 1 if grey else 3
+
+
+def _stored_sections(folder: str, start: Start) -> dict[str, Any] | None:
+    """The config.json of the run that is resumed; None without one."""
+    if not start.path:
+        return None
     stored = checkpoint.read_config(folder)
-    start = find_start(folder, train.resume_checkpoint)
-    if stored is None and start.path:
-        stored = checkpoint.read_config(start.path)
-    paths = list_images(train.data_dir)
-    init = None
-    if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:
-        init = _read_init(train.init_checkpoint, overrides)
-    note = ""
-    if stored is not None and start.path:
-        source = f"the run that {start.path} is of"
-        if stored["kind"] != kind:
-            raise UserError(
-                f"{source} trains a network of the kind {stored['kind']}, not {kind}: set"
-                " OPENAI_LOGDIR to another folder"
-            )
-        bases = {
-            "model": from_mapping(model_type, stored["model"]),
-            "diffusion": from_mapping(DiffusionConfig, stored["diffusion"]),
-            "reading": ReadingConfig.from_dict(stored["reading"]),
-        }
-        for base in bases.values():
-            free = ("dropout", "use_checkpoint", "use_fp16", "timestep_respacing")
-            check_flags(overrides, base, source, free)
-    elif init is not None:
-        bases = {
-            # a condition takes the place of the classes
-            "model": from_flags(model_type, {"class_cond": False, "cond_drop_prob": 0}, init.model),
-            "diffusion": init.diffusion,
-            "reading": dataclasses.replace(
-                init.reading, **({"resize": reading.resize} if reading else {})
-            ),
-        }
-    else:
-        defaults = {}
-        if "in_channels" not in overrides:
-            grey = dist_util.broadcast_object(
-                sample_is_grey(paths) if dist_util.is_main() else None
-            )
-            defaults["in_channels"] = 1 if grey else 3
-            note = (
-                "a sample of the images is all grey: in_channels 1"
-                if grey
-                else "a sample of the images is not all grey: in_channels 3"
-            )
-        bases = {
-            "model": model_type(**defaults),
-            "diffusion": DiffusionConfig(),
-            "reading": reading or ReadingConfig(),
-        }
-    model = from_flags(model_type, overrides, bases["model"]).with_explicit_channel_mult()
+    return checkpoint.read_config(start.path) if stored is None else stored
+
+
+def _record_of_resumed_run(
+    stored: Mapping[str, Any],
+    start: Start,
+    kind: str,
+    model_type: type[Network],
+    overrides: Mapping[str, Any],
+) -> NetworkRecord[Network]:
+    """:raises UserError: if flags contradict the run."""
+    source = f"the run of {start.path}"
+    if stored["kind"] != kind:
+        raise UserError(
+            f"{source} trains a network of the kind {stored['kind']}, not {kind}: set"
+            " OPENAI_LOGDIR to another folder"
+        )
+    record = read_record(stored, model_type)
+    for config in (record.model, record.diffusion, record.reading):
+        check_flags(overrides, config, source, FREE_FLAGS)
+    return record
+
+
+def _record_of_init(
+    init: Trained, model_type: type[Network], reading: ReadingConfig | None
+) -> NetworkRecord[Network]:
+    """As the unconditional network, whose classes give way to the condition."""
+    fields = {**dataclasses.asdict(init.model), "class_cond": False, "cond_drop_prob": 0.0}
+    resize = reading.resize if reading else init.reading.resize
+    return NetworkRecord(
+        from_mapping(model_type, fields),
+        init.diffusion,
+        dataclasses.replace(init.reading, resize=resize),
+    )
+
+
+def _apply_flags(
+    base: NetworkRecord[Network], model_type: type[Network], overrides: Mapping[str, Any]
+) -> NetworkRecord[Network]:
+    """:raises UserError: for what makes no network, before anything is written."""
+    model = from_flags(model_type, overrides, base.model).with_explicit_channel_mult()
     with th.device("meta"):
-        model.build()  # refuses what makes no network, before anything is written
-    classes = ()
-    if model.class_cond:
-        known = stored.get("classes", ()) if stored is not None and start.path else ()
-        classes = _classes(train.data_dir, paths, model.num_classes, known)
-    reading = from_flags(ReadingConfig, overrides, bases["reading"])
+        model.build()
+    reading = from_flags(ReadingConfig, overrides, base.reading)
     reading = dataclasses.replace(
         reading, image_size=model.image_size, in_channels=model.in_channels
     )
-    diffusion = from_flags(DiffusionConfig, overrides, bases["diffusion"])
-    if not repeats and len(paths) < train.batch_size * dist_util.world_size():
-        raise UserError(
-            f"{train.data_dir} holds {len(paths)} images, fewer than the"
-            f" {train.batch_size * dist_util.world_size()} of one step: lower --batch_size"
-        )
-    if dist_util.is_main() and not train.skip_bad_images:
-        for path in paths:
-            if is_local(path):
-                check_header(path)
-    also = ("wandb",) if train.wandb else ()
-    logger.configure(folder, resume_step=start.step, comm=dist_util.Comm(), also=also)
-    logger.log(f"{len(paths)} images in {train.data_dir}; run folder {folder}")
-    for line in (note, low_contrast_advice(paths, reading) if dist_util.is_main() else None):
-        if line:
-            logger.log(line)
-    if classes:
-        logger.log(f"{len(classes)} classes: {_listing(classes)}")
-    if dist_util.is_main():
-        checkpoint.write_config(
-            folder,
-            {
-                "kind": kind,
-                "model": model,
-                "diffusion": diffusion,
-                "reading": reading.to_dict(),
-                "classes": list(classes),
-                "training": train,
-            },
-        )
-    th.manual_seed(train.seed)
-    return Run(folder, start, model, diffusion, reading, train, classes, init)
+    return NetworkRecord(model, from_flags(DiffusionConfig, overrides, base.diffusion), reading)
 
 
-def _read_init(path: str, overrides: Mapping[str, Any]) -> Trained:
-    """The network without condition to begin from.
-
-    What its weights hold must be as the flags say; its output, process and classes may differ.
-    """
-    free = ("learn_sigma", "class_cond", "num_classes", "cond_drop_prob")
-    if checkpoint.read_config(path) is not None:
-        overrides = {
-            f.name: overrides[f.name]
-            for f in dataclasses.fields(ModelConfig)
-            if f.name in overrides and f.name not in free
-        }
-    return read_trained(path, overrides)
-
-
-def widen(network: ConditionalUNetModel, init: Trained, at: int = 0) -> None:
-    """Give a network with condition the weights of one without, and log what became of them.
-
-    :param at: see ConditionalUNetModel.load_widened.
-    :raises UserError: if nothing fits.
-    """
-    try:
-        report = network.load_widened(init.weights, at)
-    except ValueError as error:
-        raise UserError(f"--init_checkpoint {init.path}: {error}") from error
-    logger.log(f"{init.path}: {report}; the input layer's other channels begin at zero")
-
-
-def _classes(
-    data_dir: str, paths: Sequence[str], most: int, known: Sequence[str]
+def _find_classes(
+    data_dir: str, paths: Sequence[str], num_classes: int, known: Sequence[str]
 ) -> tuple[str, ...]:
-    """The names of the classes; those of the run that goes on, where there is one."""
+    """The names of the classes; those of the run that is resumed, where there is one."""
     names = class_names(paths)
-    if len(names) > most:
+    if len(names) > num_classes:
         raise UserError(
             f"{data_dir} holds {len(names)} classes ({_listing(names)}), the network has"
-            f" --num_classes {most}; the class is a file's name up to the first underscore"
+            f" --num_classes {num_classes}; the class is a file's name up to the first underscore"
         )
     if known:
         class_labels(paths, known)  # refuses a class that the run does not know
@@ -362,40 +360,53 @@ def _listing(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def drop_classes(
-    batches: Iterator[Batch], share: float, null: int, seed: int, start_step: int
-) -> Iterator[Batch]:
-    """Put the class `null`, "no class", in the place of a share of the classes.
+def _check_images(train: TrainConfig, paths: Sequence[str], repeats: bool) -> None:
+    """:raises UserError: for too few images, or a local one without a readable header."""
+    per_step = train.batch_size * dist_util.world_size()
+    if not repeats and len(paths) < per_step:
+        raise UserError(
+            f"{train.data_dir} holds {len(paths)} images, fewer than the {per_step} of one step:"
+            " lower --batch_size"
+        )
+    if dist_util.is_main() and not train.skip_bad_images:
+        for path in filter(is_local, paths):
+            check_header(path)
 
-    So one network learns to denoise with and without the class (arXiv 2207.12598, algorithm 1).
-    Which images lose theirs is a function of the seed and of their number in the run.
+
+def _read_init(path: str, overrides: Mapping[str, Any]) -> Trained:
+    """The unconditional network to start from.
+
+    Flags must agree with its weights; its output, process and classes may differ.
     """
-    ranks, rank = dist_util.world_size(), dist_util.rank()
-    for step, (images, cond) in enumerate(batches, start_step):
-        first = (step * ranks + rank) * len(images)
-        draws = rng.uniforms(seed, "drop class", range(first, first + len(images)))
-        dropped = th.from_numpy(draws < share)
-        yield images, {**cond, "y": cond["y"].masked_fill(dropped, null)}
+    free = ("learn_sigma", "class_cond", "num_classes", "cond_drop_prob")
+    if checkpoint.read_config(path) is not None:
+        names = {f.name for f in dataclasses.fields(ModelConfig)}.difference(free)
+        overrides = {name: value for name, value in overrides.items() if name in names}
+    return read_trained(path, overrides)
 
 
-def run_training(loop: TrainLoop, run: Run) -> int:
-    """Train to the end, or to a signal; returns the command's exit code."""
+def widen(network: ConditionalUNetModel, init: Trained, at: int = 0) -> None:
+    """Load an unconditional network's weights into a conditional one; log what was loaded.
+
+    :param at: see ConditionalUNetModel.load_widened.
+    :raises UserError: if nothing fits.
+    """
+    try:
+        report = network.load_widened(init.weights, at)
+    except ValueError as error:
+        raise UserError(f"--init_checkpoint {init.path}: {error}") from error
+    logger.log(f"{init.path}: {report}; the other channels of the input layer start at zero")
+
+
+def run_training(loop: TrainLoop, run: Run[NetworkConfig, TrainConfig]) -> int:
+    """Train to the end, or until a signal; returns the command's exit code."""
     loop.run_loop()
     if loop.stopped_by:
-        logger.log(f"stopped by {loop.stopped_by}: the same command goes on from here")
+        logger.log(f"stopped by {loop.stopped_by}: rerun the command to resume")
     logger.log(f"run folder: {run.folder}")
     return EXIT_STOPPED if loop.stopped_by else 0
 
 
-def with_global_batch(train: TrainConfig) -> TrainConfig:
-    """`batch_size` a rank, from `global_batch_size` where that is given."""
-    total, ranks = train.global_batch_size, dist_util.world_size()
-    if not total:
-        return train
-    if total % ranks:
-        raise UserError(f"--global_batch_size {total} cannot be shared out among {ranks} ranks")
-    return dataclasses.replace(train, batch_size=total // ranks)
-
-
 def grid_path(folder: str, step: int) -> str:
+    """Where the grid of samples of a step is written."""
     return bf.join(folder, f"samples_{step:06d}.png")

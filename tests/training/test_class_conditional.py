@@ -14,7 +14,7 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.sampling.guidance import ClassifierFree
-from guided_diffusion.training.run import drop_classes
+from guided_diffusion.training.diffusion import drop_classes
 
 TWO = dataclasses.replace(NETWORK, class_cond=True, num_classes=2)
 FREE = dataclasses.replace(TWO, cond_drop_prob=0.25)

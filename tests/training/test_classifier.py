@@ -17,12 +17,10 @@ from sampling_util import (
     write_trained,
 )
 
-from guided_diffusion import logger
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.sampling.guidance import classifier_gradient
-from guided_diffusion.train_util import Start
 from guided_diffusion.training.classifier import ClassifierLoop, ClassifierTrainConfig
 
 FEW = ("--num_samples", 2, "--steps", 2)  # lest a wrong answer takes for ever
@@ -50,37 +48,30 @@ class Logits(th.nn.Module):
         return x.flatten(1)[:, :7] * self.weight
 
 
-def loop(model, tmp_path, monkeypatch, noised=True):
-    monkeypatch.setattr(logger, "get_dir", lambda: str(tmp_path))
+def loop(model, tmp_path, noised=True):
     return ClassifierLoop(
         model=model,
         diffusion=DIFFUSION.build(),
         data=iter(()),
-        batch_size=4,
-        microbatch=-1,
-        lr=1e-3,
-        ema_rate="",
-        log_interval=1,
-        save_interval=1,
-        resume_checkpoint=Start(),
-        noised=noised,
+        settings=ClassifierTrainConfig(noised=noised),
+        folder=str(tmp_path),
     )
 
 
 class TestLoss:
-    def terms(self, tmp_path, monkeypatch, noised):
+    def terms(self, tmp_path, noised):
         model = Logits()
         images = th.zeros(2, 1, 4, 4)
         images[0, 0, 0, 3] = 2.0  # the first image is of class 3
         images[1, 0, 0, :3] = 3.0
         images[1, 0, 1, :3] = 3.0  # class 3 of the second is the last but none
-        terms = loop(model, tmp_path, monkeypatch, noised).loss_terms(
+        terms = loop(model, tmp_path, noised).loss_terms(
             model, images, th.tensor([10, 40]), {"y": th.tensor([3, 3])}, th.ones_like(images)
         )
         return terms, model.asked, images
 
-    def test_cross_entropy_and_accuracy_of_clean_images(self, tmp_path, monkeypatch):
-        terms, (asked, times), images = self.terms(tmp_path, monkeypatch, noised=False)
+    def test_cross_entropy_and_accuracy_of_clean_images(self, tmp_path):
+        terms, (asked, times), images = self.terms(tmp_path, noised=False)
         assert th.equal(asked, images)
         assert times.tolist() == [0, 0]
         expected = [math.log(6 + math.e**2) - 2, math.log(6 * math.e**3 + 1)]
@@ -88,8 +79,8 @@ class TestLoss:
         assert terms["acc@1"].tolist() == [1, 0]
         assert terms["acc@5"].tolist() == [1, 0]
 
-    def test_images_are_noised_as_their_timestep_says(self, tmp_path, monkeypatch):
-        _, (asked, times), images = self.terms(tmp_path, monkeypatch, noised=True)
+    def test_images_are_noised_as_their_timestep_says(self, tmp_path):
+        _, (asked, times), images = self.terms(tmp_path, noised=True)
         assert times.tolist() == [10, 40]
         diffusion = DIFFUSION.build()
         assert th.equal(asked, diffusion.q_sample(images, times, noise=th.ones_like(images)))

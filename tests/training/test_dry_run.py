@@ -23,14 +23,14 @@ def test_dry_run_tells_and_writes_nothing(script, tmp_path, more):
     if "--class_cond" not in more:
         count = sum(p.numel() for p in TINY.build().parameters())
         assert f"{count / 1e6:.2f} million parameters" in ended.out
-    for unit in ("teraFLOP a step of 4 images", "GiB of memory", "seconds a step"):
+    for unit in ("teraFLOP per step of 4 images", "GiB of memory", "seconds per step"):
         assert unit in ended.out
 
 
 def test_the_global_batch_counts(script):
     ended = script("image_train.py", *FLAGS, "--global_batch_size", "3", "--dry_run")
     assert ended.code == 0, ended.err
-    assert "a step of 3 images" in ended.out
+    assert "per step of 3 images" in ended.out
 
 
 def test_trainers_that_cannot_refuse_it(script):
@@ -44,7 +44,7 @@ def test_guided(script):
     flags = ["--segmentation_guided", "True", "--num_segmentation_classes", "3", "--dry_run"]
     ended = script("image_train.py", *FLAGS, *flags)
     assert ended.code == 0, ended.err
-    assert re.search(r"[\d.]+ seconds a step", ended.out)
+    assert re.search(r"[\d.]+ seconds per step", ended.out)
 
 
 def test_the_network_is_one_graph():

@@ -22,7 +22,7 @@ from process_util import (
 
 from guided_diffusion.runtime import checkpoint
 
-# Channels: see WIDE in test_train_util. The learning rate is the default.
+# Channels: see WIDE in loop_util. The learning rate is the default.
 FLAGS = """
     --image_size 8 --num_channels 64 --channel_mult 1 --num_res_blocks 1 --num_head_channels 32
     --attention_resolutions 8 --learn_sigma True --noise_schedule cosine --diffusion_steps 20
@@ -189,7 +189,7 @@ class TestErrors:
             if line.startswith("error: ")
         ]
         assert line.startswith("error: no finite gradient in 2 steps in a row, since step 5: loss ")
-        assert "layer input_blocks.0.0 put out the first number that is not finite" in line
+        assert "layer input_blocks.0.0 is the first whose output is not finite" in line
         assert "last good checkpoint is at step 6" in line
         saved = checkpoint.load(str(folder / "model000006.pt"))
         assert all(th.isfinite(value).all() for value in saved.values())
@@ -206,4 +206,4 @@ class TestErrors:
         commands = train(tmp_path / "run", flags(images, "--global_batch_size", "5"), 2)
         assert [command.wait() for command in commands] == [2, 2]
         said = "".join(command.said for command in commands)
-        assert "error: --global_batch_size 5 cannot be shared out among 2 ranks" in said
+        assert "error: --global_batch_size 5 is not divisible by 2 ranks" in said

@@ -194,7 +194,7 @@ class TestKilled:
         assert_undisturbed(folder, whole)
         assert not list(folder.glob(".*"))  # what was half-written is gone
         assert {path.name for path in folder.glob("state*")} == {"state000012.pt", "state000014.pt"}
-        assert (folder / "log.txt").read_text().count("going on from ") == 5
+        assert (folder / "log.txt").read_text().count("resuming from ") == 5
 
     def test_two_ranks(self, images, whole_of_two, tmp_path):
         folder = tmp_path / "run"
@@ -224,7 +224,7 @@ class TestSignals:
             assert run(folder, images, f"0 {name} step {at}") == [EXIT_STOPPED], said(folder)
             assert checkpoint.complete_steps(str(folder))[-1] == saved
             log = (folder / "log.txt").read_text()
-            assert f"stopped by {name}: the same command goes on from here" in log
+            assert f"stopped by {name}: rerun the command to resume" in log
         assert run(folder, images) == [0], said(folder)
         assert_undisturbed(folder, whole)
         assert errors(folder) == []
@@ -311,7 +311,7 @@ class TestTrouble:
         assert run(folder, images) == [0], said(folder)
         assert "checkpoint at step 8 is unusable: " in said(folder)
         log = (folder / "log.txt").read_text()
-        assert f"going on from {folder / 'model000004.pt'} at step 4" in log
+        assert f"resuming from {folder / 'model000004.pt'} at step 4" in log
         assert_undisturbed(folder, whole)
 
 

@@ -157,7 +157,7 @@ class TestTraining:
             (GUIDE, "--seg_dir is missing"),
             ((*GUIDE[:2], "--seg_dir", "MASK"), "--num_segmentation_classes 0: count"),
             ((*GUIDE[:3], 2, "--seg_dir", "MASK"), "holds the values {0, 1, 2}; 2 classes"),
-            (("--seg_dir", "MASK"), "--seg_dir is for networks with --segmentation_guided True"),
+            (("--seg_dir", "MASK"), "--seg_dir requires --segmentation_guided True"),
             ((*GUIDE, "--seg_dir", "OTHER"), "differ in size"),
         ],
     )

@@ -8,23 +8,19 @@ import pytest
 import torch as th
 from PIL import Image
 from sampling_util import CLASSES, arrays, write_shapes, write_trained
+from sampling_util import NETWORK as IMAGE_NETWORK
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.sampling.super_res import load_base_samples
 from guided_diffusion.training.super_res import with_low_res
 
-NETWORK = SuperResConfig(
-    large_size=16,
-    small_size=8,
-    in_channels=1,
-    num_channels=16,
-    num_res_blocks=1,
-    num_heads=2,
-    channel_mult="1,2",
-    attention_resolutions="8",
+NETWORK = from_mapping(
+    SuperResConfig,
+    {**vars(IMAGE_NETWORK), "learn_sigma": False, "large_size": 16, "small_size": 8},
 )
 DIFFUSION = DiffusionConfig(diffusion_steps=50)
 FLAGS = (

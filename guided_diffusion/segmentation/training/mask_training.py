@@ -17,7 +17,6 @@ from guided_diffusion.images.image_io import read_mask, write_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
-from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser
@@ -115,7 +114,7 @@ class MaskTraining:
     augmentation: of the training images with their masks. stopped_by: the signal that ended `run`.
     """
 
-    diffusion_run: Run
+    diffusion_run: Run[MaskDiffusionConfig, MaskTrainConfig]
     config: SegmentationConfig
     train: LabelledImages
     val: LabelledImages
@@ -154,17 +153,15 @@ class MaskTraining:
 
     def _loop(self) -> "MaskTrainLoop":
         run = self.diffusion_run
-        diffusion = run.diffusion.build()
-        return MaskTrainLoop(
+        # a pretrained network has seen radiographs, which are the condition here
+        network = run.build(at=run.model.mask_channels)
+        return run.loop(
+            MaskTrainLoop,
+            network,
+            self.batches,
+            self._look,
             config=self.config,
             path=self.model_path,
-            # a pretrained network has seen radiographs, which are the condition here
-            model=run.build(at=run.model.mask_channels),
-            diffusion=diffusion,
-            data=self.batches,
-            schedule_sampler=create_named_schedule_sampler(run.train.schedule_sampler, diffusion),
-            sample_fn=self._look,
-            **run.loop_arguments(),
         )
 
     @th.no_grad()

@@ -1,0 +1,53 @@
+"""What config.json says of a network."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import DiffusionConfig, NetworkConfig
+from guided_diffusion.runtime.flags import from_mapping
+
+Network = TypeVar("Network", bound=NetworkConfig)
+Network_co = TypeVar("Network_co", bound=NetworkConfig, covariant=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkRecord(Generic[Network_co]):
+    """All that is needed to rebuild a network, its diffusion process and the reading of images.
+
+    classes: their names in the order of their labels, () where there are none.
+    """
+
+    model: Network_co
+    diffusion: DiffusionConfig
+    reading: ReadingConfig
+    classes: tuple[str, ...] = ()
+
+    def sections(self, kind: str) -> dict[str, Any]:
+        """The sections of config.json, for `checkpoint.write_config`.
+
+        :param kind: of the network; see `trained.KINDS`.
+        """
+        return {
+            "kind": kind,
+            "model": self.model,
+            "diffusion": self.diffusion,
+            "reading": self.reading.to_dict(),
+            "classes": list(self.classes),
+        }
+
+
+def read_record(sections: Mapping[str, Any], model_type: type[Network]) -> NetworkRecord[Network]:
+    """The record in a config.json.
+
+    :param sections: the contents of the file.
+    :param model_type: the configuration of the kind of network that it names.
+    :raises KeyError: if a section is missing.
+    """
+    return NetworkRecord(
+        from_mapping(model_type, sections["model"]),
+        from_mapping(DiffusionConfig, sections["diffusion"]),
+        ReadingConfig.from_dict(sections["reading"]),
+        tuple(sections.get("classes", ())),
+    )

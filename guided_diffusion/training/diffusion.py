@@ -1,0 +1,97 @@
+"""Training of diffusion networks: on images alone, or on images with their classes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch as th
+
+from guided_diffusion import dist_util
+from guided_diffusion.image_datasets import Batch
+from guided_diffusion.networks.config import ModelConfig, UNetConfig
+from guided_diffusion.runtime import rng
+from guided_diffusion.sampling.images import preview_images, save_grid
+from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.run import Run, TrainConfig, grid_path, open_run, run_training
+
+# from a network in eval mode to images [N x C x H x W] in [-1, 1] and the columns of their grid
+DrawGrid = Callable[[th.nn.Module], tuple[th.Tensor, int]]
+
+
+def train(overrides: Mapping[str, Any]) -> int:
+    """Train a network on images; returns the command's exit code.
+
+    :param overrides: the flags on the command line.
+    """
+    run = open_run(overrides, "diffusion", ModelConfig, TrainConfig)
+    return train_with_grids(run, partial(diffusion_batches, run), partial(_draw_samples, run))
+
+
+def train_with_grids(
+    run: Run[UNetConfig, TrainConfig],
+    batches: Callable[[int], Iterator[Batch]],
+    draw_grid: DrawGrid,
+) -> int:
+    """Train a run's network, saving a grid of samples every `sample_interval` steps.
+
+    :param batches: from a step to the batches from that step on.
+    :return: the command's exit code.
+    """
+
+    def save_samples(network: th.nn.Module, step: int) -> None:
+        images, columns = draw_grid(network)
+        save_grid(grid_path(run.folder, step), images, columns)
+
+    return run_training(run.loop(TrainLoop, run.build(), batches, save_samples), run)
+
+
+def diffusion_batches(
+    run: Run[UNetConfig, TrainConfig], start_step: int, **more: Any
+) -> Iterator[Batch]:
+    """`Run.batches`, some without their classes where the network trains with `cond_drop_prob`."""
+    batches = run.batches(start_step, **more)
+    if not run.model.cond_drop_prob:
+        return batches
+    null = run.model.num_classes
+    return drop_classes(batches, run.model.cond_drop_prob, null, run.train.seed, start_step)
+
+
+def drop_classes(
+    batches: Iterator[Batch], probability: float, null: int, seed: int, start_step: int
+) -> Iterator[Batch]:
+    """Replace classes by the class `null`, "no class", with the given probability.
+
+    So one network learns to denoise with and without the class (arXiv 2207.12598, algorithm 1).
+    Which images lose theirs is a function of the seed and of their index in the run.
+    """
+    for step, (images, cond) in enumerate(batches, start_step):
+        draws = rng.uniforms(seed, "drop class", image_indices(step, len(images)))
+        dropped = th.from_numpy(draws < probability)
+        yield images, {**cond, "y": cond["y"].masked_fill(dropped, null)}
+
+
+def image_indices(step: int, count: int) -> range:
+    """Indices in the run of this rank's `count` images of a step."""
+    first = (step * dist_util.world_size() + dist_util.rank()) * count
+    return range(first, first + count)
+
+
+def first_images(
+    batches: Callable[[int], Iterator[Batch]], count: int
+) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    """The first images of the training, at most `count`, with their arguments, on the device."""
+    images, cond = next(batches(0))
+    device = dist_util.dev()
+    return images[:count].to(device), {k: v[:count].to(device) for k, v in cond.items()}
+
+
+def _draw_samples(
+    run: Run[ModelConfig, TrainConfig], network: th.nn.Module
+) -> tuple[th.Tensor, int]:
+    """16 samples in 4 columns, of one class after the other."""
+    device, size = dist_util.dev(), run.model.image_size
+    cond = {}
+    if run.classes:
+        cond["y"] = th.arange(16, device=device) % len(run.classes)
+    shape = (run.model.in_channels, size, size)
+    return preview_images(network, run.diffusion.build(), shape, 16, device, cond), 4
