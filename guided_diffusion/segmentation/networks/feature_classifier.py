@@ -92,8 +92,11 @@ class FeatureClassifier(nn.Module):
         self.multiple = 2 ** (len(backbone.channel_mult) - 1)
         widths = [_width(backbone.output_blocks[block]) for block in self.blocks]
         self.head = PixelHead(widths * (1 if shared_head else len(self.timesteps)), classes)
-        # features of images seen before, by their bytes; None keeps nothing
-        self.known: dict[bytes, list[th.Tensor]] | None = None
+        self._remembered: dict[bytes, list[th.Tensor]] | None = None  # by the images' bytes
+
+    def remember_features(self) -> None:
+        """Keep the features of every image seen from now on: for training without augmentation."""
+        self._remembered = {}
 
     def train(self, mode: bool = True) -> "FeatureClassifier":
         super().train(mode)
@@ -117,13 +120,13 @@ class FeatureClassifier(nn.Module):
     @th.no_grad()
     def features(self, images: th.Tensor) -> list[th.Tensor]:
         """Activations `[N x width x h x w]`: all blocks of the first timestep, then of the next."""
-        if self.known is None:
+        if self._remembered is None:
             return self._compute(images)
         keys = [image.cpu().numpy().tobytes() for image in images]
         for key, image in zip(keys, images):
-            if key not in self.known:
-                self.known[key] = self._compute(image[None])
-        return [th.cat(maps) for maps in zip(*(self.known[key] for key in keys))]
+            if key not in self._remembered:
+                self._remembered[key] = self._compute(image[None])
+        return [th.cat(maps) for maps in zip(*(self._remembered[key] for key in keys))]
 
     def _compute(self, images: th.Tensor) -> list[th.Tensor]:
         noise = rng.normal(self.noise_seed, "features", [0], images.shape[1:]).to(images)
