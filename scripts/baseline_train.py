@@ -1,14 +1,22 @@
-"""Train a network to compare with, by the loop that fine-tunes: smp's U-Net, a U-Net, features.
+"""Train a baseline to compare with fine-tuning, on the same images and by the same training loop.
 
-Its files are those of scripts/finetune.py, and predict.py and evaluate.py take them alike.
+The baselines are segmentation_models_pytorch's U-Net, a U-Net from random weights, and a pixel
+classifier on frozen features. Their files work with predict.py and evaluate.py.
 """
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import parse_flags
-from guided_diffusion.segmentation.training.baselines import make_flags, prepare_given
-from guided_diffusion.segmentation.training.setup import train
+from guided_diffusion.segmentation.training.baselines import make_flags, prepare
+from guided_diffusion.segmentation.training.job import require_one_process, train
+
+
+def main() -> int:
+    overrides = parse_flags(make_flags(__doc__))
+    require_one_process()
+    return train(prepare(overrides))
+
 
 if __name__ == "__main__":
-    command(lambda: train(prepare_given, parse_flags(make_flags(__doc__))))()
+    command(main)()

@@ -1,10 +1,18 @@
-"""Turn a pretrained diffusion network into a segmentation network, from a few labelled images."""
+"""Turn a pretrained diffusion network into a segmentation network, using a few labelled images."""
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import parse_flags
-from guided_diffusion.segmentation.training.setup import make_flags, prepare_given, train
+from guided_diffusion.segmentation.training.finetune import make_flags, prepare
+from guided_diffusion.segmentation.training.job import require_one_process, train
+
+
+def main() -> int:
+    overrides = parse_flags(make_flags(__doc__))
+    require_one_process()
+    return train(prepare(overrides))
+
 
 if __name__ == "__main__":
-    command(lambda: train(prepare_given, parse_flags(make_flags(__doc__))))()
+    command(main)()

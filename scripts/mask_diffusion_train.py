@@ -1,18 +1,18 @@
-"""Train a diffusion that draws the masks of radiographs, for predict.py to segment with."""
+"""Train a diffusion model that draws masks of radiographs; predict.py segments with it."""
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import parse_flags
-from guided_diffusion.segmentation.training.mask_training import make_flags, prepare_given
+from guided_diffusion.segmentation.training.mask_training import make_flags, prepare
 
 
 def main() -> int:
     overrides = parse_flags(make_flags(__doc__))
     dist_util.setup_dist()
     with dist_util.failure_guard():
-        training = prepare_given(overrides)
+        training = prepare(overrides)
         code = training.run()
         if dist_util.is_main():
             print(f"segmentation model: {training.model_path}")

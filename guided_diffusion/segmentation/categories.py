@@ -1,9 +1,9 @@
-"""The class table: which index in a mask means what, and in which colour it is drawn."""
+"""The class table: the meaning and the colour of each value in index masks."""
 
 import colorsys
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.errors import UserError
 
 DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "categories.json")
-MAX_CATEGORIES = 255  # masks hold 8 bits, and 255 in them means "ignore"
+MAX_CATEGORIES = 255  # masks have 8 bits, and 255 in them means "ignore"
 EXAMPLE = '{"index": 1, "name": "enamel", "color": [255, 0, 0]}'
+
+# pairs of classes that are exchanged when an image is mirrored left to right
+Swaps = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,16 @@ class Category:
     color: tuple[int, int, int]
 
 
-# the class table of masks that tell something from nothing
+# the class table of masks that only separate foreground from background
 BINARY = (Category(0, "background", (0, 0, 0)), Category(1, "foreground", (255, 0, 0)))
 
 
 def load_categories(path: str | None = None) -> tuple[Category, ...]:
-    """Read a class table, in order of the indices; without a path the project's own (bitewings).
+    """Read a class table, sorted by index.
 
-    Raises UserError naming the file and the fault: not JSON, indices that do not run 0, 1, 2, ...,
-    a name or a colour that two classes share.
+    :param path: a JSON file; None or "" for the project's own table (bitewings).
+    :raises UserError: naming the file and the fault: not JSON, indices other than 0, 1, 2, ..., or
+        a name or colour that two classes share.
     """
     path = str(path or DEFAULT_CATEGORIES)
     try:
@@ -54,7 +58,7 @@ def load_categories(path: str | None = None) -> tuple[Category, ...]:
 
 
 def from_plain(plain: Any, source: str = "the class table") -> tuple[Category, ...]:
-    """Check and build a class table from plain lists and dictionaries, see `to_plain`."""
+    """Check and build a class table from plain lists and dictionaries; see `to_plain`."""
     if not isinstance(plain, list | tuple) or not 2 <= len(plain) <= MAX_CATEGORIES:
         raise UserError(
             f"{source}: expected a list of 2 to {MAX_CATEGORIES} classes, each like {EXAMPLE}."
@@ -63,7 +67,7 @@ def from_plain(plain: Any, source: str = "the class table") -> tuple[Category, .
     indices = [category.index for category in table]
     if indices != list(range(len(table))):
         raise UserError(
-            f"{source}: the indices are {indices}; they must be 0 to {len(table) - 1}, each once."
+            f"{source}: the indices are {indices}; expected 0 to {len(table) - 1}, each once."
         )
     names: dict[str, int] = {}
     colors: dict[tuple[int, int, int], int] = {}
@@ -77,7 +81,7 @@ def from_plain(plain: Any, source: str = "the class table") -> tuple[Category, .
         if twin != category.index:
             raise UserError(
                 f"{source}: classes {twin} and {category.index} share the colour "
-                f"{list(category.color)}; colour masks could not be told apart."
+                f"{list(category.color)}; colour masks would be ambiguous."
             )
     return tuple(table)
 
@@ -87,9 +91,9 @@ def _category(item: Any, source: str) -> Category:
         raise UserError(f"{source}: {_short(item)} is not a class; write it like {EXAMPLE}.")
     index, name, color = item["index"], item["name"], item["color"]
     if not _is_int(index):
-        raise UserError(f"{source}: index {_short(index)} is not a whole number.")
+        raise UserError(f"{source}: index {_short(index)} is not an integer.")
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise UserError(f"{source}: class {index} needs a name of one line, not {_short(name)}.")
+        raise UserError(f"{source}: class {index} needs a name on one line, not {_short(name)}.")
     if (
         not isinstance(color, list | tuple)
         or len(color) != 3
@@ -97,7 +101,7 @@ def _category(item: Any, source: str) -> Category:
     ):
         raise UserError(
             f"{source}: class {index} ({name}) has the colour {_short(color)}; "
-            "a colour is [red, green, blue], each 0 to 255."
+            "a colour is [red, green, blue], each from 0 to 255."
         )
     return Category(index, name.strip(), tuple(color))
 
@@ -122,7 +126,7 @@ def generic_categories(n: int) -> tuple[Category, ...]:
     The hues step by the golden ratio, so that neighbouring indices look unlike each other.
     """
     if not 2 <= n <= MAX_CATEGORIES:
-        raise UserError(f"{n} classes: between 2 and {MAX_CATEGORIES} are possible.")
+        raise UserError(f"{n} classes: choose between 2 and {MAX_CATEGORIES}.")
     table = [Category(0, "background", (0, 0, 0))]
     for index in range(1, n):
         hue = (index - 1) * 0.618034 % 1.0
@@ -133,14 +137,17 @@ def generic_categories(n: int) -> tuple[Category, ...]:
 
 
 def categories_for(num_classes: int, path: str | None = None) -> tuple[Category, ...]:
-    """The table for a task of `num_classes`: the file at `path`, which must have as many classes;
-    without a path the default table where it has as many, a generic one otherwise."""
+    """The class table for a task of `num_classes`.
+
+    :param path: a table of as many classes; without one, the project's own table if it has as many,
+        or else a generic one.
+    """
     if path:
         table = load_categories(path)
         if len(table) != num_classes:
             raise UserError(
-                f"{path} lists {len(table)} classes but {num_classes} are asked for; "
-                "make the file and the number of classes agree."
+                f"{path} lists {len(table)} classes but {num_classes} were requested; "
+                "make them agree."
             )
         return table
     if Path(DEFAULT_CATEGORIES).exists():
@@ -150,14 +157,42 @@ def categories_for(num_classes: int, path: str | None = None) -> tuple[Category,
     return generic_categories(num_classes)
 
 
-Swaps = tuple[tuple[int, int], ...]
+def resolve_categories(
+    count: Callable[[], int], number: int = 0, path: str = "", binary: bool = False
+) -> tuple[Category, ...]:
+    """The class table that the flags ask for, or else one for the classes in the masks.
+
+    :param count: counts the classes in the masks; called only where the flags do not tell.
+    :param number: of classes, 0 if not given.
+    :param path: of a class table, "" if not given.
+    :param binary: masks separate foreground from background, whatever their values.
+    """
+    if binary:
+        if number not in (0, 2):
+            raise UserError(f"--binary or --mask_threshold makes two classes, not {number}")
+        return categories_for(2, path) if path else BINARY
+    if number:
+        return categories_for(number, path)
+    return load_categories(path) if path else categories_for(count())
+
+
+def parse_swaps(text: str) -> Swaps:
+    """`"1:2,5:6"` to the pairs of classes to exchange when an image is mirrored."""
+    pairs = []
+    for part in filter(None, text.split(",")):
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", part)
+        pair = (int(match[1]), int(match[2])) if match else (IGNORE, IGNORE)
+        if max(pair) >= IGNORE:
+            raise UserError(f"--flip_swap {text}: expected pairs of classes such as 1:2")
+        pairs.append(pair)
+    return tuple(pairs)
 
 
 def check_swaps(categories: Sequence[Category], swaps: Swaps, chosen: bool) -> None:
-    """Refuse to mirror radiographs whose classes have a side that nobody said how to exchange.
+    """Refuse to mirror radiographs if classes have a side and nobody said how to exchange them.
 
-    :param chosen: whether somebody chose `swaps`, if only by choosing none.
-    :raises UserError: also where a pair names a class that there is not.
+    :param chosen: whether the user chose `swaps`, be it by choosing none.
+    :raises UserError: also if a pair names a class that does not exist.
     """
     missing = sorted({n for pair in swaps for n in pair if n >= len(categories)})
     if missing:
@@ -177,16 +212,5 @@ def check_swaps(categories: Sequence[Category], swaps: Swaps, chosen: bool) -> N
         advice = ",".join(f"{one}:{other}" for one, other in sorted(pairs)) or "1:2"
         raise UserError(
             f"--tta mirrors radiographs, and {sided[0].name!r} has a side: say which classes "
-            f"change places, as in --flip_swap {advice}, or take --tta shifts"
+            f"to exchange, as in --flip_swap {advice}, or use --tta shifts"
         )
-
-
-def parse_swaps(text: str) -> tuple[tuple[int, int], ...]:
-    """`"1:2,5:6"` to pairs of classes that change places when an image is mirrored."""
-    try:
-        pairs = [tuple(int(n) for n in pair.split(":")) for pair in text.split(",") if pair]
-        if any(len(pair) != 2 or not all(0 <= n < IGNORE for n in pair) for pair in pairs):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--flip_swap {text}: expected pairs of classes such as 1:2") from None
-    return tuple(pairs)

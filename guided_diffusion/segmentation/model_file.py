@@ -1,7 +1,7 @@
-"""`segm.pth`: a segmentation network with all that is needed to use it.
+"""`segm.pth`: a segmentation network with everything needed to use it.
 
-One file holds the weights, the architecture, the class table and how radiographs were read; plain
-tensors and plain values, written atomically.
+One file holds the weights, the architecture, the class table and how radiographs were read, as
+tensors and plain values; it is written atomically.
 """
 
 import dataclasses
@@ -16,7 +16,13 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
-from guided_diffusion.segmentation.categories import Category, from_plain, to_plain
+from guided_diffusion.segmentation.categories import (
+    Category,
+    Swaps,
+    from_plain,
+    parse_swaps,
+    to_plain,
+)
 
 FORMAT = "guided-diffusion segmentation 1"
 
@@ -32,11 +38,13 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig:
-    """What a segmentation network is, besides its weights.
+    """Everything about a segmentation network except its weights.
 
-    model: the diffusion network it grew out of, None for a kind that has none. depth: levels kept
-    of it, None for all. timestep: at which radiographs enter, in the network's units. categories:
-    one a class. kind: of KINDS. options: plain values that the kind needs besides.
+    model: the diffusion network that it is made from, None for a kind that has none. depth: number
+    of that network's levels kept, None for all. timestep: at which radiographs enter, in the
+    network's units. categories: one per class. kind: a key of KINDS. options: further plain values
+    that the kind needs. flip_swaps: the classes exchanged when training mirrored left and right,
+    () for none; None where training mirrored nothing, or where the file does not say.
     """
 
     model: ModelConfig | None
@@ -46,6 +54,7 @@ class SegmentationConfig:
     timestep: float = 1
     kind: str = "unet"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    flip_swaps: Swaps | None = None
 
     @property
     def in_channels(self) -> int:
@@ -69,20 +78,24 @@ class SegmentationConfig:
             "timestep": self.timestep,
             "kind": self.kind,
             "options": self.options,
+            "flip_swaps": None if self.flip_swaps is None else [list(p) for p in self.flip_swaps],
         }
 
     @classmethod
     def from_plain(cls, values: dict[str, Any], source: str) -> "SegmentationConfig":
-        """:raises UserError: if `values` are of no segmentation network, or of an unknown kind."""
+        """Read what `to_plain` wrote, and the files of version 0.1.0.
+
+        :raises UserError: if `values` do not describe a segmentation network of a known kind.
+        """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise UserError(
-                f"{source} is no segmentation model: expected a file that scripts/finetune.py wrote"
+                f"{source} is not a segmentation model: expected a file from scripts/finetune.py"
             )
         kind = values.get("kind", "unet")
         if kind not in KINDS:
             raise UserError(
-                f"{source} holds a network of kind {kind!r}, which this version does not know"
-                f" (it knows {', '.join(KINDS)}): update the package"
+                f"{source} holds a network of kind {kind!r}, unknown to this version (known:"
+                f" {', '.join(KINDS)}): update the package"
             )
         model = values["model"]
         return cls(
@@ -93,18 +106,40 @@ class SegmentationConfig:
             timestep=values["timestep"],
             kind=kind,
             options=values.get("options", {}),
+            flip_swaps=_read_swaps(values),
         )
+
+
+def swaps_of_training(flip: str, flip_swap: str) -> Swaps | None:
+    """`flip_swaps` of a network trained with these flags."""
+    mirrored = bool(flip_swap) or flip in ("horizontal", "both")
+    return parse_swaps(flip_swap) if mirrored else None
+
+
+def _read_swaps(values: dict[str, Any]) -> Swaps | None:
+    if "flip_swaps" in values:
+        pairs = values["flip_swaps"]
+        return None if pairs is None else tuple((one, other) for one, other in pairs)
+    flags = values.get("origin") or {}  # version 0.1.0 recorded the flags alone
+    return swaps_of_training(flags.get("flip", "none"), str(flags.get("flip_swap", "")))
 
 
 def save_model(
     path: str, config: SegmentationConfig, weights: dict[str, th.Tensor], **extra: Any
 ) -> None:
-    """Write a model file; `extra` holds further plain values, such as scores."""
+    """Write a model file.
+
+    :param extra: further plain values, such as scores.
+    """
     checkpoint.save(path, {**config.to_plain(), **extra, "state_dict": weights})
 
 
 def load_model(path: str) -> tuple[th.nn.Module, SegmentationConfig, dict[str, Any]]:
-    """The network in eval mode on the CPU, its configuration, and all that the file holds."""
+    """Read a model file.
+
+    :return: the network in eval mode on the CPU, its configuration, and all values of the file.
+    :raises UserError: if it is not a model file.
+    """
     values = checkpoint.load(path)
     config = SegmentationConfig.from_plain(values, path)
     model = config.build()

@@ -329,10 +329,10 @@ def again_and_again() -> None:
     One after the other; so what takes seconds to import is imported once. The codes of their ends
     go to a file.
     """
-    from guided_diffusion.segmentation.training import finetune, setup  # noqa: F401 - for the children
+    from guided_diffusion.segmentation.training import finetune, loop  # noqa: F401 - for the children
 
     os.chdir(os.environ["OPENAI_LOGDIR"])
-    finetune.SAVE_EVERY = 0.0
+    loop.SAVE_EVERY = 0.0
     for disturbance in os.environ["DISTURBANCES"].split(","):
         os.environ["DISTURB"] = disturbance
         child = os.fork()

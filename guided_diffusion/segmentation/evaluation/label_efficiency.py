@@ -41,7 +41,7 @@ from guided_diffusion.segmentation.training.dataset import count_classes
 
 # the script that a method runs, and the function that does the same in this process
 RUNNERS = {
-    "finetune.py": "guided_diffusion.segmentation.training.setup",
+    "finetune.py": "guided_diffusion.segmentation.training.finetune",
     "baseline_train.py": "guided_diffusion.segmentation.training.baselines",
     "mask_diffusion_train.py": "guided_diffusion.segmentation.training.mask_training",
 }
@@ -320,7 +320,7 @@ class LabelEfficiency:
 
     def _run(self, run: Run) -> str | None:
         began = time.monotonic()
-        prepare = import_module(RUNNERS[run.method.script]).prepare_given
+        prepare = import_module(RUNNERS[run.method.script]).prepare
         os.makedirs(self._folder(run), exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):  # its messages are in its log.txt
             finetuner = prepare(self._given(run))

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
+from guided_diffusion.segmentation.categories import (
+    BINARY,
+    Category,
+    categories_for,
+    load_categories,
+)
 from guided_diffusion.segmentation.evaluation.calibration import Calibration, binary_prediction
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair
 from guided_diffusion.segmentation.evaluation.statistics import bootstrap
@@ -22,7 +27,6 @@ from guided_diffusion.segmentation.metrics import (
     nan_mean,
 )
 
-BINARY = (Category(0, "background", (0, 0, 0)), Category(1, "foreground", (255, 0, 0)))
 DISTANCES = ("hd95", "asd")
 
 

@@ -1,4 +1,4 @@
-"""Networks to compare with, trained by the same loop on the same images as a fine-tuned one."""
+"""Baselines to compare with fine-tuning: the same images and loop, other networks."""
 
 import argparse
 import dataclasses
@@ -23,20 +23,17 @@ from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
     existing_blocks,
 )
+from guided_diffusion.segmentation.networks.feature_classifier import build as build_features
 from guided_diffusion.segmentation.training.dataset import LabelledImages
-from guided_diffusion.segmentation.training.finetune import Finetuner
+from guided_diffusion.segmentation.training.job import Folders, read_data, start_run
 from guided_diffusion.segmentation.training.layers import parameter_groups
 from guided_diffusion.segmentation.training.learning import LearningConfig
-from guided_diffusion.segmentation.training.setup import (
-    Plan,
-    add_validation_folders,
-    begin,
-    load_data,
-    validation_folders,
-)
+from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 
 NETWORKS = ("smp", "unet", "features")
-# sides of images read at a share of their own size are multiples of this, which suits all networks
+# folders that are used when none are passed
+_TRAIN_FOLDERS = ("data/imgs", "data/masks")
+# input sizes derived from --scale are multiples of this, in pixels, which suits all networks
 _MULTIPLE = 32
 
 
@@ -44,113 +41,100 @@ _MULTIPLE = 32
 class BaselineConfig(LearningConfig):
     """Training a baseline."""
 
+    TITLE: ClassVar[str] = "Training a baseline"
+
     network: str = flag(
         "smp",
-        "segmentation_models_pytorch's U-Net, this package's from random weights, or a pixel"
-        " classifier on frozen features of a diffusion network",
+        "smp: segmentation_models_pytorch's U-Net; unet: this package's U-Net from random weights;"
+        " features: a pixel classifier on frozen features of a diffusion network",
         choices=NETWORKS,
     )
     checkpoint: str = flag(
-        "", "pretrained diffusion network: images are read as for it; unet has its architecture"
+        "", "pretrained diffusion network: its image reading is used, by unet also its architecture"
     )
-    load: str = flag("", "model file to go on from: its network and its weights", "-f")
+    load: str = flag("", "model file to continue from: its network and its weights", "-f")
     scale: float = flag(
-        0.5, "size of the images the network sees, unless --image_size or a file tells it", "-s"
+        0.5,
+        "size of the network's input as a fraction of the largest image, unless --image_size,"
+        " --load or --checkpoint sets it",
+        "-s",
     )
-    validation: float = flag(0.0, "percent of the training images to validate on instead", "-v")
+    validation: float = flag(0.0, "percentage of the training images held out to validate on", "-v")
     amp: bool = flag(False, "mixed precision: fp16 on a GPU")
-    encoder: str = flag("resnet34", "of the smp network")
-    encoder_weights: str = flag("none", "imagenet (fetched), a file of weights, or none")
+    encoder: str = flag("resnet34", "encoder of the smp network")
+    encoder_weights: str = flag("none", "imagenet (downloaded), a file of weights, or none")
     feature_blocks: str = flag(
-        "5,6,7,8,12", "decoder blocks whose outputs are features; 0: deepest"
+        "5,6,7,8,12", "decoder blocks whose outputs are the features, counted from 0, the deepest"
     )
     feature_timesteps: str = flag(
-        "50,150,250", "timesteps of the noised images, of 1000; scaled to other diffusions"
+        "50,150,250", "timesteps of the noised images, out of 1000 (rescaled to other diffusions)"
     )
-    shared_head: bool = flag(False, "one classifier for all timesteps, its results averaged")
-
-    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (*LearningConfig.NOT_NEGATIVE, "validation")
+    shared_head: bool = flag(
+        False, "one classifier for all timesteps, whose probabilities are averaged"
+    )
 
     def check(self) -> None:
         super().check()
         if not 0 < self.scale <= 1:
-            raise UserError(f"--scale {self.scale}: above 0, to 1 for the images' own size")
-        if not self.validation < 100:
-            raise UserError(f"--validation {self.validation}: percent, below 100")
-
-
-@dataclasses.dataclass
-class Baseline:
-    """A network with its first weights.
-
-    fresh: names of its parameters that are not pretrained; None where none is.
-    """
-
-    model: th.nn.Module
-    config: SegmentationConfig
-    fresh: set[str] | None = None
-    message: str = ""
+            raise UserError(f"--scale {self.scale}: must be in (0, 1]; 1: the images' own size")
+        if not 0 <= self.validation < 100:
+            raise UserError(f"--validation {self.validation}: a percentage, must be in [0, 100)")
 
 
 def make_flags(description: str = "") -> argparse.ArgumentParser:
     """The parser of scripts/baseline_train.py."""
     parser = make_parser(description, BaselineConfig, ReadingConfig, ModelConfig)
-    parser.add_argument("train_img", nargs="?", help="folder of radiographs (default: data/imgs)")
-    parser.add_argument("train_mask", nargs="?", help="folder of masks (default: data/masks)")
-    add_validation_folders(parser)
+    Folders.add_to(parser, default=_TRAIN_FOLDERS)
     return parser
 
 
-def prepare_given(overrides: Mapping[str, Any]) -> Finetuner | None:
-    """Check everything, then build the run; None if it is complete already."""
+def prepare(overrides: Mapping[str, Any]) -> Finetuner | None:
+    """Check everything, then build the run.
+
+    :param overrides: the flags and arguments that the user gave.
+    :return: None if the run is complete already.
+    :raises UserError: for whatever the user must correct, before anything is written.
+    """
     settings = from_flags(BaselineConfig, overrides)
     settings.check()
-    if ("train_img" in overrides) != ("train_mask" in overrides):
-        raise UserError("TRAIN_IMG is given without TRAIN_MASK: give both folders or neither")
-    train_dirs = (
-        overrides.get("train_img", "data/imgs"),
-        overrides.get("train_mask", "data/masks"),
-    )
-    val_dirs = validation_folders(overrides)
-    if val_dirs and settings.validation:
-        raise UserError("--validation takes from the training images; VAL_IMG is given as well")
-    start = load_model(settings.load) if settings.load else None
+    folders = Folders.from_flags(overrides, default=_TRAIN_FOLDERS)
+    if folders.val and settings.validation:
+        raise UserError("--validation splits the training images: leave it out, or VAL_IMG")
+    loaded = load_model(settings.load) if settings.load else None
     pretrained = (
         read_trained(settings.checkpoint, overrides, for_tuning=True)
         if settings.checkpoint
         else None
     )
-    reading = _reading(settings, train_dirs, overrides, start and start[1], pretrained)
-    categories, train, val = load_data(settings, train_dirs, val_dirs, reading)
+    reading = _reading(settings, folders.train, overrides, loaded and loaded[1], pretrained)
+    data = read_data(settings, folders, reading)
     if settings.validation:
-        train, val = split(train, settings.validation, settings.seed)
+        train, val = split(data.train, settings.validation, settings.seed)
+        data = dataclasses.replace(data, train=train, val=val)
     th.manual_seed(settings.seed)
-    if start is not None:
-        baseline = _loaded(settings, overrides, start, len(categories))
+    if loaded is not None:
+        initial = _continue(settings, overrides, loaded[0], loaded[1], len(data.categories))
     else:
-        config = SegmentationConfig(None, reading, categories)
-        baseline = {"smp": _smp, "unet": _unet, "features": _features}[settings.network](
-            config, settings, overrides, pretrained
-        )
-    groups = None
-    if baseline.fresh is not None:
-        groups = parameter_groups(baseline.model, 1.0, baseline.fresh, settings.head_lr_scale)
-    model = baseline.model
+        config = SegmentationConfig(None, reading, data.categories)
+        build = {"smp": _smp, "unet": _unet, "features": _features}[settings.network]
+        initial = build(config, settings, overrides, pretrained)
+    model = initial.model
     if isinstance(model, FeatureClassifier) and settings.augmentation == settings.flip == "none":
         model.remember_features()
-    parameters = sum(p.numel() for p in baseline.model.parameters() if p.requires_grad)
-    messages = [baseline.message, f"{baseline.config.kind}: {parameters} parameters train"]
-    source = os.path.basename(settings.load or settings.checkpoint)
-    plan = Plan(baseline.model, baseline.config, settings, train, val, source, messages, groups)
-    return begin(plan, settings.amp or bool(overrides.get("use_fp16")))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    messages = [*initial.messages, f"{initial.config.kind}: {trainable} trainable parameters"]
+    initial = dataclasses.replace(initial, messages=messages)
+    source = settings.load or settings.checkpoint
+    use_fp16 = settings.amp or bool(overrides.get("use_fp16"))
+    return start_run(initial, settings, data, source, use_fp16)
 
 
 def split(data: LabelledImages, percent: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Images to train on and, `percent` of them but at least one, to validate on."""
+    """Images to train on, and `percent` of them, but at least one, to validate on instead."""
     order = np.random.default_rng(rng.derive_seed(seed, "validation")).permutation(len(data))
     count = max(1, round(len(data) * percent / 100))
     if count >= len(data):
-        raise UserError(f"--validation {percent}: leaves none of {len(data)} images to train on")
+        raise UserError(f"--validation {percent}: leaves none of {len(data)} images for training")
     return data.choose(sorted(order[count:])), data.choose(sorted(order[:count]))
 
 
@@ -158,12 +142,12 @@ def _reading(
     settings: BaselineConfig,
     train_dirs: tuple[str, str],
     overrides: Mapping[str, Any],
-    start: SegmentationConfig | None,
+    loaded: SegmentationConfig | None,
     pretrained: Trained[ModelConfig] | None,
 ) -> ReadingConfig:
-    """As the file to start from was read, else as the flags say, else as suits the images."""
-    if start is not None:
-        return from_flags(ReadingConfig, overrides, start.reading)
+    """How to read images: as --load or --checkpoint was, or, by default, to suit the images."""
+    if loaded is not None:
+        return from_flags(ReadingConfig, overrides, loaded.reading)
     if pretrained is not None:
         reading = dataclasses.replace(pretrained.reading, resize="pad")
         return from_flags(ReadingConfig, overrides, reading)
@@ -183,7 +167,7 @@ def _smp(
     settings: BaselineConfig,
     overrides: Mapping[str, Any],
     pretrained: Trained[ModelConfig] | None,
-) -> Baseline:
+) -> InitialNetwork:
     from guided_diffusion.segmentation.networks.smp_unet import SmpUnet
 
     weights = settings.encoder_weights
@@ -194,10 +178,11 @@ def _smp(
         model.load_encoder(weights)
     config = dataclasses.replace(config, kind="smp", options={"encoder": settings.encoder})
     message = f"smp U-Net with encoder {settings.encoder}, weights {weights or 'none'}"
-    if weights in ("", "none"):
-        return Baseline(model, config, None, message)
-    names = {n for n, _ in model.named_parameters() if not n.startswith("network.encoder.")}
-    return Baseline(model, config, names, message)
+    groups = None
+    if weights not in ("", "none"):
+        fresh = {n for n, _ in model.named_parameters() if not n.startswith("network.encoder.")}
+        groups = parameter_groups(model, 1.0, fresh, settings.head_lr_scale)
+    return InitialNetwork(model, config, groups, messages=[message])
 
 
 def _unet(
@@ -205,9 +190,9 @@ def _unet(
     settings: BaselineConfig,
     overrides: Mapping[str, Any],
     pretrained: Trained[ModelConfig] | None,
-) -> Baseline:
+) -> InitialNetwork:
     if pretrained is not None:
-        model = dataclasses.replace(pretrained.model, use_fp16=False)
+        network = dataclasses.replace(pretrained.model, use_fp16=False)
     else:
         size = config.reading.image_size
         own = {
@@ -215,9 +200,10 @@ def _unet(
             "in_channels": config.in_channels,
             "use_fp16": False,
         }
-        model = from_flags(ModelConfig, {**overrides, **own}).with_explicit_channel_mult()
-    config = dataclasses.replace(config, model=model)
-    return Baseline(config.build(), config, None, "this package's U-Net from random weights")
+        network = from_flags(ModelConfig, {**overrides, **own}).with_explicit_channel_mult()
+    config = dataclasses.replace(config, model=network)
+    messages = ["this package's U-Net from random weights"]
+    return InitialNetwork(config.build(), config, messages=messages)
 
 
 def _features(
@@ -225,9 +211,9 @@ def _features(
     settings: BaselineConfig,
     overrides: Mapping[str, Any],
     pretrained: Trained[ModelConfig] | None,
-) -> Baseline:
+) -> InitialNetwork:
     if pretrained is None:
-        raise UserError("--network features needs --checkpoint, the pretrained diffusion network")
+        raise UserError("--network features needs --checkpoint: a pretrained diffusion network")
     if pretrained.model.class_cond:
         raise UserError(
             f"{pretrained.path} is class-conditional: features need a network without classes"
@@ -240,33 +226,33 @@ def _features(
     steps = pretrained.diffusion.diffusion_steps
     timesteps = _integers("feature_timesteps", settings.feature_timesteps)
     if not all(0 <= t < 1000 for t in timesteps):
-        raise UserError(f"--feature_timesteps {settings.feature_timesteps}: from 0 to 999, of 1000")
+        raise UserError(f"--feature_timesteps {settings.feature_timesteps}: must be 0 to 999")
+    timesteps = [min(round(t * steps / 1000), steps - 1) for t in timesteps]
     options = {
         "diffusion": dataclasses.asdict(pretrained.diffusion),
         "blocks": blocks,
-        "timesteps": [min(round(t * steps / 1000), steps - 1) for t in timesteps],
+        "timesteps": timesteps,
         "shared_head": settings.shared_head,
         "noise_seed": 0,
     }
     config = dataclasses.replace(config, model=network, kind="features", options=options)
-    model = config.build()
+    model = build_features(config)
     model.backbone.load_state_dict(pretrained.weights)
-    model.backbone.requires_grad_(False)
     missing = [block for block in wanted if block not in blocks]
     message = f"features of decoder blocks {', '.join(map(str, blocks))} of {count}"
     if missing:
-        message += f"; it has no {', '.join(map(str, missing))}"
-    message += f"; timesteps {', '.join(map(str, options['timesteps']))} of {steps}"
-    return Baseline(model, config, None, message)
+        message += f" (not available: {', '.join(map(str, missing))})"
+    message += f"; timesteps {', '.join(map(str, timesteps))} of {steps}"
+    return InitialNetwork(model, config, messages=[message])
 
 
-def _loaded(
+def _continue(
     settings: BaselineConfig,
     overrides: Mapping[str, Any],
-    start: tuple[th.nn.Module, SegmentationConfig, dict[str, Any]],
+    model: th.nn.Module,
+    config: SegmentationConfig,
     classes: int,
-) -> Baseline:
-    model, config, _ = start
+) -> InitialNetwork:
     if settings.network != config.kind and "network" in overrides:
         raise UserError(
             f"--load {settings.load} holds a network of kind {config.kind}, not {settings.network}"
@@ -274,9 +260,9 @@ def _loaded(
     if len(config.categories) != classes:
         raise UserError(
             f"--load {settings.load} has {len(config.categories)} classes, the masks {classes}:"
-            " give --out_channels if they are the same"
+            " pass --out_channels if they mean the same"
         )
-    return Baseline(model, config, None, f"going on from {settings.load}")
+    return InitialNetwork(model, config, messages=[f"starting from {settings.load}"])
 
 
 def _integers(name: str, text: str) -> list[int]:
@@ -285,5 +271,5 @@ def _integers(name: str, text: str) -> list[int]:
     except ValueError:
         found = []
     if not found:
-        raise UserError(f"--{name} {text}: expected whole numbers by commas")
+        raise UserError(f"--{name} {text}: expected comma-separated integers")
     return found

@@ -1,4 +1,4 @@
-"""Radiographs paired with masks, checked and in memory: there are only a handful."""
+"""Radiographs paired with masks, checked and kept in memory: there are only a handful."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,16 @@ from guided_diffusion.images.image_io import check_sizes, read_image, read_mask
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.training.augment import Augmentation
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Radiographs and masks at the network's size, or, read as "native", each at its own.
+    """N radiographs and masks at the network's size, or, read as "native", each at its own size.
 
-    names: N. images: N uint8 `[H x W x C]`. masks: N uint8 `[H x W]` of class indices, IGNORE in
-    the padding. window: height and width of the parts to train on, where sizes are native.
+    images: uint8 `[H x W x C]`. masks: uint8 `[H x W]` of class indices, IGNORE in the padding.
+    window: height and width of the crops to train on, for native sizes.
     """
 
     names: tuple[str, ...]
@@ -33,7 +34,7 @@ class LabelledImages:
         return len(self.names)
 
     def choose(self, numbers: Sequence[int]) -> "LabelledImages":
-        """Some of them, in this order."""
+        """The pairs with these numbers, in this order."""
         return LabelledImages(
             tuple(self.names[i] for i in numbers),
             [self.images[i] for i in numbers],
@@ -42,7 +43,7 @@ class LabelledImages:
         )
 
     def join(self, more: "LabelledImages") -> "LabelledImages":
-        """These, then those of `more`."""
+        """These pairs, then those of `more`."""
         return LabelledImages(
             (*self.names, *more.names),
             [*self.images, *more.images],
@@ -61,17 +62,35 @@ class LabelledImages:
         augmentation: Augmentation | None = None,
         seeds: Sequence[int] = (),
     ) -> tuple[th.Tensor, th.Tensor]:
-        """Images float32 `[B x C x H x W]` in [-1, 1] and masks int64 `[B x H x W]`."""
+        """Images float32 `[B x C x H x W]` in [-1, 1] and masks int64 `[B x H x W]`.
+
+        :param seeds: one per image, for augmentation and random crops.
+        """
         images, masks = [], []
         for place, number in enumerate(numbers):
             image, mask = self.images[number], self.masks[number]
             if self.window:
-                image, mask = _cut(image, mask, self.window, seeds[place] if seeds else 0)
+                image, mask = _random_crop(image, mask, self.window, seeds[place] if seeds else 0)
             if augmentation is not None:
                 image, mask = augmentation(image, mask, seeds[place])
             images.append(image)
             masks.append(mask)
         return normalize(np.stack(images)), th.from_numpy(np.stack(masks)).long()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    categories: the classes of all masks. val: to validate on, if any. synthetic: further pairs to
+    train on. unlabelled: radiographs without masks, see `consistency.load_unlabelled`.
+    """
+
+    categories: tuple[Category, ...]
+    train: LabelledImages
+    val: LabelledImages | None = None
+    synthetic: LabelledImages | None = None
+    unlabelled: LabelledImages | None = None
 
 
 def load_labelled(
@@ -83,13 +102,13 @@ def load_labelled(
     binary: bool = False,
     threshold: int = 0,
 ) -> LabelledImages:
-    """Read and check every pair before anything else happens.
+    """Read and check all pairs of a folder.
 
     :param num_classes: masks hold 0 to `num_classes - 1`; None to allow any.
-    :param only: names of the pairs to read; none for all.
-    :param binary: values of a mask above `threshold` are class 1, the others class 0.
+    :param only: names of the pairs to read; () for all.
+    :param binary: mask values above `threshold` are class 1, all others class 0.
     :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
-        too high.
+        that is too high.
     """
     names, images, masks = [], [], []
     for name, image_path, mask_path in choose_pairs(pair_files(image_dir, mask_dir), only):
@@ -108,24 +127,24 @@ def load_labelled(
 def choose_pairs(
     pairs: Sequence[tuple[str, str, str]], names: Sequence[str]
 ) -> list[tuple[str, str, str]]:
-    """The pairs of these names, in the order of the names; all of them where there are none."""
+    """The pairs with these names, in the order of the names; all pairs if there are none."""
     if not names:
         return list(pairs)
-    known = {name: (name, *paths) for name, *paths in pairs}
+    known = {pair[0]: pair for pair in pairs}
     missing = [name for name in names if name not in known]
     if missing:
         some = ", ".join(list(known)[:5])
         raise UserError(
-            f"--train_names: no radiograph with a mask is called {', '.join(missing)};"
+            f"--train_names: no radiograph with a mask is named {', '.join(missing)};"
             f" there are {len(known)}, such as {some}"
         )
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _cut(
+def _random_crop(
     image: np.ndarray, mask: np.ndarray, window: tuple[int, int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A part of the window's size at a random place; what lies outside the image is IGNORE."""
+    """A crop of the window's size at a random position; pixels outside the image are IGNORE."""
     missing = [(0, max(0, side - have)) for side, have in zip(window, mask.shape)]
     image = np.pad(image, [*missing, (0, 0)])
     mask = np.pad(mask, missing, constant_values=IGNORE)
@@ -144,8 +163,8 @@ def count_classes(mask_dirs: Sequence[tuple[str, str]]) -> int:
     )
     if highest == IGNORE:
         raise UserError(
-            f"the masks hold the value {IGNORE}, which is no class: give --out_channels to see"
-            " where; for black-and-white masks give --binary True, or convert them with"
+            f"the masks hold the value {IGNORE}, which is not a class: pass --out_channels to see"
+            " where; for black-and-white masks pass --binary True, or convert them with"
             " tools/prepare_data.py --action validate --fix-issues"
         )
     return max(2, highest + 1)
@@ -160,12 +179,12 @@ def training_batches(
     more: LabelledImages | None = None,
     share: float = 0.0,
 ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
-    """Batches from step number `step` on, for ever; each a function of (seed, step).
+    """Endless batches from step number `step` on, each a function of (seed, step).
 
-    An epoch sees every image once, in an order of its own; a batch greater than the set holds
+    An epoch sees every image once, in an order of its own; a batch larger than the set holds
     several augmentations of an image.
 
-    :param more: further images, of which comes this `share` of all, evenly spread.
+    :param more: further images, which make up the fraction `share` of all, evenly spread.
     """
     everything = data if more is None else data.join(more)
     while True:
@@ -183,7 +202,7 @@ def training_batches(
 
 
 def draw_order(n: int, count: int, seed: int, purpose: str) -> int:
-    """Which of `count` images is the n-th of a run: each once, then each again in another order."""
+    """Index of the n-th image of a run: all `count` images once, then all in another order, ..."""
     epoch, place = divmod(n, count)
     order = np.random.default_rng(rng.derive_seed(seed, purpose, epoch)).permutation(count)
     return int(order[place])

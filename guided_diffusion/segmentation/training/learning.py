@@ -1,101 +1,145 @@
-"""How a network learns from a few labels: the flags, and how long a run is."""
+"""Flags of learning from a few labels, and the length of a run."""
 
 import dataclasses
 import math
+import os
 from typing import ClassVar, NamedTuple
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.training import augment, losses
 
-# the learning rate found best for a pretrained network of this width; Adam's best one falls in
-# proportion as the width grows (arXiv 2203.03466, table 3)
+# the best learning rate for a pretrained network of this width, by experiment; Adam's best rate
+# falls in proportion as the width grows (arXiv 2203.03466, table 3)
 _LR, _LR_WIDTH = 1e-3, 32
-# of a run whose length is given in steps; more log rows and validations would tell nothing new
+_LR_SPELLINGS = ("-l", "--learning-rate")
+# of a run whose length is given in steps: more log rows and validations would tell nothing new
 _MOST_EPOCHS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class LearningConfig:
-    """Learning from a few labels."""
+    """Training."""
 
     TITLE = "Training"
 
     out_channels: int = flag(
-        0, "classes, background counted; 0: as the categories or masks have", "--classes", "-c"
+        0,
+        "number of classes, including the background; 0: infer from --categories or the masks",
+        "--classes",
+        "-c",
     )
-    binary: bool = flag(False, "two classes: any value but 0 in a mask is the second")
-    categories: str = flag("", "class table, JSON; '': flags/categories.json where it fits")
-    train_names: str = flag("", "train on these images alone: names without ending, by commas")
+    binary: bool = flag(False, "two classes: every non-zero mask value is foreground")
+    categories: str = flag(
+        "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
+    )
+    train_names: str = flag(
+        "", "train on these images only: comma-separated file names without extension"
+    )
     epochs: int = flag(200, "passes over the training images", "-e")
     steps: int = flag(
         0,
-        "optimisation steps however many images there are, instead of --epochs; an epoch is then"
-        " at least a hundredth of them; 0: as --epochs says",
+        "length of the run in optimisation steps, however many images there are, instead of"
+        " --epochs; an epoch then has at least a hundredth of them; 0: use --epochs",
     )
-    lr: float = flag(_LR, "highest learning rate of AdamW", "-l", "--learning-rate")
-    batch_size: int = flag(2, "images a step", "-b")
-    microbatch: int = flag(-1, "images a forward pass, to save memory; -1: the whole batch")
+    lr: float = flag(_LR, "peak learning rate of AdamW", *_LR_SPELLINGS)
+    batch_size: int = flag(2, "images per step", "-b")
+    microbatch: int = flag(
+        -1, "images per forward pass (gradient accumulation, saves memory); -1: the whole batch"
+    )
     weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
-    schedule: str = flag("cosine", "learning rate over time", choices=("cosine", "constant"))
-    warmup: float = flag(0.05, "share of the steps in which the learning rate rises from 0")
-    head_lr_scale: float = flag(1.0, "factor on the learning rate of layers without pretraining")
+    schedule: str = flag("cosine", "learning rate schedule", choices=("cosine", "constant"))
+    warmup: float = flag(0.05, "fraction of the steps over which the learning rate rises from 0")
+    head_lr_scale: float = flag(
+        1.0, "factor on the learning rate of layers that were not pretrained"
+    )
     ema_rate: float = flag(
-        0.0, "save the average of the weights, this much of it kept in a step; 0: the last weights"
-    )
-    loss: str = flag("ce+dice", "cross-entropy, soft Dice or both", choices=losses.LOSSES)
+        0.0, "decay per step of an exponential moving average of the weights, which is then what is"
+        " validated and saved; 0: no average",
+    )  # fmt: skip
+    loss: str = flag("ce+dice", "cross-entropy, soft Dice, or their sum", choices=losses.LOSSES)
     class_weighting: str = flag(
-        "none", "of the cross-entropy, by inverse frequency", choices=losses.WEIGHTINGS
+        "none", "weigh classes in the cross-entropy by inverse frequency or its square root",
+        choices=losses.WEIGHTINGS,
+    )  # fmt: skip
+    augmentation: str = flag(
+        "medium", "strength of the augmentation of image and mask", choices=augment.LEVELS
     )
-    augmentation: str = flag("medium", "of image and mask together", choices=augment.LEVELS)
-    flip: str = flag("none", "mirror half the images", choices=augment.FLIPS)
-    flip_swap: str = flag("", "classes that change places when mirrored, e.g. 1:2")
-    synthetic_dir: str = flag("", "folder with IMG and MASK, of further images to train on")
-    synthetic_weight: float = flag(0.5, "share of the training images that come from there")
+    flip: str = flag("none", "mirror half of the images", choices=augment.FLIPS)
+    flip_swap: str = flag("", "classes to exchange in mirrored images, such as 1:2,5:6")
+    synthetic_dir: str = flag(
+        "", "folder with IMG and MASK: synthetic image-mask pairs to train on as well"
+    )
+    synthetic_weight: float = flag(0.5, "fraction of the training images that are synthetic")
     unlabeled_dir: str = flag(
-        "", "radiographs without masks, to learn what the averaged weights are sure of"
+        "", "folder of radiographs without masks, pseudo-labelled by the averaged weights"
     )
-    unlabeled_weight: float = flag(1.0, "of the loss on them")
-    unlabeled_batch_size: int = flag(4, "radiographs without masks a step")
-    unlabeled_ramp: float = flag(0.3, "share of the steps in which that weight rises from 0")
-    confidence: float = flag(0.9, "probability from which a class is taken as sure")
-    weights_save: str = flag("segm.pth", "file for the best network")
-    max_grad_norm: float = flag(1.0, "2-norm to which longer gradients are cut; 0: never")
-    precision: str = flag("", "fp32, fp16 or bf16; '': as use_fp16 says")
+    unlabeled_weight: float = flag(1.0, "weight of the loss on pseudo-labels")
+    unlabeled_batch_size: int = flag(4, "radiographs without masks per step")
+    unlabeled_ramp: float = flag(0.3, "fraction of the steps over which that weight rises from 0")
+    confidence: float = flag(0.9, "lowest class probability that makes a pseudo-label")
+    weights_save: str = flag("segm.pth", "where to save the best network")
+    max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never")
+    precision: str = flag("", "fp32, fp16 or bf16; '': follow --use_fp16")
     val_interval: int = flag(1, "epochs between validations")
-    seed: int = flag(0, "of fresh weights, order and augmentation")
-    max_skipped_steps: int = flag(100, "not finite gradients in a row that end the run; 0: never")
-    wandb: bool = flag(False, "also log to Weights & Biases, which must be installed (pip)")
-    resume_checkpoint: str = flag("", "'' or auto: go on where it stopped; none: start again")
+    seed: int = flag(0, "seeds new weights, data order and augmentation")
+    max_skipped_steps: int = flag(
+        100, "stop after this many consecutive steps with non-finite gradients; 0: never"
+    )
+    wandb: bool = flag(False, "also log to Weights & Biases (needs pip install wandb)")
+    resume_checkpoint: str = flag(
+        "", "'' or auto: resume an interrupted run; none: start over, keeping its files as *.old"
+    )
 
-    # values of a subclass's flags that must be a share between 0 and 1, or not below 0
-    SHARES: ClassVar[tuple[str, ...]] = ("warmup", "unlabeled_ramp", "confidence")
-    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
-        *("steps", "lr", "head_lr_scale", "weight_decay", "unlabeled_weight"),
+    # lowest and highest values allowed
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        **dict.fromkeys(("epochs", "batch_size", "val_interval"), (1, math.inf)),
+        "unlabeled_batch_size": (1, math.inf),
+        **dict.fromkeys(("steps", "lr", "head_lr_scale", "weight_decay"), (0, math.inf)),
+        "unlabeled_weight": (0, math.inf),
+        **dict.fromkeys(("warmup", "unlabeled_ramp", "confidence"), (0, 1)),
+    }
+    # flags that do not change what is learnt, so that a resumed run may have other values
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *("resume_checkpoint", "val_interval", "microbatch", "max_skipped_steps", "wandb"),
     )
 
     def check(self) -> None:
         """:raises UserError: for values out of range."""
-        for name in ("epochs", "batch_size", "val_interval", "unlabeled_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in self.SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} {getattr(self, name)}: a share between 0 and 1")
-        for name in self.NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must not be below 0")
+        for name, (low, high) in self.RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise UserError(f"--{name} {value}: must be {limit}")
         if not 0 < self.synthetic_weight < 1:
-            raise UserError(f"--synthetic_weight {self.synthetic_weight}: between 0 and 1")
-        if self.unlabeled_dir and not self.ema_rate:
-            raise UserError("--unlabeled_dir needs averaged weights: give --ema_rate, such as 0.99")
+            raise UserError(f"--synthetic_weight {self.synthetic_weight}: must be inside (0, 1)")
         if not 0 <= self.ema_rate < 1:
-            raise UserError(f"--ema_rate {self.ema_rate}: from 0 to below 1, such as 0.99")
+            raise UserError(f"--ema_rate {self.ema_rate}: must be in [0, 1), such as 0.99")
+        if self.unlabeled_dir and not self.ema_rate:
+            raise UserError("--unlabeled_dir needs averaged weights: set --ema_rate, such as 0.99")
+        if os.path.isdir(self.weights_save) or not os.path.splitext(self.weights_save)[1]:
+            raise UserError(f"--weights_save {self.weights_save}: name a file such as segm.pth")
+        if self.resume_checkpoint not in ("", "auto", "none"):
+            raise UserError(
+                f"--resume_checkpoint {self.resume_checkpoint}: an interrupted run resumes by"
+                " itself; pass auto or none"
+            )
+
+    @property
+    def last_path(self) -> str:
+        """The file that resuming needs, beside the best network's."""
+        stem, extension = os.path.splitext(self.weights_save)
+        return f"{stem}_last{extension}"
+
+    @property
+    def log_folder(self) -> str:
+        """The folder of logs and curves, beside the best network's file."""
+        return f"{os.path.splitext(self.weights_save)[0]}_logs"
 
     def length(self, images: int) -> "Length":
         """How long a run on that many images is."""
-        share = self.synthetic_weight if self.synthetic_dir else 0.0
-        epoch = math.ceil(images / (self.batch_size * (1 - share)))
+        synthetic = self.synthetic_weight if self.synthetic_dir else 0.0
+        epoch = math.ceil(images / (self.batch_size * (1 - synthetic)))
         if not self.steps:
             return Length(self.epochs, epoch, self.epochs * epoch)
         epoch = max(epoch, math.ceil(self.steps / _MOST_EPOCHS))
@@ -103,7 +147,7 @@ class LearningConfig:
 
 
 class Length(NamedTuple):
-    """Of a run: its epochs, the steps of each but perhaps the last, and all steps."""
+    """Of a run: its epochs, the steps of each except perhaps the last, and all steps."""
 
     epochs: int
     epoch: int
@@ -118,40 +162,42 @@ class FinetuneConfig(LearningConfig):
 
     lr: float = flag(
         0.0,
-        f"highest learning rate of AdamW; 0: {_LR} for networks up to {_LR_WIDTH} channels wide,"
-        " less in proportion for wider ones",
-        "-l",
-        "--learning-rate",
+        f"peak learning rate of AdamW; 0: {_LR} for networks up to {_LR_WIDTH} channels wide,"
+        " inversely proportional to the width of wider ones",
+        *_LR_SPELLINGS,
     )
     layer_decay: float = flag(
-        1.0, "factor on the learning rate from each block to the next, from the output on"
+        1.0, "factor on the learning rate from each block to the next, from output to input"
     )
-    unfreeze_decoder: float = flag(1.0, "share of the decoder that trains, from the output on")
-    unfreeze_encoder: float = flag(1.0, "share of the encoder that trains, from the middle on")
-    depth: int = flag(0, "finest levels to keep of the pretrained network; 0: all")
-    timestep: float = flag(1.0, "timestep at which radiographs enter, of the diffusion's steps")
+    unfreeze_decoder: float = flag(
+        1.0, "fraction of the decoder's blocks to train, counted from the output"
+    )
+    unfreeze_encoder: float = flag(
+        1.0, "fraction of the encoder's blocks to train, counted from the middle"
+    )
+    depth: int = flag(0, "number of the pretrained network's finest levels to keep; 0: all")
+    timestep: float = flag(1.0, "diffusion timestep at which radiographs enter the network")
     timestep_range: str = flag(
-        "", "LOW,HIGH: train at random timesteps between; '': at --timestep alone"
+        "", "LOW,HIGH: train at random timesteps in this range; '': at --timestep only"
     )
     noise_at_timestep: bool = flag(
-        False, "train on images with the noise of their timestep; prediction is without"
+        False, "add the noise of the timestep to training images; prediction adds none"
     )
     random_init: bool = flag(
-        False, "start from random weights, to compare with; all layers then learn at --lr"
+        False, "start from random weights, as a baseline; all layers then learn at --lr"
     )
 
-    SHARES: ClassVar[tuple[str, ...]] = (
-        *LearningConfig.SHARES,
-        "unfreeze_decoder",
-        "unfreeze_encoder",
-    )
-
-    def for_width(self, channels: int) -> "FinetuneConfig":
-        """With the learning rate of a network that wide, unless one is given."""
-        lr = self.lr or _LR * min(1.0, _LR_WIDTH / channels)
-        return dataclasses.replace(self, lr=lr)
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
+        **LearningConfig.RANGES,
+        **dict.fromkeys(("unfreeze_decoder", "unfreeze_encoder"), (0, 1)),
+    }
 
     def check(self) -> None:
         super().check()
         if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer_decay {self.layer_decay}: above 0, to 1 for no decay")
+            raise UserError(f"--layer_decay {self.layer_decay}: must be in (0, 1]; 1: no decay")
+
+    def with_default_lr(self, channels: int) -> "FinetuneConfig":
+        """Fill in the learning rate of a network that wide, unless the user gave one."""
+        lr = self.lr or _LR * min(1.0, _LR_WIDTH / channels)
+        return dataclasses.replace(self, lr=lr)

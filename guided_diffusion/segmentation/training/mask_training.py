@@ -1,4 +1,4 @@
-"""Training the diffusion that draws masks, by the loop that trains all diffusions."""
+"""Training a diffusion that draws masks, with the training loop of all diffusions."""
 
 import argparse
 import dataclasses
@@ -20,15 +20,13 @@ from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser
-from guided_diffusion.segmentation.categories import (
-    BINARY,
-    Category,
-    categories_for,
-    load_categories,
-    parse_swaps,
-)
+from guided_diffusion.segmentation.categories import parse_swaps, resolve_categories
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
-from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
+from guided_diffusion.segmentation.model_file import (
+    SegmentationConfig,
+    save_model,
+    swaps_of_training,
+)
 from guided_diffusion.segmentation.networks.mask_diffusion import (
     MaskDiffusionModel,
     describe,
@@ -37,12 +35,11 @@ from guided_diffusion.segmentation.networks.mask_diffusion import (
 from guided_diffusion.segmentation.training import augment
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
-    count_classes,
     load_labelled,
     training_batches,
 )
+from guided_diffusion.segmentation.training.job import Folders, describe_classes, split_names
 from guided_diffusion.segmentation.training.mask_process import write_process
-from guided_diffusion.segmentation.training.setup import add_validation_folders, validation_folders
 from guided_diffusion.segmentation.visuals.render import comparison
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.run import (
@@ -52,17 +49,18 @@ from guided_diffusion.training.run import (
     open_run,
     run_training,
 )
+from guided_diffusion.unet import ConditionalUNetModel
 
 MODEL_NAME = "segm.pth"
-# radiographs whose masks are drawn to look at, and to score, while training
+# number of radiographs whose masks are drawn, for inspection and scores, during training
 _SHOWN = 8
-# flags of other trainers that mean nothing here, and what does
-_ELSEWHERE = {
-    "data_dir": "give the folders TRAIN_IMG and TRAIN_MASK",
+# flags of other trainers that have no effect here, and what has
+_INSTEAD = {
+    "data_dir": "pass the folders TRAIN_IMG and TRAIN_MASK",
     "random_flip": "--flip mirrors radiograph and mask together",
     "random_crop": "--augmentation heavy crops radiograph and mask together",
     "class_cond": "the radiograph is the condition",
-    "skip_bad_images": "every labelled radiograph counts",
+    "skip_bad_images": "every labelled radiograph is needed",
 }
 
 
@@ -71,27 +69,35 @@ class MaskTrainConfig(ConditionalTrainConfig):
     """Training."""
 
     init_checkpoint: str = flag(
-        "", "network to begin from, model*.pt or ema_*.pt; '': random weights", "--checkpoint"
+        "", "pretrained network to start from, model*.pt or ema_*.pt; '': random", "--checkpoint"
     )
     max_steps: int = flag(0, "steps after which training ends; 0: lr_anneal_steps", "--steps")
-    categories: str = flag("", "class table, JSON; '': flags/categories.json where it fits")
-    binary: bool = flag(False, "two classes: any value but 0 in a mask is the second")
-    mask_threshold: int = flag(
-        -1, "two classes: any value above this in a mask is the second; -1: class numbers"
+    categories: str = flag(
+        "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
     )
-    train_names: str = flag("", "train on these images alone: names without ending, by commas")
-    augmentation: str = flag("medium", "of image and mask together", choices=augment.LEVELS)
-    flip: str = flag("none", "mirror half the images", choices=augment.FLIPS)
-    flip_swap: str = flag("", "classes that change places when mirrored, e.g. 1:2")
+    binary: bool = flag(False, "two classes: every non-zero mask value is foreground")
+    mask_threshold: int = flag(
+        -1, "two classes: mask values above this are foreground; -1: mask values are classes"
+    )
+    train_names: str = flag(
+        "", "train on these images only: comma-separated file names without extension"
+    )
+    augmentation: str = flag(
+        "medium", "strength of the augmentation of image and mask", choices=augment.LEVELS
+    )
+    flip: str = flag("none", "mirror half of the images", choices=augment.FLIPS)
+    flip_swap: str = flag("", "classes to exchange in mirrored images, such as 1:2,5:6")
     weights_save: str = flag(
-        "", "the segmentation model, checkpoints in NAME_logs; '': segm.pth in OPENAI_LOGDIR"
+        "",
+        "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in"
+        " OPENAI_LOGDIR",
     )
     visualize_process: bool = flag(
-        False, "with each grid of samples show noise becoming mask: process_N.png and .gif"
+        False, "with each grid of samples, show noise turning into a mask: process_N.png and .gif"
     )
 
     def threshold(self) -> int | None:
-        """Values of masks above it are the second of two classes; None: masks hold classes."""
+        """Mask values above it are foreground; None: mask values are classes."""
         if self.binary or self.mask_threshold >= 0:
             return max(0, self.mask_threshold)
         return None
@@ -101,7 +107,7 @@ class MaskTrainConfig(ConditionalTrainConfig):
 class MaskProcessConfig(DiffusionConfig):
     """The diffusion process of the masks."""
 
-    # what a radiograph shows is most of what there is to learn, and this is told at every timestep
+    # the radiograph, present at every timestep, determines most of the mask
     predict_xstart: bool = flag(True, "predict the mask itself instead of the noise")
 
 
@@ -109,8 +115,8 @@ class MaskProcessConfig(DiffusionConfig):
 class MaskTraining:
     """A run about to start.
 
-    diffusion_run: as of any diffusion. config: what the model file says. train: training images.
-    val: images to look at; `validates`: whether they are others than those of the training.
+    diffusion_run: as for any diffusion. config: what the model file says. train: training images.
+    val: images to draw masks of; `validates`: whether they differ from the training images.
     augmentation: of the training images with their masks. stopped_by: the signal that ended `run`.
     """
 
@@ -123,7 +129,7 @@ class MaskTraining:
     stopped_by: str | None = None
 
     def run(self) -> int:
-        """Train until the last step or a signal; returns the command's exit code."""
+        """Train to the last step or until a signal; returns the command's exit code."""
         loop = self._loop()
         code = run_training(loop, self.diffusion_run)
         self.stopped_by = loop.stopped_by
@@ -137,17 +143,19 @@ class MaskTraining:
 
     @property
     def last_path(self) -> str:
-        """The largest file that only a resume needs."""
+        """The largest file that only resuming needs."""
         step = self.diffusion_run.train.max_steps
         return bf.join(self.diffusion_run.folder, checkpoint.step_name("opt", step))
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Batches from a step on: class maps to diffuse, and {"cond": radiographs}."""
+        """Batches from a step on: class maps to diffuse, and `{"cond": radiographs}`."""
         size, seed = self.diffusion_run.train.batch_size, self.diffusion_run.train.seed
         step, ranks, rank = start_step, dist_util.world_size(), dist_util.rank()
         while True:
-            here = training_batches(self.train, size, self.augmentation, seed, step * ranks + rank)
-            images, masks = next(here)
+            number = step * ranks + rank
+            images, masks = next(
+                training_batches(self.train, size, self.augmentation, seed, number)
+            )
             yield encode(masks, len(self.config.categories)), {"cond": images}
             step += 1
 
@@ -168,16 +176,18 @@ class MaskTraining:
     def _look(self, network: th.nn.Module, step: int) -> None:
         """Draw masks of some radiographs: a picture, and their Dice in the log.
 
-        A row a radiograph: its own mask, then three that are drawn.
+        One row per radiograph: its own mask, then three drawn ones.
         """
+        if not isinstance(network, ConditionalUNetModel):
+            raise TypeError(f"{type(network).__name__} does not draw masks")
         run, categories = self.diffusion_run, self.config.categories
         model = MaskDiffusionModel(network, run.diffusion.build(), num_samples=3)
         numbers = range(min(_SHOWN, len(self.val)))
-        images, masks = self.val.batch(numbers, seeds=numbers)
+        images, labels = self.val.batch(numbers, seeds=numbers)
         draws = model.draws(images.to(dist_util.dev()))
         drawn = draws.argmax(2).cpu().numpy().astype(np.uint8)
         mean = draws.mean(0).argmax(1).cpu().numpy().astype(np.uint8)
-        masks = masks.numpy().astype(np.uint8)
+        masks = labels.numpy().astype(np.uint8)
         scores = dice_iou(confusion_matrix(mean, masks, len(categories)))
         part = "val" if self.validates else "train"
         logger.logkv(f"{part}_mean_dice", scores.mean_dice())
@@ -191,11 +201,11 @@ class MaskTraining:
 
 
 class MaskTrainLoop(TrainLoop):
-    """Trains a network to denoise class maps; with every checkpoint writes a segmentation model.
+    """Trains a network to denoise class maps; saves a segmentation model with every checkpoint.
 
     Takes TrainLoop's arguments.
 
-    :param config: what the segmentation model's file says of it.
+    :param config: what the segmentation model's file says about it.
     :param path: that file; it holds the averaged weights of the highest rate.
     """
 
@@ -219,37 +229,39 @@ def make_flags(description: str = "") -> argparse.ArgumentParser:
     parser = make_parser(
         description, MaskTrainConfig, MaskDiffusionConfig, MaskProcessConfig, ReadingConfig
     )
-    parser.add_argument("train_img", help="folder of radiographs")
-    parser.add_argument("train_mask", help="folder of their masks")
-    add_validation_folders(parser)
+    Folders.add_to(parser)
     return parser
 
 
-def prepare_given(overrides: Mapping[str, Any]) -> MaskTraining:
-    """Check all that was given to scripts/mask_diffusion_train.py, then begin the run's log.
+def prepare(overrides: Mapping[str, Any]) -> MaskTraining:
+    """Check everything, then open the run's log.
 
-    :raises UserError: for whatever the user must mend.
+    :param overrides: the flags and arguments that the user gave.
+    :raises UserError: for whatever the user must correct.
     """
-    for name, instead in _ELSEWHERE.items():
+    for name, instead in _INSTEAD.items():
         if name in overrides:
-            raise UserError(f"--{name} has no meaning here: {instead}")
+            raise UserError(f"--{name} has no effect here: {instead}")
     settings = from_flags(MaskTrainConfig, overrides)
     swaps = parse_swaps(settings.flip_swap)
     augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
-    train_dirs = (overrides["train_img"], overrides["train_mask"])
-    val_dirs = validation_folders(overrides)
-    folders = [dirs for dirs in (train_dirs, val_dirs) if dirs]
-    categories = _categories(settings, overrides.get("num_segmentation_classes", 0), folders)
+    folders = Folders.from_flags(overrides)
+    categories = resolve_categories(
+        folders.count_classes,
+        overrides.get("num_segmentation_classes", 0),
+        settings.categories,
+        binary=settings.threshold() is not None,
+    )
     if settings.threshold() is None:
-        for dirs in folders:
-            for _, _, path in pair_files(*dirs):
+        for image_dir, mask_dir in folders.pairs:
+            for _, _, path in pair_files(image_dir, mask_dir):
                 read_mask(path, len(categories))
     run = open_run(
         {
             "predict_xstart": MaskProcessConfig.predict_xstart,
             **overrides,
             "num_segmentation_classes": len(categories),
-            "data_dir": train_dirs[0],
+            "data_dir": folders.train[0],
         },
         "mask_diffusion",
         MaskDiffusionConfig,
@@ -258,12 +270,15 @@ def prepare_given(overrides: Mapping[str, Any]) -> MaskTraining:
         repeats=True,
         folder=_folder(settings.weights_save),
     )
-    names = [name.strip() for name in settings.train_names.split(",") if name.strip()]
-    train = _load(train_dirs, run.reading, len(categories), settings, names)
-    val = _load(val_dirs, run.reading, len(categories), settings) if val_dirs else None
-    logger.log(f"{len(train)} training images, {len(val) if val else 0} for validation")
-    logger.log(f"{len(categories)} classes: {', '.join(f'{c.index} {c.name}' for c in categories)}")
-    config = describe(run.model, run.diffusion, run.reading, categories)
+    classes = len(categories)
+    train = _load(folders.train, run.reading, classes, settings, split_names(settings.train_names))
+    val = _load(folders.val, run.reading, classes, settings) if folders.val else None
+    logger.log(f"{len(train)} training images, {len(val or ())} for validation")
+    logger.log(describe_classes(categories))
+    config = dataclasses.replace(
+        describe(run.model, run.diffusion, run.reading, categories),
+        flip_swaps=swaps_of_training(settings.flip, settings.flip_swap),
+    )
     return MaskTraining(run, config, train, val or train, val is not None, augmentation)
 
 
@@ -271,21 +286,6 @@ def _folder(weights_save: str) -> str:
     if weights_save and not os.path.splitext(weights_save)[1]:
         raise UserError(f"--weights_save {weights_save}: name a file such as segm.pth")
     return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
-
-
-def _categories(
-    settings: MaskTrainConfig, number: int, folders: Sequence[tuple[str, str]]
-) -> tuple[Category, ...]:
-    if settings.threshold() is not None:
-        if number not in (0, 2):
-            name = "--binary" if settings.binary else "--mask_threshold"
-            raise UserError(f"{name} makes two classes, not {number}")
-        return categories_for(2, settings.categories) if settings.categories else BINARY
-    if number:
-        return categories_for(number, settings.categories or None)
-    if settings.categories:
-        return load_categories(settings.categories)
-    return categories_for(count_classes(folders))
 
 
 def _load(

@@ -151,10 +151,10 @@ def test_what_is_no_segmentation_model_is_refused(script, tmp_path, pretrained):
     grey(tmp_path / "a.png", 9, 9)
     ended = script("predict.py", pretrained, "a.png", "out")
     assert ended.code == 2
-    assert "no segmentation model" in ended.err
+    assert "not a segmentation model" in ended.err
     ended = script("predict.py", "missing.pth", "a.png", "out")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    with pytest.raises(UserError, match="no segmentation model"):
+    with pytest.raises(UserError, match="not a segmentation model"):
         load_model(str(pretrained))
 
 

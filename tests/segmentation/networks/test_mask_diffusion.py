@@ -20,7 +20,7 @@ from guided_diffusion.segmentation.networks.mask_diffusion import (
     describe,
     encode,
 )
-from guided_diffusion.segmentation.training.mask_training import prepare_given
+from guided_diffusion.segmentation.training.mask_training import prepare
 
 FLAGS = (
     *("--image_size", 16, "--num_channels", 16, "--num_res_blocks", 1, "--num_heads", 2),
@@ -194,9 +194,9 @@ class TestTraining:
             "num_channels": 32,
         }
         overrides |= {"train_img": str(tmp_path / "IMG"), "train_mask": str(tmp_path / "MASK")}
-        run = prepare_given(overrides)
+        run = prepare(overrides)
         assert np.array_equal(run.train.masks[0], values > 150)
-        run = prepare_given({**overrides, "binary": True, "mask_threshold": -1})
+        run = prepare({**overrides, "binary": True, "mask_threshold": -1})
         assert np.array_equal(run.train.masks[0], values > 0)
 
     def test_batches_are_a_function_of_seed_and_step(self, split, monkeypatch, tmp_path):
@@ -206,7 +206,7 @@ class TestTraining:
         overrides["train_img"], overrides["train_mask"] = (
             str(split / "TRAIN" / kind) for kind in ("IMG", "MASK")
         )
-        run = prepare_given(overrides)
+        run = prepare(overrides)
         batches = run.batches(0)
         seen = [next(batches) for _ in range(3)]
         later, cond = next(run.batches(2))
@@ -224,7 +224,7 @@ class TestTraining:
         ("flags", "said"),
         [
             (("--num_segmentation_classes", 2), "holds the values {0, 1, 2}; 2 classes allow"),
-            (("--random_flip", "True"), "--random_flip has no meaning here: --flip mirrors"),
+            (("--random_flip", "True"), "--random_flip has no effect here: --flip mirrors"),
             (("--mask_threshold", 9, "--out_channels", 3), "--mask_threshold makes two classes"),
             (("--flip_swap", "1"), "--flip_swap 1: expected pairs"),
         ],

@@ -172,7 +172,7 @@ def test_a_smaller_decoder_gives_the_blocks_that_it_has(script, pretrained, spli
     argv = [*folders(split), "--network", "features", "--checkpoint", pretrained, "--steps", 1]
     ended = script("baseline_train.py", *argv, "--feature_blocks", "1,3,12")
     assert ended.code == 0, ended.err
-    assert "blocks 1, 3 of 4; it has no 12" in ended.out
+    assert "blocks 1, 3 of 4 (not available: 12)" in ended.out
     assert existing_blocks([12, 3, 1], 4) == [1, 3]
     with pytest.raises(UserError, match="blocks 0 to 3"):
         existing_blocks([5, 6], 4)

@@ -12,7 +12,7 @@ from conftest import draw_pairs
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.segmentation.training import finetune
+from guided_diffusion.segmentation.training import loop
 from guided_diffusion.segmentation.training.augment import Augmentation
 from guided_diffusion.segmentation.training.consistency import (
     Consistency,
@@ -117,7 +117,7 @@ def test_runs_with_everything_on_go_on_exactly(
     assert {"unlabeled_loss", "unlabeled_sure"} <= rows[0].keys()
     assert float(rows[-1]["unlabeled_sure"]) > 0
 
-    train = finetune.Finetuner._train_epoch
+    train = loop.Finetuner._train_epoch
 
     def stopped_early(self, batches):
         train(self, batches)
@@ -126,11 +126,11 @@ def test_runs_with_everything_on_go_on_exactly(
 
     argv += ["--weights_save", "parts/segm.pth"]
     with monkeypatch.context() as patch:
-        patch.setattr(finetune.Finetuner, "_train_epoch", stopped_early)
+        patch.setattr(loop.Finetuner, "_train_epoch", stopped_early)
         assert script("finetune.py", *argv).code == EXIT_STOPPED
     ended = script("finetune.py", *argv)
     assert ended.code == 0, ended.err
-    assert "going on after epoch 1" in ended.out
+    assert "resuming after epoch 1" in ended.out
     for name in ("segm.pth", "segm_last.pth"):
         one, other = (th.load(f"{f}/{name}", weights_only=True) for f in ("whole", "parts"))
         assert one["best"] == other["best"]

@@ -35,16 +35,16 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(("width", "lr"), [(16, 1e-3), (32, 1e-3), (64, 5e-4), (128, 2.5e-4)])
-def test_wider_networks_learn_more_slowly_unless_told(width, lr):
-    assert FinetuneConfig().for_width(width).lr == pytest.approx(lr)
-    assert FinetuneConfig(lr=0.02).for_width(width).lr == 0.02
+def test_wider_networks_learn_more_slowly_by_default(width, lr):
+    assert FinetuneConfig().with_default_lr(width).lr == pytest.approx(lr)
+    assert FinetuneConfig(lr=0.02).with_default_lr(width).lr == 0.02
 
 
 def test_a_class_that_no_training_mask_shows_is_named(script, pretrained, split, tmp_path):
     argv = [pretrained, *folders(split), "--epochs", 1]
-    assert "in no training mask" not in script("finetune.py", *argv, "--out_channels", 3).out
+    assert "cannot be learnt" not in script("finetune.py", *argv, "--out_channels", 3).out
     argv += ["--weights_save", "more.pth", "--out_channels", 5]
-    assert "nothing to learn them from: class 3, class 4" in script("finetune.py", *argv).out
+    assert "cannot be learnt: class 3, class 4" in script("finetune.py", *argv).out
 
 
 def test_a_run_learns_and_leaves_all_its_files(script, pretrained, split, tmp_path):
@@ -95,7 +95,7 @@ def test_flags_of_pretraining_are_accepted_and_checked(script, pretrained, split
     )
     ended = script("finetune.py", *argv, *flags.split())
     assert ended.code == 0, ended.err
-    assert "no meaning here" in ended.out
+    assert "ignored here" in ended.out
     wrong = script("finetune.py", *argv, "--num_channels", 64, "--weights_save", "b.pth")
     assert wrong.code == 2
     assert "--num_channels 64 contradicts" in wrong.err

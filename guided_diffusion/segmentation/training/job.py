@@ -1,0 +1,186 @@
+"""The steps from flags to a run that fine-tuning and the baselines share."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from guided_diffusion import dist_util, logger
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.segmentation.categories import Category, resolve_categories
+from guided_diffusion.segmentation.model_file import swaps_of_training
+from guided_diffusion.segmentation.training.consistency import load_unlabelled
+from guided_diffusion.segmentation.training.dataset import (
+    TrainingData,
+    count_classes,
+    load_labelled,
+)
+from guided_diffusion.segmentation.training.learning import LearningConfig
+from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
+from guided_diffusion.segmentation.training.resume import Origin, load_interrupted
+from guided_diffusion.training.run import precision_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Folders of radiographs and of their masks, to train on and to validate on."""
+
+    train: tuple[str, str]
+    val: tuple[str, str] | None
+
+    @classmethod
+    def add_to(
+        cls, parser: argparse.ArgumentParser, default: tuple[str, str] | None = None
+    ) -> None:
+        """Add the positional arguments TRAIN_IMG TRAIN_MASK [VAL_IMG VAL_MASK].
+
+        :param default: makes the first two optional.
+        """
+        nargs = "?" if default else None
+        image, mask = (f" (default: {folder})" for folder in default) if default else ("", "")
+        parser.add_argument("train_img", nargs=nargs, help=f"folder of radiographs{image}")
+        parser.add_argument("train_mask", nargs=nargs, help=f"folder of their masks{mask}")
+        parser.add_argument("val_img", nargs="?", help="folder of radiographs to validate on")
+        parser.add_argument("val_mask", nargs="?", help="folder of their masks")
+
+    @classmethod
+    def from_flags(
+        cls, overrides: Mapping[str, Any], default: tuple[str, str] = ("", "")
+    ) -> "Folders":
+        """:raises UserError: if one folder of a pair is missing."""
+        pairs = {}
+        for part in ("train", "val"):
+            given = [
+                overrides[f"{part}_{k}"] for k in ("img", "mask") if f"{part}_{k}" in overrides
+            ]
+            if len(given) == 1:
+                part = part.upper()
+                raise UserError(f"{part}_IMG without {part}_MASK: pass both folders or neither")
+            pairs[part] = (given[0], given[1]) if given else None
+        return cls(pairs["train"] or default, pairs["val"])
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [self.train] if self.val is None else [self.train, self.val]
+
+    def count_classes(self) -> int:
+        """One more than the highest value of all masks, at least 2."""
+        return count_classes(self.pairs)
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig) -> TrainingData:
+    """Read and check all images of a run, and find its class table."""
+    binary = settings.binary
+    categories = resolve_categories(
+        folders.count_classes, settings.out_channels, settings.categories, binary
+    )
+    classes = len(categories)
+    names = split_names(settings.train_names)
+    train = load_labelled(*folders.train, reading, classes, names, binary)
+    val = load_labelled(*folders.val, reading, classes, (), binary) if folders.val else None
+    synthetic = unlabelled = None
+    if settings.synthetic_dir:
+        image_dir, mask_dir = (os.path.join(settings.synthetic_dir, k) for k in ("IMG", "MASK"))
+        synthetic = load_labelled(image_dir, mask_dir, reading, classes, (), binary)
+    if settings.unlabeled_dir:
+        unlabelled = load_unlabelled(settings.unlabeled_dir, reading)
+    return TrainingData(categories, train, val, synthetic, unlabelled)
+
+
+def start_run(
+    initial: InitialNetwork,
+    settings: LearningConfig,
+    data: TrainingData,
+    checkpoint: str,
+    use_fp16: bool,
+) -> Finetuner | None:
+    """Begin a run, or resume what an earlier run of the same command left; open the log.
+
+    :param checkpoint: file that the network was made from, "" for none.
+    :param use_fp16: the precision if the settings name none.
+    :return: None if the run is complete already.
+    """
+    swaps = swaps_of_training(settings.flip, settings.flip_swap)
+    initial = dataclasses.replace(
+        initial, config=dataclasses.replace(initial.config, flip_swaps=swaps)
+    )
+    val = data.val.names if data.val else ()
+    origin = Origin(os.path.basename(checkpoint), data.train.names, val, settings, initial.config)
+    interrupted = load_interrupted(settings, origin)
+    if interrupted and interrupted["epoch"] >= settings.length(len(data.train)).epochs:
+        return None
+    _open_log(settings, interrupted["stepper"]["steps"] if interrupted else 0)
+    precision = precision_of(settings.precision, use_fp16)
+    for message in initial.messages:
+        logger.log(message)
+    _log_data(data)
+    initial.model.to(dist_util.dev())
+    settings = dataclasses.replace(settings, precision=precision)
+    finetuner = Finetuner(initial, settings, data, origin)
+    if interrupted:
+        finetuner.resume(interrupted)
+        logger.log(f"resuming after epoch {finetuner.epoch}")
+    return finetuner
+
+
+def _open_log(settings: LearningConfig, step: int) -> None:
+    also = ("wandb",) if settings.wandb else ()
+    formats = ["tqdm", "log", "csv", "tensorboard"]
+    logger.configure(settings.log_folder, formats, resume_step=step, also=also)
+
+
+def _log_data(data: TrainingData) -> None:
+    logger.log(f"{len(data.train)} training images, {len(data.val or ())} for validation")
+    for kind, images in (("synthetic", data.synthetic), ("unlabelled", data.unlabelled)):
+        if images is not None:
+            logger.log(f"{len(images)} {kind} images")
+    logger.log(describe_classes(data.categories))
+    pixels = data.train.class_pixels(len(data.categories))
+    absent = [c.name for c in data.categories if not pixels[c.index]]
+    if absent:
+        logger.log(f"absent from all training masks, so cannot be learnt: {', '.join(absent)}")
+
+
+def describe_classes(categories: Sequence[Category]) -> str:
+    """The class table in a line of the log."""
+    return f"{len(categories)} classes: {', '.join(f'{c.index} {c.name}' for c in categories)}"
+
+
+def require_one_process() -> None:
+    """:raises UserError: if a launcher started several."""
+    dist_util.setup_dist()
+    if dist_util.world_size() > 1:
+        raise UserError(
+            "training on a few images uses one process: run the command without a launcher"
+        )
+
+
+def train(finetuner: Finetuner | None) -> int:
+    """Train and report the outcome.
+
+    :param finetuner: None for a run that is complete.
+    :return: the command's exit code.
+    """
+    if finetuner is None:
+        print("this run is complete: nothing to do")
+        return 0
+    finetuner.run()
+    if finetuner.stopped_by:
+        logger.log(f"stopped by {finetuner.stopped_by}: rerun the command to resume")
+        return EXIT_STOPPED
+    best = finetuner.best
+    if finetuner.data.val:
+        logger.log(
+            f"best network: epoch {best['epoch']}, mean IoU {best['mean_iou']:.4f},"
+            f" mean Dice {best['mean_dice']:.4f} of the foreground"
+        )
+    logger.log(f"saved {finetuner.settings.weights_save}; curves in {finetuner.curves_path}")
+    return 0

@@ -1,0 +1,299 @@
+"""The training loop for few labels, shared by fine-tuning and the baselines."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from tqdm import tqdm
+
+from guided_diffusion import logger
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.reading import normalize
+from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.signals import StopRequest
+from guided_diffusion.segmentation.categories import parse_swaps
+from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
+from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
+from guided_diffusion.segmentation.networks.windows import sliding_scores
+from guided_diffusion.segmentation.training import augment, losses
+from guided_diffusion.segmentation.training.consistency import Consistency, consistency_loss
+from guided_diffusion.segmentation.training.dataset import (
+    LabelledImages,
+    TrainingData,
+    training_batches,
+)
+from guided_diffusion.segmentation.training.learning import LearningConfig
+from guided_diffusion.segmentation.training.noised_input import NoisedInput
+from guided_diffusion.segmentation.training.resume import BestScores, Origin, SavedRun
+from guided_diffusion.segmentation.visuals.render import plot_curves
+from guided_diffusion.stepper import Stepper, warmup_cosine
+
+# seconds between saves: writing a large network takes longer than a short epoch
+SAVE_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class InitialNetwork:
+    """A segmentation network before its first training step.
+
+    config: what the model file will say about it. groups: parameters with their own learning rates,
+    see `layers.parameter_groups`; None for one rate. noised_input: takes training images to other
+    timesteps before the network sees them. messages: for the log.
+    """
+
+    model: th.nn.Module
+    config: SegmentationConfig
+    groups: Sequence[dict[str, Any]] | None = None
+    noised_input: NoisedInput | None = None
+    messages: Sequence[str] = ()
+
+
+class Finetuner:
+    """Trains a segmentation network on labelled images.
+
+    Without validation images the last network counts as the best.
+
+    :param initial: the network, with its weights and on its device.
+    :param settings: the flags.
+    :param data: images to train and to validate on.
+    :param origin: what identifies the run; a resume is refused if it differs.
+    """
+
+    def __init__(
+        self,
+        initial: InitialNetwork,
+        settings: LearningConfig,
+        data: TrainingData,
+        origin: Origin,
+    ):
+        self.model = initial.model
+        self.config = initial.config
+        self.noised_input = initial.noised_input
+        self.settings = settings
+        self.data = data
+        self.origin = origin
+        self.device = next(self.model.parameters()).device
+        swaps = parse_swaps(settings.flip_swap)
+        self.augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
+        weights = losses.class_weights(
+            data.train.class_pixels(len(self.config.categories)), settings.class_weighting
+        )
+        self.loss = losses.SegmentationLoss(settings.loss, weights).to(self.device)
+        self.stepper = Stepper(
+            self.model,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            precision=settings.precision or "fp32",
+            max_grad_norm=settings.max_grad_norm,
+            param_groups=initial.groups,
+            ema_rates=[settings.ema_rate] if settings.ema_rate else [],
+        )
+        self.length = settings.length(len(data.train))
+        self.consistency = None
+        if data.unlabelled is not None:
+            self.consistency = Consistency(
+                data.unlabelled,
+                settings.unlabeled_batch_size,
+                settings.confidence,
+                settings.unlabeled_weight,
+                round(settings.unlabeled_ramp * self.length.steps),
+                settings.seed,
+                settings.flip,
+                swaps,
+            )
+        self.epoch = 0
+        self.best: BestScores = {"mean_iou": -1.0, "epoch": 0}
+        self._unsaved_best: dict[str, th.Tensor] | None = None
+        self.stopped_by: str | None = None
+
+    @property
+    def curves_path(self) -> str:
+        return os.path.join(self.settings.log_folder, "curves.png")
+
+    def resume(self, saved: SavedRun) -> None:
+        """Continue from what `save` wrote."""
+        self.model.load_state_dict(saved["state_dict"])
+        self.stepper.load_optimizer(saved["opt"])
+        self.stepper.load_state_dict(saved["stepper"])
+        for rate in self.stepper.ema:
+            self.stepper.load_ema(rate, saved["ema"])
+        self.epoch, self.best = saved["epoch"], saved["best"]
+
+    def run(self) -> None:
+        """Train to the last epoch or until a signal, which `stopped_by` then names."""
+        batches = training_batches(
+            self.data.train,
+            self.settings.batch_size,
+            self.augmentation,
+            self.settings.seed,
+            self.stepper.steps,
+            self.data.synthetic,
+            self.settings.synthetic_weight,
+        )
+        epochs = self.length.epochs
+        bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", dynamic_ncols=True)
+        saved_at = time.monotonic()
+        with StopRequest() as stop, bar:
+            while self.epoch < epochs and not stop.requested:
+                self._train_epoch(batches)
+                self.epoch += 1
+                is_last = self.epoch == epochs
+                if is_last or self.epoch % self.settings.val_interval == 0:
+                    self._validate()
+                row = logger.dumpkvs()
+                bar.update()
+                bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_mean_dice") if k in row})
+                if time.monotonic() - saved_at > SAVE_EVERY and not is_last:
+                    self.save()
+                    saved_at = time.monotonic()
+            self.save()
+        self.stopped_by = stop.requested if self.epoch < epochs else None
+
+    def _train_epoch(self, batches: Iterator[tuple[th.Tensor, th.Tensor]]) -> None:
+        self.model.train()
+        for _ in range(min(self.length.epoch, self.length.steps - self.stepper.steps)):
+            step = self.stepper.steps
+            self._accumulate_labelled(step, *next(batches))
+            if self.consistency is not None:
+                self._accumulate_unlabelled(step, self.consistency)
+            lr = self._learning_rate(step)
+            logger.logkv_mean("grad_norm", self.stepper.step(lr))
+            logger.logkv("lr", lr)
+        in_a_row, total = self.stepper.skipped()
+        logger.logkv("skipped_steps", total)
+        if in_a_row >= self.settings.max_skipped_steps > 0:
+            raise UserError(
+                f"{in_a_row} consecutive steps had non-finite gradients: lower --lr, or train in"
+                " --precision fp32"
+            )
+        logger.logkv("epoch", self.epoch + 1)
+        logger.logkv("step", self.stepper.steps)
+
+    def _accumulate_labelled(self, step: int, images: th.Tensor, masks: th.Tensor) -> None:
+        """Add the gradients of a batch of labelled images."""
+        timesteps = None
+        if self.noised_input is not None:
+            images, timesteps = self.noised_input(images, step * len(images))
+        size = self._forward_size()
+        for first in range(0, len(images), size):
+            rows = slice(first, first + size)
+            inputs = [images[rows]] if timesteps is None else [images[rows], timesteps[rows]]
+            th.manual_seed(rng.derive_seed(self.settings.seed, "dropout", step, first))
+            with self.stepper.autocast():
+                scores = self.stepper.model(*(x.to(self.device, non_blocking=True) for x in inputs))
+            loss = self.loss(scores, masks[rows].to(self.device, non_blocking=True))
+            self.stepper.backward(loss * (len(images[rows]) / len(images)))
+            logger.logkv_mean("loss", loss.detach())
+
+    def _accumulate_unlabelled(self, step: int, consistency: Consistency) -> None:
+        """Add the gradients of a batch of radiographs without masks."""
+        views = consistency.views(step)
+        size = self._forward_size()
+        for first in range(0, len(views[0]), size):
+            weak, strong, masks = (view[first : first + size].to(self.device) for view in views)
+            with self._network_to_save() as teacher, th.no_grad(), self.stepper.autocast():
+                labels = consistency.labels(teacher(weak), masks)
+            th.manual_seed(rng.derive_seed(self.settings.seed, "unlabelled dropout", step, first))
+            with self.stepper.autocast():
+                scores = self.stepper.model(strong)
+            loss = consistency_loss(scores, labels)
+            share = consistency.weight(step) * len(weak) / len(views[0])
+            self.stepper.backward(loss * share)
+            logger.logkv_mean("unlabeled_loss", loss.detach())
+            logger.logkv_mean("unlabeled_sure", (labels != IGNORE).float().mean())
+
+    def _learning_rate(self, step: int) -> float:
+        if self.settings.schedule == "constant":
+            return self.settings.lr
+        warmup = round(self.settings.warmup * self.length.steps)
+        return self.settings.lr * warmup_cosine(step, self.length.steps, warmup)
+
+    def _validate(self) -> None:
+        if self.data.val is None:
+            self.best = {"epoch": self.epoch}
+            return
+        confusion, loss = self._evaluate(self.data.val)
+        scores = dice_iou(confusion)
+        logger.logkv("val_loss", loss)
+        logger.logkv("val_mean_dice", scores.mean_dice())
+        logger.logkv("val_mean_iou", scores.mean_iou())
+        for category in self.config.categories:
+            logger.logkv(f"val_dice {category.name}", float(scores.dice[category.index]))
+            logger.logkv(f"val_iou {category.name}", float(scores.iou[category.index]))
+        if not scores.mean_iou() <= self.best["mean_iou"]:
+            self.best = {
+                "epoch": self.epoch,
+                "mean_iou": scores.mean_iou(),
+                "mean_dice": scores.mean_dice(),
+                "dice": scores.dice.tolist(),
+                "iou": scores.iou.tolist(),
+            }
+            self._unsaved_best = {k: v.cpu().clone() for k, v in self._weights_to_save().items()}
+
+    def _weights_to_save(self) -> dict[str, th.Tensor]:
+        """The weights that are validated and saved: averaged ones, if --ema_rate asks for them."""
+        rate = self.settings.ema_rate
+        return self.stepper.weights_as_state_dict(self.stepper.ema[rate] if rate else None)
+
+    def _network_to_save(self) -> contextlib.AbstractContextManager[th.nn.Module]:
+        """The network with these weights, for the duration of the context."""
+        if self.settings.ema_rate:
+            return self.stepper.averaged_weights(self.settings.ema_rate)
+        return contextlib.nullcontext(self.model)
+
+    def _forward_size(self) -> int:
+        """Images per forward pass."""
+        settings = self.settings
+        return settings.microbatch if settings.microbatch > 0 else settings.batch_size
+
+    @th.no_grad()
+    def _evaluate(self, data: LabelledImages) -> tuple[np.ndarray, float]:
+        """Confusion matrix and mean loss at the size of the data, without the padding."""
+        classes = len(self.config.categories)
+        confusion, total = np.zeros((classes, classes), np.int64), 0.0
+        size = 1 if data.window else self._forward_size()
+        with self._network_to_save() as model:
+            model.eval()
+            for first in range(0, len(data), size):
+                numbers = range(first, min(first + size, len(data)))
+                with self.stepper.autocast():
+                    if data.window:
+                        images = normalize(data.images[first])[None].to(self.device)
+                        masks = th.from_numpy(data.masks[first])[None].long()
+                        scores = sliding_scores(model, images, data.window)
+                    else:
+                        images, masks = data.batch(numbers)
+                        scores = model(images.to(self.device))
+                total += float(self.loss(scores, masks.to(self.device))) * len(numbers)
+                predicted = scores.argmax(1).cpu().numpy()
+                confusion += confusion_matrix(predicted, masks.numpy().astype(np.uint8), classes)
+        return confusion, total / len(data)
+
+    def save(self) -> None:
+        """Write the best network, then what resuming needs, then the curves."""
+        logger.flush()
+        shared = {"best": self.best, "origin": self.origin.to_plain()}
+        best = self._weights_to_save() if self.data.val is None else self._unsaved_best
+        if best is not None:
+            save_model(self.settings.weights_save, self.config, best, **shared)
+            self._unsaved_best = None
+        save_model(
+            self.settings.last_path,
+            self.config,
+            self.model.state_dict(),
+            **shared,
+            ema=self._weights_to_save() if self.settings.ema_rate else {},
+            epoch=self.epoch,
+            opt=self.stepper.opt.state_dict(),
+            stepper=self.stepper.state_dict(),
+        )
+        log = os.path.join(self.settings.log_folder, "progress.csv")
+        if os.path.exists(log):
+            with contextlib.suppress(UserError):  # no column worth plotting yet
+                plot_curves(log, self.curves_path, self.config.categories)
