@@ -212,7 +212,7 @@ def load_predictor(
     :raises UserError: if a file is not a segmentation model, if files disagree about the classes or
         about how radiographs are read, or if an option does not apply to their kind of network.
     """
-    options = MemberOptions(tuple(timesteps), **(drawing or {}), compile=compile)
+    options = MemberOptions(tuple(timesteps), compile=compile, **(drawing or {}))
     paths = [model_path] if os.path.exists(model_path) else model_path.split(",")
     device = device or dist_util.dev()
     predictors: list[Predictor] = []

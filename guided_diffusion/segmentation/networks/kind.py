@@ -4,7 +4,8 @@ A kind is one module, listed in `model_file.KINDS`, with two functions:
 
 - `build(config)` returns the network with random weights;
 - `members(model, device, options)` returns the functions whose class probabilities prediction
-  averages: the network itself, the network at several timesteps, or its draws.
+  averages: the network itself, the network at several timesteps, or its draws;
+- and, if it can be exported to ONNX, `export_core(model)` returns an `ExportCore`.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +43,12 @@ class MemberOptions:
         names = [n for n, value in vars(self).items() if n != "compile" and value not in (None, ())]
         if refused := [f"--{name}" for name in names if name not in accepted]:
             raise UserError(f"networks of kind {kind} have no {', '.join(refused)}: leave it out")
+
+
+class ExportCore(th.nn.Module):
+    """A network for images whose sides `multiple` divides; no operation depends on their size."""
+
+    multiple: int
 
 
 def single_member(model: th.nn.Module, device: th.device, options: MemberOptions) -> list[Member]:
