@@ -19,18 +19,17 @@ def main() -> int:
     parser = make_parser(__doc__, PredictConfig, AveragingConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "places",
+        "arguments",
         nargs="*",
         metavar="MODEL INPUT OUTPUT",
-        help="file that finetune.py wrote; radiograph, folder or glob in quotes; folder for the "
+        help="model file of finetune.py; radiograph, folder or glob in quotes; folder for the "
         "results (default: results)",
     )
     keep_freed_memory()
     overrides = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
-    places = overrides.pop("places", [])
-    return predict(
-        from_flags(PredictConfig, overrides), from_flags(AveragingConfig, overrides), places
-    )
+    arguments = overrides.pop("arguments", [])
+    averaging = from_flags(AveragingConfig, overrides)
+    return predict(from_flags(PredictConfig, overrides), averaging, arguments)
 
 
 if __name__ == "__main__":
