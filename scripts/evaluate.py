@@ -3,7 +3,7 @@
 evaluate.py PREDICTED_MASKS TRUE_MASKS              two folders paired by name, or two files
 evaluate.py IMAGES TRUE_MASKS --model MODEL         predict first
 evaluate.py IMAGES TRUE_MASKS --compare A.pth B.pth is B better than A?
-evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B    the same for two folders of masks
+evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B    the same, for two folders of masks
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A page on this machine that segments radiographs: drop a file in, see and download the result.
+"""Serve a local web page that segments radiographs: upload a file, view and download the result.
 
-serve.py MODEL   or several models with commas: their mean
+serve.py MODEL   or several models, with commas: their mean
 """
 
 import argparse
@@ -18,16 +18,16 @@ from guided_diffusion.segmentation.inference.serve import ServeConfig, import_gr
 def main() -> int:
     parser = make_parser(__doc__, ServeConfig, AveragingConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", help="file that finetune.py wrote")
+    parser.add_argument("model", help="model file of finetune.py")
     overrides = vars(parser.parse_args())
     import_gradio()
     predictor = from_flags(AveragingConfig, overrides).load(overrides["model"], dist_util.dev())
     with served(predictor, overrides["model"], from_flags(ServeConfig, overrides)) as address:
-        print(f"open {address} in a browser; Ctrl-C ends", flush=True)
+        print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            print("ended")
+            print("stopped")
     return 0
 
 
