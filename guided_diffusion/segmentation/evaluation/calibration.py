@@ -1,7 +1,5 @@
 """Calibration of a model: confidence against accuracy, uncertainty against error."""
 
-from typing import TypedDict
-
 import numpy as np
 
 from guided_diffusion.images.geometry import IGNORE
@@ -13,16 +11,6 @@ BINS = 15
 DECILES = 10
 # uncertainties from 0 to 1 by their bits in float16, which sort as the numbers do
 _LEVELS = int(np.float16(1).view(np.uint16)) + 1
-
-
-class CalibrationSummary(TypedDict):
-    """The section "calibration" of metrics.json."""
-
-    expected_calibration_error: float
-    mean_uncertainty: float
-    rank_correlation_of_uncertainty_and_dice: float
-    reliability: list[dict[str, float]]
-    uncertainty_deciles: list[dict[str, float]]
 
 
 class Calibration:
@@ -107,8 +95,8 @@ class Calibration:
 
         return float(spearmanr(*pairs.T).statistic)
 
-    def summary(self) -> CalibrationSummary:
-        """All figures as plain values."""
+    def summary(self) -> dict[str, float | list[dict[str, float]]]:
+        """The section "calibration" of metrics.json."""
         return {
             "expected_calibration_error": self.expected_error(),
             "mean_uncertainty": nan_mean([uncertainty for uncertainty, _ in self._images]),

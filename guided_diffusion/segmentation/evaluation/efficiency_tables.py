@@ -1,7 +1,7 @@
 """Results of a comparison by the number of labelled images: their tables and plot."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypedDict
 
@@ -151,22 +151,19 @@ class _Table:
         for r in self.results:
             if r["k"] == k:
                 scores.setdefault((r["seed"], r["fold"]), {})[r["method"]] = r["mean_dice"]
-        return spread(list(self._differences(scores.values(), method)))
-
-    def _differences(
-        self, scores: Iterable[Mapping[str, float | None]], method: str
-    ) -> Iterator[float]:
-        for by_method in scores:
-            first, other = by_method.get(self.methods[0]), by_method.get(method)
-            if first is not None and other is not None:
-                yield first - other
+        pairs = [(found.get(self.methods[0]), found.get(method)) for found in scores.values()]
+        return spread([a - b for a, b in pairs if a is not None and b is not None])
 
     def run_rows(self) -> Iterator[Row]:
         for r in self.results:
             yield {
-                **{"method": r["method"], "k": r["k"], "seed": r["seed"], "fold": r["fold"]},
+                "method": r["method"],
+                "k": r["k"],
+                "seed": r["seed"],
+                "fold": r["fold"],
                 **self.figures(r),
-                **{"seconds": r["seconds"], "images": " ".join(r["images"])},
+                "seconds": r["seconds"],
+                "images": " ".join(r["images"]),
                 "command": r["commands"][0],
             }
 

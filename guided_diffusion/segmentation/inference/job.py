@@ -159,15 +159,6 @@ def paths_from_arguments(config: PredictConfig, arguments: Sequence[str]) -> Pat
     return Paths(model, inputs, outputs)
 
 
-@dataclass
-class Progress:
-    """What is left of the radiographs that are done: rows of areas.csv, and errors of the rest."""
-
-    bar: tqdm
-    rows: list[AreasRow] = dataclasses.field(default_factory=list)
-    skipped: list[ImageError] = dataclasses.field(default_factory=list)
-
-
 class Written(NamedTuple):
     """What is kept of a radiograph whose files are written. result: where it is to be shown."""
 
@@ -196,28 +187,29 @@ class Job:
                 check_header(item.path)
         orders = (("uncertainty", True), ("name", False))
         report = Report("Segmented radiographs", self.categories, orders, ("area %",))
+        rows: list[AreasRow] = []
+        skipped: list[ImageError] = []
         with StopRequest() as stop, progress_bar(len(items), unit="image") as bar:
-            progress = Progress(bar)
-            for written in prefetch(self._write, self._results(items, progress, stop), ahead=3):
-                progress.rows.append(written.row)
+            results = self._results(items, skipped, bar, stop)
+            for written in prefetch(self._write, results, ahead=3):
+                rows.append(written.row)
                 if written.card:
                     report.add(written.card)
                 bar.update()
                 self._show(written.result)
-        for error in progress.skipped:
+        for error in skipped:
             print(f"skipped: {error}")
-        if not progress.rows and not stop.requested:
+        if not rows and not stop.requested:
             raise UserError(f"none of the {len(items)} files can be read; see the lines above")
-        if progress.rows:
-            self._summarise(progress.rows, report)
+        if rows:
+            self._summarise(rows, report)
         if stop.requested:
-            done = f"{len(progress.rows)} of {len(items)} radiographs"
-            print(f"stopped by {stop.requested} after {done}")
+            print(f"stopped by {stop.requested} after {len(rows)} of {len(items)} radiographs")
             return EXIT_STOPPED
         return 0
 
     def _results(
-        self, items: Sequence[Item], progress: Progress, stop: StopRequest
+        self, items: Sequence[Item], skipped: list[ImageError], bar: tqdm, stop: StopRequest
     ) -> Iterator[Callable[[], Result]]:
         """Functions that complete one result each, once the network has seen the radiograph."""
         size = self.config.batch_size
@@ -229,8 +221,8 @@ class Job:
                 if not isinstance(image, ImageError):
                     readable.append((item, image))
                 elif self.config.skip_bad_images:
-                    progress.skipped.append(image)
-                    progress.bar.update()
+                    skipped.append(image)
+                    bar.update()
                 else:
                     raise image
             started = self.predictor.start([image for _, image in readable])

@@ -21,7 +21,6 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import to_plain
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
-from guided_diffusion.segmentation.networks.kind import ExportCore
 
 INPUT, OUTPUT = "radiographs", "scores"
 TOLERANCE = 1e-4
@@ -40,10 +39,10 @@ def export(model_path: str, onnx_path: str) -> dict[str, str]:
     onnx, onnxruntime = import_packages()
     model, config, _ = load_model(model_path)
     kind = config.kind_module()
-    if not hasattr(kind, "export_core"):
+    if not hasattr(kind, "ExportCore"):
         raise UserError(f"{model_path}: networks of kind {config.kind} cannot be exported to ONNX")
-    core: ExportCore = kind.export_core(model.requires_grad_(False).eval())
-    proto = _with_padding(onnx, _trace(core, config.in_channels), core.multiple)
+    core = kind.ExportCore(model.requires_grad_(False).eval())
+    proto = _with_padding(onnx, _trace(core, core.multiple, config.in_channels), core.multiple)
     metadata = describe(config)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
@@ -88,9 +87,9 @@ def import_packages() -> tuple[ModuleType, ModuleType]:
 
 
 @th.no_grad()
-def _trace(core: ExportCore, in_channels: int) -> Any:
+def _trace(core: th.nn.Module, multiple: int, in_channels: int) -> Any:
     """The core as an ONNX `ModelProto`."""
-    dim, multiple = th.export.Dim, core.multiple
+    dim = th.export.Dim
     sides = {
         axis: multiple * dim(name, min=1, max=_LARGEST // multiple)
         for axis, name in ((2, "rows"), (3, "columns"))

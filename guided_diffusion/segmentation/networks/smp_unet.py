@@ -9,12 +9,7 @@ import torch as th
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.model_file import SegmentationConfig
-from guided_diffusion.segmentation.networks.kind import (
-    ExportCore,
-    Member,
-    MemberOptions,
-    single_member,
-)
+from guided_diffusion.segmentation.networks.kind import Member, MemberOptions, single_member
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
 
 # of ImageNet's training images (red, green, blue), by which pretrained encoders standardise
@@ -96,12 +91,9 @@ def members(model: SmpUnet, device: th.device, options: MemberOptions) -> list[M
     return single_member(model, device, options)
 
 
-def export_core(model: SmpUnet) -> ExportCore:
+class ExportCore(th.nn.Module):
     """The network without padding."""
-    return _ExportCore(model)
 
-
-class _ExportCore(ExportCore):
     multiple = _MULTIPLE
 
     def __init__(self, model: SmpUnet):

@@ -6,7 +6,6 @@ import torch as th
 
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.networks.kind import (
-    ExportCore,
     Member,
     MemberOptions,
     architecture,
@@ -32,12 +31,9 @@ def members(
     return [partial(_at_timestep, network, timestep) for timestep in options.timesteps]
 
 
-def export_core(model: SegmentationUNetModel) -> ExportCore:
+class ExportCore(th.nn.Module):
     """The network without padding, at its own timestep."""
-    return _ExportCore(model)
 
-
-class _ExportCore(ExportCore):
     def __init__(self, model: SegmentationUNetModel):
         super().__init__()
         self.model, self.multiple = model, model.size_multiple
