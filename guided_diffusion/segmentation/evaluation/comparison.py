@@ -8,7 +8,7 @@ from guided_diffusion.runtime.files import save_json, write_csv
 from guided_diffusion.segmentation.evaluation.scoring import Evaluation, evaluate, without_nan
 from guided_diffusion.segmentation.evaluation.sources import Source, is_model
 from guided_diffusion.segmentation.evaluation.statistics import Difference, compare
-from guided_diffusion.segmentation.evaluation.text import comparison_table, show, write_files
+from guided_diffusion.segmentation.evaluation.tables import comparison_table, show, write_files
 from guided_diffusion.segmentation.metrics import dice_iou
 
 # the draws for the interval of the difference where --bootstrap is 0

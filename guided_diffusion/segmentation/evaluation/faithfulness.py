@@ -20,7 +20,7 @@ from guided_diffusion.segmentation.evaluation.scoring import (
     evaluate,
     prepare_output,
 )
-from guided_diffusion.segmentation.evaluation.text import table, write_per_image
+from guided_diffusion.segmentation.evaluation.tables import table, write_per_image
 from guided_diffusion.segmentation.inference.predictor import Segmenter, load_predictor
 from guided_diffusion.segmentation.visuals.render import comparison, plot_confusion
 

@@ -19,7 +19,7 @@ from guided_diffusion.segmentation.evaluation.scoring import (
     prepare_output,
 )
 from guided_diffusion.segmentation.evaluation.sources import EvaluateConfig, Source
-from guided_diffusion.segmentation.evaluation.text import (
+from guided_diffusion.segmentation.evaluation.tables import (
     intervals_table,
     table,
     write_files,

@@ -1,14 +1,14 @@
 """Predicted and true masks of the same radiographs, from files or from a model."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import pixel_spacing, read_mask
+from guided_diffusion.images.image_io import pixel_spacing, read_image, read_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
@@ -40,7 +40,6 @@ def read_mask_pairs(
     num_classes: int | None,
     binary: bool = False,
     spacing: Spacing = None,
-    read: Callable[[str], np.ndarray] | None = None,
     images: str = "",
 ) -> Iterator[MaskPair]:
     """The masks of two folders, or of two files, paired by name.
@@ -48,7 +47,7 @@ def read_mask_pairs(
     :param predictions: may also be an output folder of predict.py, whose MASK folder is read.
     :param num_classes: None accepts any number of classes.
     :param spacing: of files that do not record it.
-    :param read: how to read the radiographs in `images`, which may record the spacing too.
+    :param images: the radiographs, if they are to be read; they may record the spacing too.
     """
     if os.path.isdir(os.path.join(predictions, "MASK")):
         predictions = os.path.join(predictions, "MASK")
@@ -63,7 +62,7 @@ def read_mask_pairs(
         size, image = pixel_spacing(true_path), None
         if name in image_of:
             size = size or pixel_spacing(image_of[name])
-            image = read(image_of[name]) if read else None
+            image = read_image(image_of[name])
         return MaskPair(name, predicted, true, size or spacing, image)
 
     return _progress(prefetch(load, paths), len(paths))

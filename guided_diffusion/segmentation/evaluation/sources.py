@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from guided_diffusion.images.files import IMAGE_EXTENSIONS
-from guided_diffusion.images.image_io import read_image
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.categories import Category
@@ -96,7 +95,6 @@ class Source:
             len(self.categories) if self.categories else None,
             self.config.binary,
             parse_spacing(self.config.spacing),
-            read_image if images else None,
             images,
         )
         return pairs, self.categories

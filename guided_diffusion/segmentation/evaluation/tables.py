@@ -14,38 +14,39 @@ def table(evaluation: Evaluation) -> str:
     """For the screen: one line per class, then the means."""
     confusion = evaluation.confusion
     scores, images = dice_iou(confusion), evaluation.per_image()
-    units = evaluation.units()
+    measures = [(unit, i) for unit in evaluation.units() for i in range(len(DISTANCES))]
     header = ["class", "Dice", "IoU", "Dice/image", "IoU/image", "images", "true %"]
-    header += [f"{m.upper()} {unit}" for unit in units for m in DISTANCES]
-    rows = []
+    header += [f"{DISTANCES[i].upper()} {unit}" for unit, i in measures]
+    rows: list[list[str] | None] = [header]
     for c in evaluation.categories:
-        row = [c.name, show(scores.dice[c.index]), show(scores.iou[c.index])]
-        row += [show(nan_mean([s.dice[c.index] for s in images]))]
-        row += [show(nan_mean([s.iou[c.index] for s in images]))]
-        row += [str(sum(bool(r.confusion[c.index].any()) for r in evaluation.results))]
-        row += [f"{100 * confusion[c.index].sum() / max(confusion.sum(), 1):.2f}"]
-        row += [
-            show(evaluation.distance(unit, i, c.index) if c.index else math.nan, digits=2)
-            for unit in units
-            for i in range(len(DISTANCES))
-        ]
-        rows.append(row)
+        over_images = (
+            nan_mean([s.dice[c.index] for s in images]),
+            nan_mean([s.iou[c.index] for s in images]),
+        )
+        distances = [evaluation.distance(*m, c.index) if c.index else math.nan for m in measures]
+        rows.append(
+            [
+                c.name,
+                *map(show, (scores.dice[c.index], scores.iou[c.index], *over_images)),
+                str(sum(bool(r.confusion[c.index].any()) for r in evaluation.results)),
+                f"{100 * confusion[c.index].sum() / max(confusion.sum(), 1):.2f}",
+                *(show(distance, digits=2) for distance in distances),
+            ]
+        )
+    rows.append(None)
     for label, background in (("mean of the foreground", False), ("with background", True)):
-        row = [label, show(scores.mean_dice(background)), show(scores.mean_iou(background))]
-        row += [show(nan_mean([s.mean_dice(background) for s in images]))]
-        row += [show(nan_mean([s.mean_iou(background) for s in images]))]
-        row += [str(len(evaluation.results)), ""]
+        over_images = (
+            nan_mean([s.mean_dice(background) for s in images]),
+            nan_mean([s.mean_iou(background) for s in images]),
+        )
+        over_set = (scores.mean_dice(background), scores.mean_iou(background))
+        row = [label, *map(show, (*over_set, *over_images)), str(len(evaluation.results)), ""]
         if not background:
             indices = [c.index for c in evaluation.categories[1:]]
-            row += [
-                show(nan_mean([evaluation.distance(unit, i, k) for k in indices]), digits=2)
-                for unit in units
-                for i in range(len(DISTANCES))
-            ]
+            means_of = [nan_mean([evaluation.distance(*m, k) for k in indices]) for m in measures]
+            row += [show(mean, digits=2) for mean in means_of]
         rows.append(row + [""] * (len(header) - len(row)))
-    return align(
-        [header, *rows[: len(evaluation.categories)], None, *rows[len(evaluation.categories) :]]
-    )
+    return align(rows)
 
 
 def intervals_table(evaluation: Evaluation) -> str:
