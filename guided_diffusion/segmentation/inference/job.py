@@ -35,6 +35,7 @@ from guided_diffusion.segmentation.inference.results import (
 )
 from guided_diffusion.segmentation.inference.uncertainty import next_to_label
 from guided_diffusion.segmentation.inference.views import TTA
+from guided_diffusion.segmentation.networks.kind import MemberOptions
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.visuals.render import show
 from guided_diffusion.segmentation.visuals.report import Card, Report
@@ -73,22 +74,15 @@ class AveragingConfig:
 
     def load(self, model: str, device: th.device | str | None = None) -> Segmenter:
         """The predictor of a model file, or of several separated by commas, with these options."""
-        drawing = {
-            "num_samples": self.num_samples or None,
-            "steps": self.steps or None,
-            "sampler": self.sampler or None,
-            "seed": self.seed,
-        }
-        return load_predictor(
-            model,
-            device,
+        options = MemberOptions(
             timesteps=parse_timesteps(self.timesteps),
-            tta=self.tta,
-            flip_swap=self.flip_swap,
-            precision=self.precision,
-            drawing=drawing,
+            num_samples=self.num_samples or None,
+            steps=self.steps or None,
+            sampler=self.sampler or None,
+            seed=self.seed,
             compile=self.compile,
         )
+        return load_predictor(model, device, options, self.tta, self.flip_swap, self.precision)
 
 
 @dataclass(frozen=True)

@@ -189,30 +189,23 @@ def _mean_prediction(parts: Sequence[Finish]) -> Prediction:
 def load_predictor(
     model_path: str,
     device: th.device | str | None = None,
-    timesteps: Sequence[float] = (),
+    options: MemberOptions | None = None,
     tta: str = "none",
     flip_swap: str | None = None,
     precision: str = "fp32",
-    drawing: Mapping[str, Any] | None = None,
-    compile: bool = False,
 ) -> Segmenter:
     """A predictor from a model file that scripts/finetune.py wrote, or from several.
 
     :param model_path: a file, or several separated by commas, whose probabilities are averaged.
     :param device: by default CUDA where there is one.
-    :param timesteps: at which radiographs enter a network of kind "unet", in its units, to average
-        over; by default its own.
+    :param options: see `Predictor`.
     :param tta: views to average over, see `views.views_for`.
     :param flip_swap: classes that change places in a mirrored radiograph, such as "1:2"; by
         default as in the fine-tuning.
     :param precision: see `Predictor`.
-    :param drawing: num_samples, steps, sampler or seed of networks that draw masks, see
-        `MaskDiffusionModel`.
-    :param compile: compile the network, see `compiled.compiled`.
     :raises UserError: if a file is not a segmentation model, if files disagree about the classes or
         about how radiographs are read, or if an option does not apply to their kind of network.
     """
-    options = MemberOptions(tuple(timesteps), compile=compile, **(drawing or {}))
     paths = [model_path] if os.path.exists(model_path) else model_path.split(",")
     device = device or dist_util.dev()
     predictors: list[Predictor] = []

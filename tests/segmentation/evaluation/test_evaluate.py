@@ -209,7 +209,7 @@ def perfect_model(monkeypatch):
     """Stands in for a checkpoint; the list of what was asked for."""
     asked = []
 
-    def load_predictor(path, device=None, **options):
+    def load_predictor(path, device=None, *options):
         asked.append((path, device))
         return PhantomPredictor()
 
