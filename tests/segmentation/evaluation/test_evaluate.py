@@ -1,6 +1,5 @@
 import csv
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,16 +19,12 @@ SCRIPT = ROOT / "scripts" / "evaluate.py"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(script):
     """Run the script as if from a shell: (exit code, stdout, stderr)."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, args)])
-        monkeypatch.syspath_prepend(str(SCRIPT.parent))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
+        ended = script("evaluate.py", *args)
+        return ended.code, ended.out, ended.err
 
     return run
 
