@@ -14,7 +14,7 @@ from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser
 from guided_diffusion.segmentation.evaluation.job import run
 from guided_diffusion.segmentation.evaluation.sources import EvaluateConfig
-from guided_diffusion.segmentation.inference.job import AveragingConfig
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 
 
 def main() -> None:

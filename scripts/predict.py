@@ -12,7 +12,8 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser
 from guided_diffusion.runtime.memory import keep_freed_memory
-from guided_diffusion.segmentation.inference.job import AveragingConfig, PredictConfig, predict
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.inference.job import PredictConfig, predict
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from guided_diffusion.segmentation.evaluation.tables import (
     write_files,
     write_per_image,
 )
-from guided_diffusion.segmentation.inference.job import AveragingConfig
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.visuals.render import plot_confusion
 from guided_diffusion.segmentation.visuals.report import Card, Report, make_card

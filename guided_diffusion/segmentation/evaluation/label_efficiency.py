@@ -52,7 +52,7 @@ from guided_diffusion.segmentation.evaluation.methods import (
     parse_variants,
 )
 from guided_diffusion.segmentation.evaluation.scoring import evaluate
-from guided_diffusion.segmentation.inference.job import AveragingConfig
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.training.dataset import count_classes
 

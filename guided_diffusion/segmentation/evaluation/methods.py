@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
-from guided_diffusion.segmentation.inference.job import AveragingConfig
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 
 # each script that a method may run, and the module whose functions do the same in this process
 RUNNERS = {

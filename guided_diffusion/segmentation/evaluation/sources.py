@@ -13,7 +13,7 @@ from guided_diffusion.segmentation.evaluation.mask_pairs import (
     predict_mask_pairs,
     read_mask_pairs,
 )
-from guided_diffusion.segmentation.inference.job import AveragingConfig
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 
 
 @dataclass(frozen=True)

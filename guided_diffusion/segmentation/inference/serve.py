@@ -5,6 +5,7 @@ import html
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,8 +13,10 @@ from typing import Any
 
 from PIL import Image
 
+from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.predictor import Segmenter
 from guided_diffusion.segmentation.inference.results import Item, Result
 from guided_diffusion.segmentation.visuals.report import Report
@@ -33,6 +36,20 @@ class ServeConfig:
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
     port: int = flag(7860, "port number")
     max_upload_mb: int = flag(64, "largest file accepted, in MB")
+
+
+def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
+    """The whole command: serve the page until Ctrl-C.
+
+    :param model: a model file, or several separated by commas.
+    """
+    import_gradio()  # fails here, before the model is read
+    predictor = averaging.load(model, dist_util.dev())
+    with served(predictor, model, config) as address:
+        print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        print("stopped")
 
 
 def page_for(predictor: Segmenter, path: str) -> str:

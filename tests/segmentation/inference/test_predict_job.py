@@ -14,10 +14,10 @@ from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.inference.averaging import parse_timesteps
 from guided_diffusion.segmentation.inference.job import (
     Job,
     PredictConfig,
-    parse_timesteps,
     paths_from_arguments,
 )
 from guided_diffusion.segmentation.inference.results import find_items
