@@ -3,7 +3,7 @@
 evaluate.py PREDICTED_MASKS TRUE_MASKS              two folders paired by name, or two files
 evaluate.py IMAGES TRUE_MASKS --model MODEL         predict first
 evaluate.py IMAGES TRUE_MASKS --compare A.pth B.pth is B better than A?
-evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B    the same for two folders of masks
+evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B    the same, for two folders of masks
 """
 
 import argparse
@@ -12,21 +12,21 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser
-from guided_diffusion.segmentation.evaluation.job import EvaluateConfig, run
-from guided_diffusion.segmentation.inference.job import AveragingConfig
+from guided_diffusion.segmentation.evaluation.job import run
+from guided_diffusion.segmentation.evaluation.sources import EvaluateConfig
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 
 
-def main() -> int:
+def main() -> None:
     parser = make_parser(__doc__, EvaluateConfig, AveragingConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "places", nargs="*", metavar="PREDICTED_MASKS|IMAGES TRUE_MASKS", help="see above"
+        "arguments", nargs="*", metavar="PREDICTED_MASKS|IMAGES TRUE_MASKS", help="see above"
     )
     overrides = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
-    places = overrides.pop("places", [])
-    return run(
-        from_flags(EvaluateConfig, overrides), from_flags(AveragingConfig, overrides), places
-    )
+    arguments = overrides.pop("arguments", [])
+    averaging = from_flags(AveragingConfig, overrides)
+    run(from_flags(EvaluateConfig, overrides), averaging, arguments)
 
 
 if __name__ == "__main__":

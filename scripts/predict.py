@@ -12,25 +12,25 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser
 from guided_diffusion.runtime.memory import keep_freed_memory
-from guided_diffusion.segmentation.inference.job import AveragingConfig, PredictConfig, predict
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.inference.job import PredictConfig, predict
 
 
 def main() -> int:
     parser = make_parser(__doc__, PredictConfig, AveragingConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "places",
+        "arguments",
         nargs="*",
         metavar="MODEL INPUT OUTPUT",
-        help="file that finetune.py wrote; radiograph, folder or glob in quotes; folder for the "
+        help="model file of finetune.py; radiograph, folder or glob in quotes; folder for the "
         "results (default: results)",
     )
     keep_freed_memory()
     overrides = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
-    places = overrides.pop("places", [])
-    return predict(
-        from_flags(PredictConfig, overrides), from_flags(AveragingConfig, overrides), places
-    )
+    arguments = overrides.pop("arguments", [])
+    averaging = from_flags(AveragingConfig, overrides)
+    return predict(from_flags(PredictConfig, overrides), averaging, arguments)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,25 @@
-"""A page on this machine that segments radiographs: drop a file in, see and download the result.
+"""Serve a local web page that segments radiographs: upload a file, view and download the result.
 
-serve.py MODEL   or several models with commas: their mean
+serve.py MODEL   or several models, with commas: their mean
 """
 
 import argparse
-import threading
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser
-from guided_diffusion.segmentation.inference.job import AveragingConfig
-from guided_diffusion.segmentation.inference.serve import ServeConfig, import_gradio, served
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.inference.serve import ServeConfig, serve
 
 
-def main() -> int:
+def main() -> None:
     parser = make_parser(__doc__, ServeConfig, AveragingConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", help="file that finetune.py wrote")
-    overrides = vars(parser.parse_args())
-    import_gradio()
-    predictor = from_flags(AveragingConfig, overrides).load(overrides["model"], dist_util.dev())
-    with served(predictor, overrides["model"], from_flags(ServeConfig, overrides)) as address:
-        print(f"open {address} in a browser; Ctrl-C ends", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("ended")
-    return 0
+    parser.add_argument("model", help="model file of finetune.py")
+    overrides = parse_flags(parser)
+    averaging = from_flags(AveragingConfig, overrides)
+    serve(from_flags(ServeConfig, overrides), averaging, overrides["model"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""How well predicted index masks agree with true ones: Dice, IoU, distances between boundaries.
+"""Agreement of predicted and true index masks: Dice, IoU, distances between boundaries.
 
-A class that is in neither mask has no score: nan here, null in JSON, "n/a" on screen; means skip
-it.
+A class in neither mask has no score: nan here, null in JSON, "n/a" on screen; means skip it.
 """
 
 import warnings
@@ -32,18 +31,18 @@ class Scores:
 
 
 def nan_mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean of what is not nan; nan where nothing is left."""
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
+    """The mean of the values that are not nan; nan if there are none."""
+    scores = np.asarray(values, dtype=np.float64)
+    scores = scores[~np.isnan(scores)]
+    return float(scores.mean()) if scores.size else float("nan")
 
 
 def confusion_matrix(predicted: np.ndarray, true: np.ndarray, num_classes: int) -> np.ndarray:
     """Count pixels, int64 [C x C], by true class (row) and predicted class (column).
 
     :param predicted: class indices [H x W], or of any shape.
-    :param true: the same shape; pixels that are IGNORE here count nowhere.
-    :raises UserError: for shapes that differ and for indices of no class.
+    :param true: of the same shape; pixels that are IGNORE here are not counted.
+    :raises UserError: if shapes differ or an index is not a class.
     """
     predicted, true = np.asarray(predicted), np.asarray(true)
     if predicted.shape != true.shape:
@@ -72,39 +71,33 @@ def dice_iou(confusion: np.ndarray) -> Scores:
         return Scores(2 * both / sizes, both / (sizes - both))
 
 
-def join_foreground(confusion: np.ndarray) -> np.ndarray:
-    """The [2 x 2] confusion matrix of background against everything else."""
-    joined = np.empty((2, 2), dtype=confusion.dtype)
-    joined[0, 0] = confusion[0, 0]
-    joined[0, 1] = confusion[0, 1:].sum()
-    joined[1, 0] = confusion[1:, 0].sum()
-    joined[1, 1] = confusion[1:, 1:].sum()
-    return joined
-
-
 def boundary_distances(
     predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[float, float]:
     """(95 % Hausdorff distance, average symmetric surface distance) of two regions, by MONAI.
 
-    The boundary of a region is those of its pixels that have one of their four neighbours outside,
-    or outside the picture. The first measure is the greater of the two directions' 95th
-    percentiles, the second the mean over both boundaries' points.
+    The boundary of a region consists of the pixels with one of their four neighbours outside the
+    region or outside the picture. The first measure is the greater of the two directions' 95th
+    percentiles, the second the mean over the points of both boundaries.
 
     :param predicted: bool [H x W].
     :param true: bool [H x W].
-    :param spacing: size of a pixel (height, width); the distances have its unit.
-    :return: (nan, nan) where either region is empty.
+    :param spacing: height and width of a pixel; the distances have its unit.
+    :return: (nan, nan) if either region is empty.
     """
     if not predicted.any() or not true.any():
         return float("nan"), float("nan")
     # importing monai takes seconds
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-    pair = [th.from_numpy(region)[None, None].float() for region in (predicted, true)]
-    options = {"include_background": True, "spacing": [float(side) for side in spacing]}
+    one, other = (th.from_numpy(region)[None, None].float() for region in (predicted, true))
+    sides = [float(side) for side in spacing]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI's own, about itself
-        hausdorff = compute_hausdorff_distance(*pair, percentile=95, **options)
-        average = compute_average_surface_distance(*pair, symmetric=True, **options)
+        hausdorff = compute_hausdorff_distance(
+            one, other, include_background=True, percentile=95, spacing=sides
+        )
+        average = compute_average_surface_distance(
+            one, other, include_background=True, symmetric=True, spacing=sides
+        )
     return float(hausdorff), float(average)

@@ -1,4 +1,4 @@
-"""Threads that read ahead and write behind, so that the network does not wait for files."""
+"""Threads that read ahead and write behind, so that the network never waits for files."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +14,12 @@ def prefetch(
 ) -> Iterator[Result]:
     """The results of `function` for each of `items`, in order, computed by threads.
 
-    `items` is drawn in the caller's thread, at most `ahead` items before the result that is
-    waited for. An error comes up where its result would have, and nothing new is begun after it;
-    what was begun is finished before control returns, also when the caller is interrupted.
+    `items` is consumed in the caller's thread, at most `ahead` items ahead of the next result. An
+    error is raised in place of its result, and nothing new is started after it; what was started
+    is finished before control returns, even if the caller is interrupted.
 
     :param workers: number of threads.
-    :param ahead: items drawn and not yet handed over: what memory must hold.
+    :param ahead: items consumed whose results have not been returned: memory must hold them.
     """
     pending: deque[Future] = deque()
     with ThreadPoolExecutor(workers) as pool:

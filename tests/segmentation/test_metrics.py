@@ -13,7 +13,6 @@ from guided_diffusion.segmentation.metrics import (
     boundary_distances,
     confusion_matrix,
     dice_iou,
-    join_foreground,
     nan_mean,
 )
 
@@ -71,13 +70,6 @@ def test_ignored_pixels_count_nowhere(seed):
     expected = confusion_matrix(predicted[~skip], true[~skip], 4)
     assert np.array_equal(confusion_matrix(predicted, with_holes, 4), expected)
     assert expected.sum() == (~skip).sum()
-
-
-@given(st.integers(0, 10**6))
-def test_joined_foreground_is_the_score_of_binary_masks(seed):
-    predicted, true = masks(seed)
-    joined = join_foreground(confusion_matrix(predicted, true, 4))
-    assert np.array_equal(joined, confusion_matrix(predicted > 0, true > 0, 2))
 
 
 def test_several_confusion_matrices_at_once():

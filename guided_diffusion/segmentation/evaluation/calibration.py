@@ -1,6 +1,4 @@
-"""Whether a model knows what it knows: confidence against accuracy, uncertainty against error."""
-
-from typing import Any
+"""Calibration of a model: confidence against accuracy, uncertainty against error."""
 
 import numpy as np
 
@@ -11,23 +9,23 @@ from guided_diffusion.segmentation.prediction import Prediction
 
 BINS = 15
 DECILES = 10
-# uncertainties from 0 to 1 as the bits of float16, which have the numbers' order
+# uncertainties from 0 to 1 by their bits in float16, which sort as the numbers do
 _LEVELS = int(np.float16(1).view(np.uint16)) + 1
 
 
 class Calibration:
-    """Counts over the pixels of a set, image after image."""
+    """Counts over the pixels of a set, image by image."""
 
     def __init__(self) -> None:
-        self._reliability = np.zeros((BINS, 3))  # pixels, right ones, sum of confidences
-        self._uncertainty = np.zeros((_LEVELS, 2), np.int64)  # pixels, wrong ones
+        self._reliability = np.zeros((BINS, 3))  # pixels, correct pixels, sum of confidences
+        self._uncertainty = np.zeros((_LEVELS, 2), np.int64)  # pixels, wrong pixels
         self._images: list[tuple[float, float]] = []
 
     def add(self, prediction: Prediction, true: np.ndarray, dice: float) -> None:
         """Count one radiograph.
 
-        :param true: class indices `[H x W]`; pixels that are IGNORE count nowhere.
-        :param dice: its mean foreground Dice, or nan.
+        :param true: class indices `[H x W]`; IGNORE pixels are not counted.
+        :param dice: the radiograph's mean foreground Dice, or nan.
         """
         known = true != IGNORE
         right = (prediction.probabilities.argmax(0) == true)[known]
@@ -42,20 +40,20 @@ class Calibration:
 
     @property
     def images(self) -> int:
-        """How many were counted."""
+        """Number of radiographs counted."""
         return len(self._images)
 
     def expected_error(self) -> float:
-        """Expected calibration error: mean distance of confidence from accuracy, over the pixels.
+        """Expected calibration error: mean distance of confidence from accuracy over the pixels.
 
-        Confidence is the greatest class probability, in 15 bins of equal width (arXiv 1706.04599,
+        Confidence is the highest class probability, in 15 bins of equal width (arXiv 1706.04599,
         eq. 3).
         """
         pixels, right, confidence = self._reliability.T
         return float(np.abs(right - confidence).sum() / pixels.sum())
 
-    def bins(self) -> list[dict[str, Any]]:
-        """Share of the pixels, mean confidence and accuracy of the bins that hold any."""
+    def bins(self) -> list[dict[str, float]]:
+        """Share of the pixels, mean confidence and accuracy of each bin that is not empty."""
         total = self._reliability[:, 0].sum()
         return [
             {
@@ -68,16 +66,16 @@ class Calibration:
         ]
 
     def deciles(self) -> list[dict[str, float]]:
-        """Pixels by rising uncertainty in ten equal parts: mean uncertainty and error rate of each.
+        """Mean uncertainty and error rate of each tenth of the pixels, by ascending uncertainty.
 
-        Pixels of one uncertainty that fall on an edge are divided between its sides.
+        Pixels of equal uncertainty at an edge are shared between its two sides.
         """
         pixels, wrong = self._uncertainty.astype(np.float64).T
         levels = np.arange(_LEVELS, dtype=np.uint16).view(np.float16).astype(np.float64)
         edges = np.linspace(0, pixels.sum(), DECILES + 1)
-        behind = np.concatenate([[0], np.cumsum(pixels)])
+        cumulative = np.concatenate([[0], np.cumsum(pixels)])
         sums = [
-            np.diff(np.interp(edges, behind, np.concatenate([[0], np.cumsum(values)])))
+            np.diff(np.interp(edges, cumulative, np.concatenate([[0], np.cumsum(values)])))
             for values in (pixels, wrong, pixels * levels)
         ]
         return [
@@ -86,7 +84,10 @@ class Calibration:
         ]
 
     def rank_correlation(self) -> float:
-        """Spearman's, of the images' mean uncertainty with their Dice; nan for fewer than 3."""
+        """Spearman's rank correlation of the images' mean uncertainty with their Dice.
+
+        nan for fewer than 3 images, or where either is constant.
+        """
         pairs = np.array([pair for pair in self._images if not np.isnan(pair[1])]).reshape(-1, 2)
         if len(pairs) < 3 or np.ptp(pairs, axis=0).min() == 0:
             return float("nan")
@@ -94,8 +95,8 @@ class Calibration:
 
         return float(spearmanr(*pairs.T).statistic)
 
-    def summary(self) -> dict[str, Any]:
-        """Plain values."""
+    def summary(self) -> dict[str, float | list[dict[str, float]]]:
+        """The section "calibration" of metrics.json."""
         return {
             "expected_calibration_error": self.expected_error(),
             "mean_uncertainty": nan_mean([uncertainty for uncertainty, _ in self._images]),
@@ -116,7 +117,7 @@ class Calibration:
 
 
 def binary_prediction(prediction: Prediction) -> Prediction:
-    """All foreground classes as one."""
+    """The prediction with all foreground classes joined into one."""
     background = prediction.probabilities[0]
     joined = np.stack([background, 1 - background])
     return Prediction(joined, entropy_map(joined))

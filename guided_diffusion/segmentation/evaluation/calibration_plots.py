@@ -1,4 +1,4 @@
-"""Pictures of a model's calibration."""
+"""Plots of a model's calibration."""
 
 from matplotlib.figure import Figure
 
@@ -11,7 +11,7 @@ def plot_reliability(calibration: Calibration, png_path: str) -> None:
     bins = calibration.bins()
     figure = Figure(figsize=(5, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    above.plot((0, 1), (0, 1), color="grey", linestyle=":", label="as sure as it is right")
+    above.plot((0, 1), (0, 1), color="grey", linestyle=":", label="perfect calibration")
     confidence = [b["confidence"] for b in bins]
     above.plot(confidence, [b["accuracy"] for b in bins], marker="o", color="tab:blue")
     above.set(
@@ -29,7 +29,7 @@ def plot_reliability(calibration: Calibration, png_path: str) -> None:
 
 
 def plot_deciles(calibration: Calibration, png_path: str) -> None:
-    """Error rate of the pixels in each tenth of the uncertainty."""
+    """Error rate of the pixels in each decile of uncertainty."""
     deciles = calibration.deciles()
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -39,9 +39,9 @@ def plot_deciles(calibration: Calibration, png_path: str) -> None:
     labels = [f"{n}\n{d['uncertainty']:.2f}" for n, d in enumerate(deciles, 1)]
     axes.set_xticks(range(1, len(rates) + 1), labels)
     axes.set(
-        xlabel="decile of the pixels by uncertainty, and its mean uncertainty",
+        xlabel="decile of uncertainty, and its mean",
         ylabel="% of wrong pixels",
-        title="Where the model is uncertain, is it wrong?",
+        title="Errors by uncertainty",
     )
     axes.margins(y=0.1)
     axes.grid(axis="y", alpha=0.3)

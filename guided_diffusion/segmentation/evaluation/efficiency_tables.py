@@ -1,33 +1,95 @@
-"""Tables and the picture of a comparison of methods by the number of labelled images."""
+"""Results of a comparison by the number of labelled images: their tables and plot."""
 
-import csv
-import io
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, TypedDict
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.files import read_json, write_atomically, write_csv
+from guided_diffusion.segmentation.visuals.render import save_figure
 
-Result = Mapping[str, Any]
+RESULT_NAME = "result.json"
+
+
+class Figures(TypedDict):
+    """Scores over all test images; dice and iou by class. None where there is no score."""
+
+    mean_dice: float | None
+    mean_iou: float | None
+    dice: dict[str, float | None]
+    iou: dict[str, float | None]
+
+
+class VariantFigures(Figures):
+    """The same network's scores with other flags of evaluate.py, and the command."""
+
+    command: str
+
+
+class RunResult(Figures):
+    """What a finished run leaves in result.json.
+
+    fold: None if the test images were evaluated. variants: by name. images: names of those that it
+    was trained on. commands: to train, to evaluate, and to evaluate each variant.
+    """
+
+    method: str
+    k: int
+    seed: int
+    fold: int | None
+    variants: dict[str, VariantFigures]
+    seconds: float
+    images: list[str]
+    commands: list[str]
+
+
+def read_result(folder: str) -> RunResult | None:
+    """The result of a run; None if it has not finished."""
+    path = os.path.join(folder, RESULT_NAME)
+    return read_json(path) if os.path.exists(path) else None
+
+
+def read_results(output: str) -> list[RunResult]:
+    """The results of all finished runs, sorted by name; each variant is a method of its own."""
+    folder = os.path.join(output, "runs")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    results: list[RunResult] = []
+    for result in filter(None, (read_result(os.path.join(folder, name)) for name in names)):
+        train, evaluate = result["commands"][:2]
+        results.append({**result, "commands": [train, evaluate]})
+        for name, variant in result.get("variants", {}).items():
+            results.append(
+                {
+                    **result,
+                    "mean_dice": variant["mean_dice"],
+                    "mean_iou": variant["mean_iou"],
+                    "dice": variant["dice"],
+                    "iou": variant["iou"],
+                    "method": f"{result['method']}+{name}",
+                    "commands": [train, variant["command"]],
+                }
+            )
+    return results
 
 
 class Spread(NamedTuple):
-    """Of a figure over runs; the deviation is that of a sample, nan for a single run."""
+    """A figure over several runs; the deviation is the sample's, nan for a single run."""
 
-    count: int
+    runs: int
     mean: float
     deviation: float
 
     def __str__(self) -> str:
-        if not self.count:
+        if not self.runs:
             return ""
-        return f"{self.mean:.3f}" + (f" ± {self.deviation:.3f}" if self.count > 1 else "")
+        return f"{self.mean:.3f}" + (f" ± {self.deviation:.3f}" if self.runs > 1 else "")
 
 
 def spread(values: Sequence[float | None]) -> Spread:
-    """Of the values that there are."""
+    """Mean and deviation of the values that are not None."""
     known = np.array([value for value in values if value is not None], np.float64)
     mean = float(known.mean()) if known.size else float("nan")
     return Spread(known.size, mean, float(known.std(ddof=1)) if known.size > 1 else float("nan"))
@@ -35,14 +97,13 @@ def spread(values: Sequence[float | None]) -> Spread:
 
 def write_tables(
     folder: str,
-    results: Sequence[Result],
+    results: Sequence[RunResult],
     methods: Sequence[str],
     classes: Sequence[str],
     picture: bool = True,
 ) -> None:
-    """Write runs.csv, table.csv, table.md, commands.sh and, if so wanted, curves.png.
+    """Write runs.csv, table.csv, table.md, commands.sh and, if wanted, curves.png.
 
-    :param results: one a finished run, see `label_efficiency`.
     :param methods: names in the order of the tables; other methods found come after them.
     :param classes: names, the background first.
     """
@@ -52,91 +113,88 @@ def write_tables(
     methods = [m for m in methods if any(r["method"] == m for r in results)]
     results = sorted(results, key=lambda r: (methods.index(r["method"]), r["k"], r["seed"]))
     table = _Table(results, methods, classes)
-    texts = {
-        "runs.csv": _csv(table.run_rows()),
-        "table.csv": _csv(table.rows()),
-        "table.md": table.markdown(),
-        "commands.sh": "".join(_commands(result) for result in results),
-    }
-    for name, text in texts.items():
-        write_atomically(os.path.join(folder, name), lambda f, text=text: f.write(text.encode()))
+    _write_rows(os.path.join(folder, "runs.csv"), table.run_rows())
+    _write_rows(os.path.join(folder, "table.csv"), table.rows())
+    _write_text(os.path.join(folder, "table.md"), table.markdown())
+    _write_text(os.path.join(folder, "commands.sh"), "".join(map(_commands, results)))
     if picture:
-        _draw(os.path.join(folder, "curves.png"), table)
+        _plot(os.path.join(folder, "curves.png"), table)
+
+
+Row = dict[str, object]
 
 
 class _Table:
-    def __init__(self, results: Sequence[Result], methods: Sequence[str], classes: Sequence[str]):
+    def __init__(
+        self, results: Sequence[RunResult], methods: Sequence[str], classes: Sequence[str]
+    ):
         self.results, self.methods, self.classes = results, methods, classes
         self.numbers = sorted({result["k"] for result in results})
 
-    def figures(self) -> dict[str, Callable[[Result], float | None]]:
-        """Name of each figure and how to find it in a run's result."""
-        found: dict[str, Callable[[Result], float | None]] = {
-            "mean_dice": lambda r: r["mean_dice"],
-            "mean_iou": lambda r: r["mean_iou"],
+    def figures(self, result: RunResult) -> dict[str, float | None]:
+        """All scores of a run, by name."""
+        return {
+            "mean_dice": result["mean_dice"],
+            "mean_iou": result["mean_iou"],
+            **{f"dice {name}": result["dice"][name] for name in self.classes},
+            **{f"iou {name}": result["iou"][name] for name in self.classes},
         }
-        for measure in ("dice", "iou"):
-            for name in self.classes:
-                found[f"{measure} {name}"] = lambda r, m=measure, n=name: r[m][n]
-        return found
 
     def of(self, method: str, k: int, figure: str) -> Spread:
-        find = self.figures()[figure]
+        """A figure over the runs of a method with k images."""
         chosen = [r for r in self.results if r["method"] == method and r["k"] == k]
-        return spread([find(r) for r in chosen])
+        return spread([self.figures(r)[figure] for r in chosen])
 
     def ahead(self, method: str, k: int) -> Spread:
-        """Mean Dice of the first method less this one's, over the runs on the same images."""
-        scores = {
-            (r["method"], (r["k"], r["seed"], r["fold"])): r["mean_dice"] for r in self.results
-        }
-        return spread(
-            [
-                score - scores[method, same]
-                for (name, same), score in scores.items()
-                if name == self.methods[0] and same[0] == k and (method, same) in scores
-            ]
-        )
-
-    def run_rows(self) -> list[dict[str, Any]]:
-        rows = []
+        """Mean Dice of the first method minus this one's, over the runs on the same images."""
+        scores: dict[tuple[int, int | None], dict[str, float | None]] = {}
         for r in self.results:
-            row = {name: r[name] for name in ("method", "k", "seed", "fold")}
-            row |= {name: find(r) for name, find in self.figures().items()}
-            row |= {"seconds": r["seconds"], "images": " ".join(r["images"])}
-            rows.append(row | {"command": r["commands"][0]})
-        return rows
+            if r["k"] == k:
+                scores.setdefault((r["seed"], r["fold"]), {})[r["method"]] = r["mean_dice"]
+        pairs = [(found.get(self.methods[0]), found.get(method)) for found in scores.values()]
+        return spread([a - b for a, b in pairs if a is not None and b is not None])
 
-    def rows(self) -> list[dict[str, Any]]:
-        rows = []
+    def run_rows(self) -> Iterator[Row]:
+        for r in self.results:
+            yield {
+                "method": r["method"],
+                "k": r["k"],
+                "seed": r["seed"],
+                "fold": r["fold"],
+                **self.figures(r),
+                "seconds": r["seconds"],
+                "images": " ".join(r["images"]),
+                "command": r["commands"][0],
+            }
+
+    def rows(self) -> Iterator[Row]:
         for method in self.methods:
             for k in self.numbers:
-                row = {"method": method, "k": k, "runs": self.of(method, k, "mean_dice").count}
-                for figure in self.figures():
+                row: Row = {"method": method, "k": k, "runs": self.of(method, k, "mean_dice").runs}
+                for figure in self.figures(self.results[0]):
                     found = self.of(method, k, figure)
                     row |= {f"{figure} mean": found.mean, f"{figure} sd": found.deviation}
-                rows.append(row)
-        return rows
+                yield row
 
     def markdown(self) -> str:
-        """Tables of mean and standard deviation over the runs, one a figure."""
+        """Tables of mean and standard deviation over the runs, one per figure."""
         seeds = sorted({result["seed"] for result in self.results})
         lines = [
             f"Mean ± standard deviation over the runs of {len(seeds)} seeds"
-            " (the seed draws the images and is the training's)."
+            " (the seed draws the images and seeds the training)."
         ]
         titles = {"mean_dice": "Mean Dice of the foreground", "mean_iou": "Mean IoU"}
         titles |= {f"dice {name}": f"Dice, {name}" for name in self.classes[1:]}
         titles |= {f"iou {name}": f"IoU, {name}" for name in self.classes[1:]}
         for figure, title in titles.items():
-            lines += self._grid(title, lambda m, k, f=figure: str(self.of(m, k, f)), self.methods)
+            lines += self._grid(title, partial(self.of, figure=figure), self.methods)
         if len(self.methods) > 1:
-            title = f"Mean Dice of {self.methods[0]} less that of the method, on the same images"
-            lines += self._grid(title, lambda m, k: str(self.ahead(m, k)), self.methods[1:])
+            title = f"Mean Dice of {self.methods[0]} minus that of the method, on the same images"
+            lines += self._grid(title, self.ahead, self.methods[1:])
         return "\n".join(lines) + "\n"
 
     def _grid(
-        self, title: str, cell: Callable[[str, int], str], methods: Sequence[str]
+        self, title: str, cell: Callable[[str, int], Spread], methods: Sequence[str]
     ) -> list[str]:
         header = [f"| {title} |", *(f" k = {k} |" for k in self.numbers)]
         rule = "| --- |" + " --- |" * len(self.numbers)
@@ -144,42 +202,51 @@ class _Table:
         return ["", "".join(header), rule, *body]
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        writer.writerow({k: "" if v == "nan" else v for k, v in cells.items()})
-    return text.getvalue()
+def _write_rows(path: str, rows: Iterable[Row]) -> None:
+    rows = list(rows)
+    write_csv(path, list(rows[0]), ([_cell(value) for value in row.values()] for row in rows))
 
 
-def _commands(result: Result) -> str:
+def _write_text(path: str, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def _commands(result: RunResult) -> str:
     fold = "" if result["fold"] is None else f", fold {result['fold']}"
     title = f"# {result['method']}, k = {result['k']}, seed {result['seed']}{fold}:"
-    return "\n".join([f"{title} mean Dice {result['mean_dice']:.4f}", *result["commands"], "", ""])
+    dice = f"mean Dice {score_text(result['mean_dice'])}"
+    return "\n".join([f"{title} {dice}", *result["commands"], "", ""])
 
 
-def _draw(path: str, table: _Table) -> None:
+def score_text(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
+
+
+def _plot(path: str, table: _Table) -> None:
     """Mean Dice and mean IoU over k: means, standard deviations as bands, every run as a dot."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     titles = {"mean_dice": "Mean Dice of the foreground", "mean_iou": "Mean IoU of the foreground"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
         for number, method in enumerate(table.methods):
-            found = [(k, table.of(method, k, name)) for k in table.numbers]
-            found = [(k, s) for k, s in found if s.count]
-            k, means = [k for k, _ in found], np.array([s.mean for _, s in found])
-            deviations = np.nan_to_num([s.deviation for _, s in found])
+            spreads = {k: table.of(method, k, name) for k in table.numbers}
+            spreads = {k: found for k, found in spreads.items() if found.runs}
+            k, means = list(spreads), np.array([found.mean for found in spreads.values()])
+            deviations = np.nan_to_num([found.deviation for found in spreads.values()])
             color = f"C{number % 10}"
             axes.plot(k, means, marker="o", color=color, label=method)
             axes.fill_between(k, means - deviations, means + deviations, color=color, alpha=0.15)
             runs = [r for r in table.results if r["method"] == method]
-            axes.plot([r["k"] for r in runs], [r[name] for r in runs], ".", color=color, alpha=0.4)
+            dots = [table.figures(r)[name] for r in runs]
+            axes.plot([r["k"] for r in runs], dots, ".", color=color, alpha=0.4)
         axes.set(title=title, xlabel="labelled images", xscale="log", xticks=table.numbers)
         axes.set_xticklabels([str(k) for k in table.numbers])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    save_figure(figure, path)

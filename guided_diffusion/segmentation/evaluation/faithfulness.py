@@ -1,34 +1,49 @@
-"""Do guided images show what their masks say? A segmentation model looks, and says where not."""
+"""Whether guided images show what their masks ask for, by a segmentation model's predictions."""
 
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json, save_json, write_atomically
+from guided_diffusion.runtime.files import read_json, save_json
+from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import labelled_grid
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair, predict_mask_pairs
-from guided_diffusion.segmentation.evaluation.scoring import Evaluation, evaluate
-from guided_diffusion.segmentation.evaluation.text import per_image_csv
-from guided_diffusion.segmentation.inference.predictor import Predictor
+from guided_diffusion.segmentation.evaluation.scoring import (
+    Evaluation,
+    evaluate,
+    prepare_output,
+)
+from guided_diffusion.segmentation.evaluation.tables import table, write_per_image
+from guided_diffusion.segmentation.inference.predictor import Segmenter, load_predictor
 from guided_diffusion.segmentation.visuals.render import comparison, plot_confusion
 
-# images in the picture of the worst
+# number of images in worst.png
 _WORST = 8
 
 
 @dataclass(frozen=True)
-class GuidedImages:
-    """What image_sample.py --seg_dir wrote.
+class GuidanceConfig:
+    """Where to predict, and what to write."""
 
-    images, masks: the folders. left_open: classes that guided no image, which may be anywhere.
+    TITLE = "Evaluation"
+
+    output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
+    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
+
+
+@dataclass(frozen=True)
+class GuidedImages:
+    """The output of image_sample.py --seg_dir.
+
+    images, masks: the folders. left_open: classes that guided no image, and may appear anywhere.
     """
 
     images: str
@@ -37,11 +52,12 @@ class GuidedImages:
 
     @classmethod
     def in_folder(cls, folder: str) -> "GuidedImages":
-        """:raises UserError: if it is no such folder."""
+        """:raises UserError: if the folder is not such an output."""
         images, masks = (os.path.join(folder, part) for part in ("IMG", "MASK"))
         if not os.path.isdir(images) or not os.path.isdir(masks):
             raise UserError(
-                f"{folder} holds no folders IMG and MASK: name what image_sample.py --seg_dir wrote"
+                f"{folder} holds no folders IMG and MASK: give an output folder of image_sample.py "
+                "--seg_dir"
             )
         settings = os.path.join(folder, SETTINGS_NAME)
         record = read_json(settings) if os.path.exists(settings) else {}
@@ -50,36 +66,37 @@ class GuidedImages:
 
 @dataclass
 class Failures:
-    """Where the images of one size do not show what their masks ask for.
+    """Where images of one size do not show what their masks ask for.
 
     asked, missing: pixels of each class, and those of them where the model sees another; added:
     pixels where it sees a class that was not asked for; int64 `[C x H x W]`, counted over images.
     """
 
     classes: int
-    asked: np.ndarray | None = None
-    missing: np.ndarray | None = None
-    added: np.ndarray | None = None
-    sizes: set[tuple[int, int]] = field(default_factory=set)
+    asked: np.ndarray = field(init=False)
+    missing: np.ndarray = field(init=False)
+    added: np.ndarray = field(init=False)
+    sizes: set[tuple[int, ...]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        # broadcast to the images' size by the first image
+        self.asked = self.missing = self.added = np.zeros((self.classes, 1, 1), np.int64)
 
     def add(self, predicted: np.ndarray, true: np.ndarray) -> None:
         self.sizes.add(true.shape)
         if len(self.sizes) > 1:
             return
-        if self.asked is None:
-            shape = (self.classes, *true.shape)
-            self.asked, self.missing, self.added = (np.zeros(shape, np.int64) for _ in range(3))
         numbers = np.arange(self.classes)[:, None, None]
         wanted, seen = true == numbers, predicted == numbers
-        self.asked += wanted
-        self.missing += wanted & ~seen
-        self.added += seen & ~wanted
+        self.asked = self.asked + wanted
+        self.missing = self.missing + (wanted & ~seen)
+        self.added = self.added + (seen & ~wanted)
 
     def picture(self, categories: Sequence[Category]) -> np.ndarray | None:
-        """A column a foreground class: where it is missing, and where it is too much.
+        """One column per foreground class: where it is missing, and where it is added.
 
         Brightness is the share of the images that ask for the class there, or that do not, in
-        which the model sees otherwise. None where images differ in size.
+        which the model sees otherwise. None if images differ in size.
         """
         if len(self.sizes) != 1:
             return None
@@ -90,24 +107,35 @@ class Failures:
         return labelled_grid(cells[..., None], captions, columns=len(categories) - 1)
 
 
+# missing: share of the asked pixels where the model sees another class; instead: the one that it
+# mostly sees there; added: pixels too many, as a share of the asked; worst: the image with the
+# lowest Dice of the class, and that Dice
+ClassFailure = TypedDict(
+    "ClassFailure",
+    {
+        "class": str,
+        "missing": float,
+        "instead": str,
+        "added": float,
+        "worst": str,
+        "worst_dice": float,
+    },
+)
+
+
 @dataclass(frozen=True)
 class Faithfulness:
-    """What a segmentation model sees in guided images, against their masks."""
+    """What a segmentation model sees in guided images, compared with their masks."""
 
     evaluation: Evaluation
     failures: Failures
     source: GuidedImages
 
-    def per_class(self) -> list[dict[str, Any]]:
-        """How each foreground class that guided fails, as plain values.
-
-        missing: share of the asked pixels where the model sees another class; instead: the one that
-        it mostly sees there; added: pixels too much, as a share of the asked; worst: the image with
-        the lowest Dice of the class, and that Dice.
-        """
+    def per_class(self) -> list[ClassFailure]:
+        """How each foreground class that guided images fails."""
         confusion = self.evaluation.confusion
         scores = self.evaluation.per_image()
-        found = []
+        found: list[ClassFailure] = []
         for c in self.evaluation.categories[1:]:
             asked = int(confusion[c.index].sum())
             if c.index in self.source.left_open or not asked:
@@ -134,7 +162,7 @@ class Faithfulness:
     def lines(self) -> list[str]:
         """`per_class` for the screen."""
         return [
-            f"{row['class']}: {row['missing']:.1%} of what was asked for is missing (mostly"
+            f"{row['class']}: {row['missing']:.1%} of the asked pixels missing (mostly"
             f" {row['instead']} instead), {row['added']:.1%} added; worst in {row['worst']}, Dice"
             f" {row['worst_dice']:.3f}"
             for row in self.per_class()
@@ -146,14 +174,12 @@ class Faithfulness:
         order = np.argsort(np.nan_to_num(means, nan=2.0), kind="stable")
         return [self.evaluation.results[i].name for i in order[:_WORST]]
 
-    def write(self, folder: str, predictor: Predictor) -> None:
+    def write(self, folder: str, predictor: Segmenter) -> None:
         """Write metrics.json, per_image.csv, confusion.png, where.png and worst.png."""
         failures = {"left_open": list(self.source.left_open), "failures": self.per_class()}
         record = {**self.evaluation.summary(), **failures}
         save_json(os.path.join(folder, "metrics.json"), record)
-        table = per_image_csv(self.evaluation).encode()
-        path = os.path.join(folder, "per_image.csv")
-        write_atomically(path, lambda file: file.write(table))
+        write_per_image(os.path.join(folder, "per_image.csv"), self.evaluation)
         confusion = os.path.join(folder, "confusion.png")
         plot_confusion(self.evaluation.confusion, self.evaluation.categories, confusion)
         categories = self.evaluation.categories
@@ -173,18 +199,38 @@ class Faithfulness:
             write_image(os.path.join(folder, "worst.png"), comparison(images, masks, categories))
 
 
-def look(predictor: Predictor, source: GuidedImages) -> Faithfulness:
-    """Segment the images and compare with the masks that guided them.
+def evaluate_guidance(config: GuidanceConfig, model: str, folder: str) -> None:
+    """The whole command.
 
-    :raises UserError: if the masks hold classes that it does not know.
+    :param model: a segmentation model, or several separated by commas.
+    :param folder: the output of image_sample.py --seg_dir.
+    """
+    source = GuidedImages.in_folder(folder)
+    predictor = load_predictor(model, config.device or None)
+    output = config.output or f"{folder}/faithfulness"
+    prepare_output(output)
+    result = compare_with_masks(predictor, source)
+    print(table(result.evaluation))
+    if source.left_open:
+        names = ", ".join(predictor.categories[i].name for i in source.left_open)
+        print(f"left open in sampling, and not counted: {names}")
+    print("\n".join(result.lines()))
+    result.write(output, predictor)
+    print(f"tables and pictures: {output}")
+
+
+def compare_with_masks(predictor: Segmenter, source: GuidedImages) -> Faithfulness:
+    """Segment the images and compare the results with the masks that guided them.
+
+    :raises UserError: if the masks hold classes that the model does not know.
     """
     failures = Failures(len(predictor.categories))
     pairs = predict_mask_pairs(predictor, source.images, source.masks)
-    watched = _watched(pairs, failures, source.left_open)
-    return Faithfulness(evaluate(watched, predictor.categories), failures, source)
+    counted = _count_failures(pairs, failures, source.left_open)
+    return Faithfulness(evaluate(counted, predictor.categories), failures, source)
 
 
-def _watched(
+def _count_failures(
     pairs: Iterable[MaskPair], failures: Failures, left_open: Sequence[int]
 ) -> Iterator[MaskPair]:
     for pair in pairs:
@@ -194,6 +240,6 @@ def _watched(
 
 
 def _without(pair: MaskPair, left_open: Sequence[int]) -> MaskPair:
-    """As if the model knew no such classes: where nothing was asked for they are no mistake."""
+    """The pair as if the model did not know the classes left open: they are no mistakes."""
     predicted = np.where(np.isin(pair.predicted, left_open), 0, pair.predicted).astype(np.uint8)
     return dataclasses.replace(pair, predicted=predicted)

@@ -1,14 +1,13 @@
-"""Methods compared by the number of labelled images: runs, each with its command, and their table.
+"""Methods compared by the number of labelled images: runs, the command of each, and tables.
 
-A run is one method trained on k images and evaluated on images that it never saw. Which k images is
-a function of the seed, and a draw of more images contains the draws of fewer.
+A run is one method, trained on k images and evaluated on images that it never saw. The seed
+determines which k images, and a draw of more images contains the draws of fewer.
 """
 
 import contextlib
 import io
 import math
 import os
-import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -23,41 +22,36 @@ from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import read_mask
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json, save_json
+from guided_diffusion.runtime.files import save_json
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import (
-    BINARY,
-    Category,
-    categories_for,
-    load_categories,
+    resolve_categories,
 )
-from guided_diffusion.segmentation.evaluation.efficiency_tables import write_tables
-from guided_diffusion.segmentation.inference.job import AveragingConfig
-from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
+from guided_diffusion.segmentation.evaluation.efficiency_tables import (
+    RESULT_NAME,
+    Figures,
+    RunResult,
+    read_result,
+    read_results,
+    score_text,
+    write_tables,
+)
+from guided_diffusion.segmentation.evaluation.mask_pairs import predict_mask_pairs
+from guided_diffusion.segmentation.evaluation.methods import (
+    RUNNERS,
+    Method,
+    comma_separated,
+    parse_methods,
+    parse_variants,
+)
+from guided_diffusion.segmentation.evaluation.scoring import evaluate
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.training.dataset import count_classes
-
-# the script that a method runs, and the function that does the same in this process
-RUNNERS = {
-    "finetune.py": "guided_diffusion.segmentation.training.finetune",
-    "baseline_train.py": "guided_diffusion.segmentation.training.baselines",
-    "mask_diffusion_train.py": "guided_diffusion.segmentation.training.mask_training",
-}
-# a script and its flags; whoever gives no script means finetune.py. The baselines learn at Adam's
-# own default rate, whatever the recipe's is
-METHODS = {
-    "recipe": "",
-    "plain": "--loss ce --schedule constant --warmup 0 --lr 1e-3 --weight_decay 0 --ema_rate 0"
-    " --layer_decay 1 --head_lr_scale 1 --timestep 1 --noise_at_timestep False"
-    " --augmentation light",
-    "scratch": "--random_init True",
-    "smp": "baseline_train.py --network smp --encoder resnet34 --encoder_weights none --lr 1e-3",
-    "features": "baseline_train.py --network features --lr 1e-3",
-    "mask_diffusion": "mask_diffusion_train.py --lr 1e-3 --ema_rate 0.99 --sample_interval 0",
-}
-_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -67,34 +61,29 @@ class LabelEfficiencyConfig:
     TITLE = "Comparison"
 
     checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
-    k: str = flag("1,2,5,10", "numbers of labelled images, by commas")
-    seeds: str = flag("0,1,2", "of the draw of the images and of the training, by commas")
-    methods: str = flag("recipe,plain,scratch,smp,features", "by commas, built in or of --method")
-    steps: int = flag(400, "optimisation steps of each run")
-    batch_size: int = flag(2, "images a step", "-b")
-    common: str = flag("", "further flags of every method, in quotes")
-    categories: str = flag("", "class table, JSON; '': flags/categories.json where it fits")
-    out_channels: int = flag(0, "classes, background counted; 0: as categories or masks have")
-    binary: bool = flag(False, "two classes: any value but 0 in a mask is the second")
-    folds: int = flag(
-        0, "evaluate on parts of TRAIN, this many in turn, and train on the rest; 0: on TEST"
+    k: str = flag("1,2,5,10", "numbers of labelled images, comma-separated")
+    seeds: str = flag("0,1,2", "seeds of the drawn images and of training, comma-separated")
+    methods: str = flag(
+        "recipe,plain,scratch,smp,features", "built in or from --method, comma-separated"
     )
-    output: str = flag("label_efficiency", "folder of runs, tables and picture", "-o")
+    steps: int = flag(400, "optimisation steps per run")
+    batch_size: int = flag(2, "images per step", "-b")
+    common: str = flag("", "further flags for every method, in quotes")
+    categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
+    out_channels: int = flag(
+        0, "number of classes including background; 0: infer from categories or masks"
+    )
+    binary: bool = flag(False, "two classes: any mask value except 0 is foreground")
+    folds: int = flag(
+        0, "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST"
+    )
+    output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o")
     keep_models: bool = flag(False, "keep the network of every run")
 
 
 @dataclass(frozen=True)
-class Method:
-    """A script under `scripts/` and the flags that it is given."""
-
-    name: str
-    script: str
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Pairs:
-    """Folders of radiographs and of masks, and the names of those that count."""
+    """Folders of radiographs and of masks, and the names of the files in them."""
 
     images: str
     masks: str
@@ -103,7 +92,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Run:
-    """One method, k images, one seed; fold is None where TEST is evaluated."""
+    """One method, k images, one seed; fold is None if TEST is evaluated."""
 
     method: Method
     k: int
@@ -116,56 +105,50 @@ class Run:
         return f"{self.method.name}_k{self.k}_seed{self.seed}{fold}"
 
 
-def parse_methods(text: str, more: Sequence[str] = ()) -> list[Method]:
-    """The methods that `text` names.
-
-    :param more: definitions like "NAME: FLAGS" or "NAME: SCRIPT FLAGS".
-    """
-    known = dict(METHODS)
-    for definition in more:
-        name, flags = _definition("--method", definition)
-        known[name] = flags
-    methods = []
-    for name in _words(text):
-        if name not in known:
-            raise UserError(f"--methods {name}: choose from {', '.join(known)}, or add a --method")
-        words = shlex.split(known[name])
-        script = "finetune.py"
-        if words and words[0].endswith(".py"):
-            script = words.pop(0)
-        if script not in RUNNERS:
-            raise UserError(f"--method {name}: {script} is none of {', '.join(RUNNERS)}")
-        methods.append(Method(name, script, tuple(words)))
-    return methods
-
-
-def parse_variants(definitions: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Flags of evaluate.py by name, from definitions like "NAME: FLAGS"."""
-    found = {}
-    for definition in definitions:
-        name, flags = _definition("--variant", definition)
-        found[name] = tuple(shlex.split(flags))
-        from_flags(AveragingConfig, parse_flags(make_parser("", AveragingConfig), found[name]))
-    return found
-
-
-def _definition(flag_name: str, text: str) -> tuple[str, str]:
-    name, colon, flags = text.partition(":")
-    if not colon or not re.fullmatch(r"[\w.+-]+", name.strip()):
-        raise UserError(f"{flag_name} {text!r}: expected 'NAME: FLAGS', without / or spaces")
-    return name.strip(), flags
-
-
 def draw(names: Sequence[str], k: int, seed: int) -> list[str]:
-    """k of the names; the draw of fewer with the same seed is its beginning."""
+    """Draw k of the names; fewer with the same seed are the first of these."""
     generator = np.random.default_rng(rng.derive_seed(seed, "labelled images"))
     return [names[i] for i in generator.permutation(len(names))[:k]]
 
 
 def split_folds(names: Sequence[str], folds: int) -> list[list[str]]:
-    """The names in `folds` parts that differ in size by one at most."""
+    """Divide the names into `folds` parts whose sizes differ by at most one."""
     order = np.random.default_rng(rng.derive_seed(0, "folds")).permutation(len(names))
     return [sorted(names[i] for i in order[fold::folds]) for fold in range(folds)]
+
+
+def label_efficiency(
+    settings: LabelEfficiencyConfig,
+    train: tuple[str, str],
+    test: tuple[str | None, str | None],
+    methods: Sequence[str] = (),
+    variants: Sequence[str] = (),
+) -> int:
+    """The whole command.
+
+    :param train: folders of radiographs and masks to draw from.
+    :param test: folders to evaluate on; both None with --folds.
+    :param methods: definitions of methods, see `parse_methods`.
+    :param variants: definitions of variants, see `parse_variants`.
+    :return: the exit code.
+    """
+    images, masks = test
+    if (images is None) != (masks is None):
+        raise UserError("TEST_IMG is given without TEST_MASK: give both folders or --folds")
+    dist_util.setup_dist()
+    comparison = LabelEfficiency(
+        settings,
+        parse_methods(settings.methods, methods),
+        train,
+        (images, masks) if images is not None and masks is not None else None,
+        parse_variants(variants),
+    )
+    if stopped_by := comparison.run_all():
+        print(f"stopped by {stopped_by}: rerun the command to resume")
+        return EXIT_STOPPED
+    with open(os.path.join(settings.output, "table.md")) as file:
+        print(file.read())
+    return 0
 
 
 class LabelEfficiency:
@@ -190,7 +173,13 @@ class LabelEfficiency:
         self.train = _pairs(*train)
         self.numbers, self.seeds = _integers("k", settings.k, 1), _integers("seeds", settings.seeds)
         self._check(test)
-        self.categories = self._categories([train, *([test] if test else [])])
+        folders = [train, *([test] if test else [])]
+        self.categories = resolve_categories(
+            lambda: count_classes(folders),
+            settings.out_channels,
+            settings.categories,
+            settings.binary,
+        )
         self.parts = split_folds(self.train.names, settings.folds) if settings.folds else []
         self.tests = [_pairs(*test)] if test else self._copy_folds()
         most = len(self.train.names) - max(map(len, self.parts), default=0)
@@ -207,9 +196,9 @@ class LabelEfficiency:
     def _check(self, test: tuple[str, str] | None) -> None:
         settings = self.settings
         if bool(settings.folds) == bool(test):
-            raise UserError("give either TEST_IMG and TEST_MASK or --folds, which takes from TRAIN")
+            raise UserError("give either TEST_IMG and TEST_MASK or --folds, which divides TRAIN")
         if test and os.path.realpath(test[0]) == os.path.realpath(self.train.images):
-            raise UserError(f"{test[0]} is to train and to test on: divide TRAIN with --folds")
+            raise UserError(f"{test[0]} would be trained and tested on: divide TRAIN with --folds")
         if settings.folds and not 2 <= settings.folds <= len(self.train.names):
             raise UserError(f"--folds {settings.folds}: from 2 to the number of training images")
         if settings.steps < 1:
@@ -217,18 +206,8 @@ class LabelEfficiency:
         if not settings.checkpoint:
             raise UserError("--checkpoint is missing: name the pretrained network")
 
-    def _categories(self, folders: Sequence[tuple[str, str]]) -> tuple[Category, ...]:
-        settings = self.settings
-        if settings.binary:
-            return categories_for(2, settings.categories) if settings.categories else BINARY
-        if settings.out_channels:
-            return categories_for(settings.out_channels, settings.categories or None)
-        if settings.categories:
-            return load_categories(settings.categories)
-        return categories_for(count_classes(folders))
-
     def _copy_folds(self) -> list[Pairs]:
-        """The images of each fold in folders of their own, so that commands can name them."""
+        """Copy each fold to folders of its own, so that commands can name them."""
         folds = []
         files = pair_files(self.train.images, self.train.masks)
         for number, names in enumerate(self.parts):
@@ -244,11 +223,11 @@ class LabelEfficiency:
 
     def images_of(self, run: Run) -> list[str]:
         """Names of the images that a run trains on."""
-        kept_out = set() if run.fold is None else set(self.parts[run.fold])
-        return draw([n for n in self.train.names if n not in kept_out], run.k, run.seed)
+        held_out = [] if run.fold is None else self.parts[run.fold]
+        return draw([n for n in self.train.names if n not in held_out], run.k, run.seed)
 
-    def training_words(self, run: Run) -> list[str]:
-        """The arguments of the run's script."""
+    def training_arguments(self, run: Run) -> list[str]:
+        """The command-line arguments of the run's script."""
         settings = self.settings
         source = [settings.checkpoint]
         if run.method.script != "finetune.py":
@@ -272,7 +251,7 @@ class LabelEfficiency:
     def commands(self, run: Run) -> list[str]:
         """The commands that repeat a run: training, evaluation, evaluation of each variant."""
         test, model = self.tests[run.fold or 0], self._model_path(run)
-        train = [f"scripts/{run.method.script}", *self.training_words(run)]
+        train = [f"scripts/{run.method.script}", *self.training_arguments(run)]
         evaluate = ["scripts/evaluate.py", test.images, test.masks, "--model", model]
         evaluate += ["--binary", "True"] if self.settings.binary else []
         lines = [train, evaluate, *([*evaluate, *flags] for flags in self.variants.values())]
@@ -282,57 +261,58 @@ class LabelEfficiency:
         return os.path.join(self.settings.output, "runs", run.name, "segm.pth")
 
     def check_all(self) -> None:
-        """:raises UserError: for a run whose flags are wrong, or that was done with other flags."""
+        """:raises UserError: for a run with wrong flags, or that has finished with other flags."""
         for run in self.runs:
-            self._given(run)
+            self._parse_arguments(run)
             found = read_result(self._folder(run))
             if found and found["commands"] != self.commands(run):
                 raise UserError(
-                    f"{self._folder(run)} was done with other flags ({found['commands'][0]}):"
+                    f"{self._folder(run)} was made with other flags ({found['commands'][0]}):"
                     " choose another --output or another name for the method"
                 )
 
     def _folder(self, run: Run) -> str:
         return os.path.dirname(self._model_path(run))
 
-    def _given(self, run: Run) -> dict[str, Any]:
+    def _parse_arguments(self, run: Run) -> dict[str, Any]:
         module = import_module(RUNNERS[run.method.script])
         try:
-            return parse_flags(module.make_flags(), self.training_words(run))
+            return parse_flags(module.make_flags(), self.training_arguments(run))
         except UserError as error:
             raise UserError(f"method {run.method.name}: {error}") from error
 
     def run_all(self) -> str | None:
-        """Do what is not done; the name of the signal that stopped it, or None at the end."""
+        """Do the runs that are not finished; returns the signal that stopped them, if any."""
         self.check_all()
         todo = [run for run in self.runs if read_result(self._folder(run)) is None]
-        with tqdm(todo, unit="run", dynamic_ncols=True, initial=len(self.runs) - len(todo)) as bar:
-            bar.total = len(self.runs)
-            for run in bar:
+        done = len(self.runs) - len(todo)
+        with progress_bar(len(self.runs), unit="run", initial=done) as bar:
+            for run in todo:
                 bar.set_description(run.name)
                 stopped_by = self._run(run)
                 if stopped_by:
                     self.write_tables()
                     return stopped_by
+                bar.update()
                 self.write_tables(picture=False)
         self.write_tables()
         return None
 
     def _run(self, run: Run) -> str | None:
+        """Train and evaluate; returns the signal that stopped the training, if any."""
         began = time.monotonic()
         prepare = import_module(RUNNERS[run.method.script]).prepare
         os.makedirs(self._folder(run), exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):  # its messages are in its log.txt
-            finetuner = prepare(self._given(run))
+            finetuner = prepare(self._parse_arguments(run))
             if finetuner is not None:
                 finetuner.run()
-                stopped_by = finetuner.stopped_by
             logger.reset()
-        if finetuner is not None and stopped_by:
-            return stopped_by
-        path = self._model_path(run)
+        if finetuner is not None and finetuner.stopped_by:
+            return finetuner.stopped_by
+        path, commands = self._model_path(run), self.commands(run)
         test = self.tests[run.fold or 0]
-        result = {
+        result: RunResult = {
             "method": run.method.name,
             "k": run.k,
             "seed": run.seed,
@@ -341,39 +321,34 @@ class LabelEfficiency:
             "variants": {},
             "seconds": round(time.monotonic() - began, 1),
             "images": self.images_of(run),
-            "commands": self.commands(run),
+            "commands": commands,
         }
-        for (name, flags), line in zip(self.variants.items(), result["commands"][2:]):
+        for (name, flags), command in zip(self.variants.items(), commands[2:]):
             try:
-                scores = self._evaluate(path, test, flags)
-                result["variants"][name] = {**scores, "command": line}
-            except UserError as error:  # not every kind of network knows every flag
+                figures = self._evaluate(path, test, flags)
+                result["variants"][name] = {**figures, "command": command}
+            except UserError as error:  # not every kind of network has every option
                 tqdm.write(f"{run.name} without {name}: {error}")
-        save_json(os.path.join(self._folder(run), _RESULT), result)
+        save_json(os.path.join(self._folder(run), RESULT_NAME), result)
         os.remove(finetuner.last_path if finetuner else path.replace(".pth", "_last.pth"))
         if not self.settings.keep_models:
             os.remove(path)
-        tqdm.write(f"{run.name}: mean Dice {result['mean_dice']:.4f}, {result['seconds']:.0f} s")
+        dice = score_text(result["mean_dice"])
+        tqdm.write(f"{run.name}: mean Dice {dice}, {result['seconds']:.0f} s")
         if th.cuda.is_available():
             th.cuda.empty_cache()
         return None
 
-    def _evaluate(self, path: str, test: Pairs, flags: Sequence[str]) -> dict[str, Any]:
+    def _evaluate(self, path: str, test: Pairs, flags: Sequence[str]) -> Figures:
         """Scores of a model over all test images, each at its own size.
 
         :param flags: of evaluate.py.
         """
         averaging = parse_flags(make_parser("", AveragingConfig), flags)
         predictor = from_flags(AveragingConfig, averaging).load(path, dist_util.dev())
-        classes = len(self.categories)
-        confusion = np.zeros((classes, classes), np.int64)
-        for _, image_path, mask_path in pair_files(test.images, test.masks):
-            true = read_mask(mask_path, None if self.settings.binary else classes)
-            if self.settings.binary:
-                true = (true > 0).astype(np.uint8)
-            predicted = predictor.probabilities(image_path).argmax(axis=0).astype(np.uint8)
-            confusion += confusion_matrix(predicted, true, classes)
-        scores = dice_iou(confusion)
+        binary = self.settings.binary
+        pairs = predict_mask_pairs(predictor, test.images, test.masks, binary)
+        scores = dice_iou(evaluate(pairs, self.categories, binary).confusion)
         names = [category.name for category in self.categories]
         return {
             "mean_dice": _plain(scores.mean_dice()),
@@ -383,7 +358,7 @@ class LabelEfficiency:
         }
 
     def write_tables(self, picture: bool = True) -> None:
-        """Put all runs found in the output folder together, those of this command first."""
+        """Write the tables of all runs in the output folder, with those of this command first."""
         results = read_results(self.settings.output)
         order = [
             method.name + suffix
@@ -394,32 +369,8 @@ class LabelEfficiency:
         write_tables(self.settings.output, results, order, names, picture)
 
 
-def read_result(folder: str) -> dict[str, Any] | None:
-    """What a finished run found, or None."""
-    path = os.path.join(folder, _RESULT)
-    return read_json(path) if os.path.exists(path) else None
-
-
-def read_results(output: str) -> list[Mapping[str, Any]]:
-    """Of all finished runs, in the order of their names; a variant is a method of its own."""
-    folder = os.path.join(output, "runs")
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    results = []
-    for result in filter(None, (read_result(os.path.join(folder, name)) for name in names)):
-        train, evaluate = result["commands"][:2]
-        results.append({**result, "commands": [train, evaluate]})
-        for name, scores in result.get("variants", {}).items():
-            method, commands = f"{result['method']}+{name}", [train, scores["command"]]
-            results.append({**result, **scores, "method": method, "commands": commands})
-    return results
-
-
 def _pairs(images: str, masks: str) -> Pairs:
     return Pairs(images, masks, tuple(name for name, *_ in pair_files(images, masks)))
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _plain(value: float) -> float | None:
@@ -427,7 +378,7 @@ def _plain(value: float) -> float | None:
 
 
 def _integers(name: str, text: str, lowest: int = 0) -> list[int]:
-    words = _words(text)
+    words = comma_separated(text)
     if not words or not all(word.isdigit() and int(word) >= lowest for word in words):
-        raise UserError(f"--{name} {text}: expected whole numbers from {lowest} on, by commas")
+        raise UserError(f"--{name} {text}: expected comma-separated integers, at least {lowest}")
     return list(dict.fromkeys(int(word) for word in words))

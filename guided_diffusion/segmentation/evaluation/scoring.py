@@ -1,4 +1,4 @@
-"""Predicted masks against true ones, over a set of radiographs."""
+"""Scores of predicted masks against true ones, over a set of radiographs."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from guided_diffusion.segmentation.categories import (
 )
 from guided_diffusion.segmentation.evaluation.calibration import Calibration, binary_prediction
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair
-from guided_diffusion.segmentation.evaluation.statistics import bootstrap
+from guided_diffusion.segmentation.evaluation.statistics import Intervals, bootstrap
 from guided_diffusion.segmentation.metrics import (
     Scores,
     boundary_distances,
@@ -32,7 +32,10 @@ DISTANCES = ("hd95", "asd")
 
 @dataclass
 class ImageResult:
-    """`distances` by unit ("px", "mm") and class: (95 % Hausdorff, average surface distance)."""
+    """One image's confusion matrix and boundary distances.
+
+    distances: (95 % Hausdorff, average surface distance) by unit ("px", "mm") and class.
+    """
 
     name: str
     confusion: np.ndarray
@@ -41,24 +44,24 @@ class ImageResult:
 
 @dataclass
 class Evaluation:
-    """What is known of a set of predictions; all figures derive from these.
+    """The results for a set of predictions, from which all figures derive.
 
-    calibration: where a model predicted. intervals: see `statistics.bootstrap`.
+    calibration: if a model made the predictions. intervals: see `bootstrap`.
     """
 
     categories: tuple[Category, ...]
     results: list[ImageResult]
     calibration: Calibration | None = None
-    intervals: dict[str, Any] = field(default_factory=dict)
+    intervals: Intervals | None = None
 
     def widen(self, count: int) -> None:
-        """Give generic names to `count` classes, of which the masks did not hold the last."""
+        """Extend to `count` classes, the last of which were in no mask, with generic names."""
         for result in self.results:
             result.confusion = np.pad(result.confusion, (0, count - len(result.confusion)))
         self.categories = categories_for(count)
 
     def bootstrap(self, draws: int, seed: int) -> None:
-        """Find the intervals, where there are images to draw from."""
+        """Compute the intervals, if there are several images to draw from."""
         if draws and len(self.results) > 1:
             confusions = [result.confusion for result in self.results]
             names = [category.name for category in self.categories]
@@ -66,26 +69,30 @@ class Evaluation:
 
     @property
     def confusion(self) -> np.ndarray:
-        """Pixels of the whole set, int64 [C x C], by true (row) and predicted (column) class."""
+        """Pixels of the whole set by true (row) and predicted (column) class, int64 [C x C]."""
         return np.sum([result.confusion for result in self.results], axis=0)
 
     def per_image(self) -> list[Scores]:
         return [dice_iou(result.confusion) for result in self.results]
 
     def units(self) -> list[str]:
-        """Units in which any image has distances."""
+        """The units in which any image has distances."""
         return [u for u in ("px", "mm") if any(u in result.distances for result in self.results)]
 
     def distance(self, unit: str, measure: int, index: int) -> float:
-        """Mean over the images that have this class in both masks."""
+        """Mean over the images with this class in both masks.
+
+        :param measure: index into DISTANCES.
+        :param index: of the class.
+        """
         found = (result.distances.get(unit, {}).get(index) for result in self.results)
         return nan_mean([pair[measure] for pair in found if pair])
 
     def summary(self) -> dict[str, Any]:
-        """Everything as plain values, with None for what has no score."""
+        """The contents of metrics.json; None stands for what has no score."""
         confusion = self.confusion
         scores, images = dice_iou(confusion), self.per_image()
-        plain = {
+        plain: dict[str, Any] = {
             "images": len(self.results),
             "pixels": int(confusion.sum()),
             **means(scores),
@@ -136,10 +143,10 @@ def evaluate(
     surface: bool = False,
     on_image: Callable[[MaskPair, ImageResult], None] | None = None,
 ) -> Evaluation:
-    """Compare mask after mask.
+    """Compare masks pair by pair.
 
-    :param categories: the class table; None: as many classes as the masks turn out to hold.
-    :param binary: every value but 0 is foreground, in both masks.
+    :param categories: the class table; None for as many classes as the masks turn out to hold.
+    :param binary: in both masks every value except 0 is foreground.
     :param surface: measure distances between boundaries too.
     :param on_image: called after each image, with the masks as they were compared.
     """
@@ -147,7 +154,7 @@ def evaluate(
     calibration = Calibration()
     for pair in pairs:
         if binary:
-            pair = _joined(pair)
+            pair = _binary(pair)
         predicted, true = pair.predicted, pair.true
         if binary:
             count = 2
@@ -172,8 +179,8 @@ def evaluate(
     return evaluation
 
 
-def _joined(pair: MaskPair) -> MaskPair:
-    """All foreground classes as one; any value but 0 is foreground."""
+def _binary(pair: MaskPair) -> MaskPair:
+    """The pair with all foreground classes joined into one; any value except 0 is foreground."""
     return dataclasses.replace(
         pair,
         predicted=(pair.predicted > 0).astype(np.uint8),
@@ -194,14 +201,17 @@ def _distances(
 
 
 def choose_categories(path: str | None, num_classes: int | None) -> tuple[Category, ...] | None:
-    """The class table as far as the flags tell; None: the masks must."""
+    """The class table that the flags determine; None leaves it to the masks."""
     if num_classes is not None:
         return categories_for(num_classes, path)
     return load_categories(path) if path else None
 
 
 def prepare_output(folder: str) -> None:
-    """Make the folder for the results; said before long work where it cannot be."""
+    """Create the folder for the results.
+
+    :raises UserError: if that is impossible, before any long work.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -209,7 +219,7 @@ def prepare_output(folder: str) -> None:
 
 
 def means(scores: Scores) -> dict[str, float]:
-    """The means of one image or set, by their names in metrics.json."""
+    """The means of one image or set, under their names in metrics.json."""
     return {
         "mean_dice": scores.mean_dice(),
         "mean_iou": scores.mean_iou(),
@@ -219,7 +229,7 @@ def means(scores: Scores) -> dict[str, float]:
 
 
 def without_nan(value: Any) -> Any:
-    """Plain values for JSON, which has no nan: None."""
+    """Plain values with None for nan, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,9 +1,9 @@
-"""How far figures can be trusted: bootstrap intervals over images, paired tests of two models."""
+"""Bootstrap intervals over images, and paired tests of two models."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -11,13 +11,30 @@ from guided_diffusion.segmentation.metrics import dice_iou
 
 LEVEL = 0.95
 _TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
-# up to this many images every way of exchanging the two models is tried: 4096
+# up to this many images, all 2^N ways of exchanging the two models are enumerated
 _EXACT = 12
 _CHUNK = 200
 
 
+class FigureIntervals(TypedDict):
+    """[low, high] of each figure, under its name in metrics.json; nan where it has no value."""
+
+    mean_dice: list[float]
+    mean_iou: list[float]
+    per_class: dict[str, dict[str, list[float]]]
+
+
+class Intervals(FigureIntervals):
+    """Over the whole set, and of the means over images; with how they were drawn."""
+
+    mean_over_images: FigureIntervals
+    level: float
+    draws: int
+    seed: int
+
+
 def _resamples(images: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is in each draw, float64 [chunk x N]: the bootstrap of Efron (1979)."""
+    """How often each image is in each draw, float64 [chunk x N]: the bootstrap (Efron, 1979)."""
     rng = np.random.default_rng(seed)
     for first in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - first)
@@ -25,41 +42,40 @@ def _resamples(images: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _weighted_mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Means [B x K] of values [N x K] by weights [B x N]; what is nan does not count."""
+    """Means [B x K] of values [N x K] with weights [B x N]; nan values do not count."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return (weights @ np.where(known, values, 0)) / (weights @ known)
 
 
 def _nan_means(values: np.ndarray) -> np.ndarray:
-    """Means along the last axis over what is not nan."""
+    """Means along the last axis of the values that are not nan."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(-1) / known.sum(-1)
 
 
 def _interval(draws: np.ndarray) -> list[float]:
-    """[low, high] of the draws that have a value; nan where none has."""
+    """[low, high] of the draws that have a value; nan if none has."""
     draws = draws[~np.isnan(draws)]
     return [float(v) for v in np.percentile(draws, _TAILS)] if draws.size else [np.nan, np.nan]
 
 
 def bootstrap(
     confusions: Sequence[np.ndarray], names: Sequence[str], draws: int = 2000, seed: int = 0
-) -> dict[str, Any]:
-    """95 % percentile intervals of Dice and IoU, images drawn with replacement.
+) -> Intervals:
+    """95 % percentile intervals of Dice and IoU, with images drawn with replacement.
 
     :param confusions: of each image, [C x C].
     :param names: of the C classes.
-    :return: [low, high] under the names that the figures have in metrics.json.
     """
     stack = np.stack(confusions).astype(np.float64)
     count = stack.shape[1]
-    images = dict(zip(("dice", "iou"), vars(dice_iou(stack)).values()))
+    images = vars(dice_iou(stack))
     found: dict[str, list[np.ndarray]] = {}
     for weights in _resamples(len(stack), draws, seed):
         joined = (weights @ stack.reshape(len(stack), -1)).reshape(-1, count, count)
-        over_set = dict(zip(("dice", "iou"), vars(dice_iou(joined)).values()))
+        over_set = vars(dice_iou(joined))
         for measure, values in images.items():
             means = _weighted_mean(weights, values)
             mean = _weighted_mean(weights, _nan_means(values[:, 1:])[:, None])
@@ -72,9 +88,10 @@ def bootstrap(
                 found.setdefault(key, []).append(part)
     drawn = {key: np.concatenate(parts) for key, parts in found.items()}
 
-    def intervals(prefix: str) -> dict[str, Any]:
+    def intervals(prefix: str) -> FigureIntervals:
         return {
-            **{f"mean_{m}": _interval(drawn[f"{prefix}mean_{m}"][:, 0]) for m in images},
+            "mean_dice": _interval(drawn[f"{prefix}mean_dice"][:, 0]),
+            "mean_iou": _interval(drawn[f"{prefix}mean_iou"][:, 0]),
             "per_class": {
                 name: {m: _interval(drawn[f"{prefix}{m}"][:, index]) for m in images}
                 for index, name in enumerate(names)
@@ -94,9 +111,9 @@ def bootstrap(
 class Difference:
     """Scores of two models on the same images.
 
-    first, second, difference (second less first): means over `images`. interval: of the
-    difference, by bootstrap. p_permutation: two-sided, of the mean under exchange of the models in
-    each image. p_wilcoxon: of the signed ranks.
+    first, second, difference (second minus first): means over `images`. interval: of the
+    difference, by bootstrap. p_permutation: two-sided, for the mean when the models are exchanged
+    at random in each image. p_wilcoxon: Wilcoxon's signed-rank test.
     """
 
     images: int
@@ -107,17 +124,14 @@ class Difference:
     p_permutation: float
     p_wilcoxon: float
 
-    def to_plain(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def paired(
     first: np.ndarray, second: np.ndarray, draws: int = 2000, seed: int = 0
 ) -> Difference | None:
-    """Compare scores [N] of two models; None where no image has one.
+    """Compare scores [N] of two models; None if no image has one.
 
-    An image without score (nan: a class that is in neither mask) is left out if neither model has
-    one, and counts as 1 for a model that alone drew nothing: it was right.
+    An image for which neither model has a score (nan: the class is in neither mask) is left out.
+    If only one model has none, its score is 1: it was right to predict nothing.
     """
     some = ~(np.isnan(first) & np.isnan(second))
     one, other = (np.nan_to_num(scores[some], nan=1.0) for scores in (first, second))
@@ -137,12 +151,15 @@ def paired(
 
 
 def _permutation(change: np.ndarray, draws: int, seed: int) -> float:
-    """Share of the sign changes whose mean is at least as far from 0 (Fisher, 1935)."""
+    """Share of the sign changes whose mean is at least as far from 0 (Fisher, 1935).
+
+    Not by scipy's `permutation_test`, whose random draws for a seed are others.
+    """
     if len(change) <= _EXACT:
         signs, extra = np.array(list(product((-1, 1), repeat=len(change)))), 0
     else:
         rng = np.random.default_rng(seed)
-        # the observed one belongs to what is drawn from, so p is never 0
+        # the observed signs count as one more draw, so p is never 0
         signs, extra = rng.choice((-1, 1), (max(draws, 10_000), len(change))), 1
     far = np.abs(signs @ change) >= abs(change.sum()) * (1 - 1e-9) - 1e-12
     return float((far.sum() + extra) / (len(signs) + extra))
@@ -165,13 +182,15 @@ def compare(
 ) -> dict[str, Difference | None]:
     """Paired differences in Dice of each foreground class and of their mean.
 
-    :param first: confusion matrices [C x C] of the images; `second`: of the same images.
+    :param first: one model's confusion matrices [C x C], one per image.
+    :param second: the other model's, of the same images.
+    :param names: of the C classes.
     """
-    scores = [dice_iou(np.stack(confusions)).dice for confusions in (first, second)]
-    # a class that one model alone found nothing of counts as in `paired`, in the mean as well
-    none = np.isnan(scores[0]) & np.isnan(scores[1])
-    scores = [np.where(none, np.nan, np.nan_to_num(s, nan=1.0)) for s in scores]
-    found = {"mean": paired(*(_nan_means(s[:, 1:]) for s in scores), draws, seed)}
+    one, other = (dice_iou(np.stack(confusions)).dice for confusions in (first, second))
+    # as in `paired`, but for the mean over classes too
+    neither = np.isnan(one) & np.isnan(other)
+    one, other = (np.where(neither, np.nan, np.nan_to_num(s, nan=1.0)) for s in (one, other))
+    found = {"mean": paired(_nan_means(one[:, 1:]), _nan_means(other[:, 1:]), draws, seed)}
     for index, name in list(enumerate(names))[1:]:
-        found[name] = paired(*(s[:, index] for s in scores), draws, seed)
+        found[name] = paired(one[:, index], other[:, index], draws, seed)
     return found

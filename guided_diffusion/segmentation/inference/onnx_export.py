@@ -1,7 +1,7 @@
 """A segmentation model as an ONNX file that runs without this package.
 
-The graph takes radiographs of any number, height and width and pads inside; the fixed timestep is a
-constant of it. The file's metadata say how radiographs must be read, and what the classes are.
+The graph takes any number of radiographs of any size and pads them itself; the fixed timestep is a
+constant in it. The file's metadata say how radiographs must be read and what the classes are.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import to_plain
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
-from guided_diffusion.unet import UNetModel
 
 INPUT, OUTPUT = "radiographs", "scores"
 TOLERANCE = 1e-4
@@ -30,38 +29,20 @@ CHECKED_SIZES = ((1, 64, 64), (3, 37, 90), (2, 16, 5))
 _LARGEST = 2**14
 
 
-class _Core(th.nn.Module):
-    """A network for images whose sides `multiple` divides: nothing in it depends on their size."""
-
-    def __init__(self, model: th.nn.Module, config: SegmentationConfig):
-        super().__init__()
-        self.model = model.requires_grad_(False).eval()
-        self.kind, self.timestep = config.kind, float(config.timestep)
-        self.multiple = model.size_multiple if self.kind == "unet" else 32
-
-    def forward(self, images: th.Tensor) -> th.Tensor:
-        if self.kind == "unet":  # one timestep for all images is a constant, one each is not
-            return UNetModel.forward(self.model, images, th.full((1,), self.timestep))
-        return self.model.network(((images + 1) / 2 - self.model.mean) / self.model.deviation)
-
-
-def export(model_path: str, onnx_path: str) -> dict[str, Any]:
-    """Write a model file as ONNX, once onnxruntime has given the same results.
+def export(model_path: str, onnx_path: str) -> dict[str, str]:
+    """Write a model file as ONNX, after checking that onnxruntime gives the same results.
 
     :return: the metadata.
-    :raises UserError: for a kind of network that cannot be exported, where a package is missing,
-        or if results differ by more than TOLERANCE.
+    :raises UserError: for a kind of network that cannot be exported, if a package is missing, or
+        if results differ by more than TOLERANCE.
     """
     onnx, onnxruntime = import_packages()
     model, config, _ = load_model(model_path)
-    if config.kind not in ("unet", "smp"):
-        raise UserError(
-            f"{model_path} is of kind {config.kind}; only kinds unet and smp can be exported"
-        )
-    if getattr(model, "num_classes", None) is not None:
-        raise UserError(f"{model_path} is class-conditional and cannot be exported")
-    core = _Core(model, config)
-    proto = _with_padding(onnx, _trace(core, config.in_channels), core.multiple)
+    kind = config.kind_module()
+    if not hasattr(kind, "ExportCore"):
+        raise UserError(f"{model_path}: networks of kind {config.kind} cannot be exported to ONNX")
+    core = kind.ExportCore(model.requires_grad_(False).eval())
+    proto = _with_padding(onnx, _trace(core, core.multiple, config.in_channels), core.multiple)
     metadata = describe(config)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
@@ -72,7 +53,7 @@ def export(model_path: str, onnx_path: str) -> dict[str, Any]:
 
 
 def describe(config: SegmentationConfig) -> dict[str, str]:
-    """What somebody who has the file alone must know; all but the sentences is JSON."""
+    """What is needed to use the file without this package: two sentences, the rest as JSON."""
     reading = config.reading
     height, width = reading.geometry().height_width
     try:
@@ -93,7 +74,7 @@ def describe(config: SegmentationConfig) -> dict[str, str]:
 
 
 def import_packages() -> tuple[ModuleType, ModuleType]:
-    """onnx and onnxruntime; with onnxscript, which torch's exporter needs."""
+    """onnx and onnxruntime; torch's exporter also needs onnxscript."""
     try:
         import onnx
         import onnxruntime
@@ -106,8 +87,9 @@ def import_packages() -> tuple[ModuleType, ModuleType]:
 
 
 @th.no_grad()
-def _trace(core: _Core, in_channels: int) -> Any:
-    dim, multiple = th.export.Dim, core.multiple
+def _trace(core: th.nn.Module, multiple: int, in_channels: int) -> Any:
+    """The core as an ONNX `ModelProto`."""
+    dim = th.export.Dim
     sides = {
         axis: multiple * dim(name, min=1, max=_LARGEST // multiple)
         for axis, name in ((2, "rows"), (3, "columns"))
@@ -122,14 +104,16 @@ def _trace(core: _Core, in_channels: int) -> Any:
             dynamic_shapes=shapes,
             input_names=["padded"],
             output_names=["padded_scores"],
-            optimize=False,  # takes as long as the rest; runtimes do it when they load the file
+            optimize=False,  # runtimes optimise when they load the file
             verbose=False,
         )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
     return program.model_proto
 
 
 def _with_padding(onnx: ModuleType, proto: Any, multiple: int) -> Any:
-    """Repeat the last row and column up to what the network takes, and cut the scores back."""
+    """Add padding before the core, which repeats the last row and column, and cropping after it."""
     graph, helper = proto.graph, onnx.helper
     constants = {
         "pad_multiple": [multiple, multiple],
@@ -167,6 +151,7 @@ def _with_padding(onnx: ModuleType, proto: Any, multiple: int) -> Any:
 def _check(
     onnxruntime: ModuleType, content: bytes, model: Callable[[th.Tensor], th.Tensor], channels: int
 ) -> None:
+    """:raises UserError: if onnxruntime's scores differ from the network's."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -184,7 +169,7 @@ def _check(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and its warnings about itself."""
+    """Hide the exporter's progress messages and its warnings about itself."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

@@ -13,7 +13,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import normalize, to_uint8_channels
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import Category, Swaps, check_swaps, parse_swaps
+from guided_diffusion.segmentation.categories import Category, check_swaps, parse_swaps
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
 from guided_diffusion.segmentation.inference.views import View, mirrors, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
@@ -189,30 +189,23 @@ def _mean_prediction(parts: Sequence[Finish]) -> Prediction:
 def load_predictor(
     model_path: str,
     device: th.device | str | None = None,
-    timesteps: Sequence[float] = (),
+    options: MemberOptions | None = None,
     tta: str = "none",
     flip_swap: str | None = None,
     precision: str = "fp32",
-    drawing: Mapping[str, Any] | None = None,
-    compile: bool = False,
 ) -> Segmenter:
     """A predictor from a model file that scripts/finetune.py wrote, or from several.
 
     :param model_path: a file, or several separated by commas, whose probabilities are averaged.
     :param device: by default CUDA where there is one.
-    :param timesteps: at which radiographs enter a network of kind "unet", in its units, to average
-        over; by default its own.
+    :param options: see `Predictor`.
     :param tta: views to average over, see `views.views_for`.
     :param flip_swap: classes that change places in a mirrored radiograph, such as "1:2"; by
         default as in the fine-tuning.
     :param precision: see `Predictor`.
-    :param drawing: num_samples, steps, sampler or seed of networks that draw masks, see
-        `MaskDiffusionModel`.
-    :param compile: compile the network, see `compiled.compiled`.
     :raises UserError: if a file is not a segmentation model, if files disagree about the classes or
         about how radiographs are read, or if an option does not apply to their kind of network.
     """
-    options = MemberOptions(tuple(timesteps), **(drawing or {}), compile=compile)
     paths = [model_path] if os.path.exists(model_path) else model_path.split(",")
     device = device or dist_util.dev()
     predictors: list[Predictor] = []
@@ -235,20 +228,9 @@ def _views(
 ) -> tuple[View, ...]:
     if not mirrors(tta):
         return views_for(tta)
-    swaps = _trained_swaps(values) if flip_swap is None else parse_swaps(flip_swap)
+    swaps = config.flip_swaps if flip_swap is None else parse_swaps(flip_swap)
     check_swaps(config.categories, swaps or (), chosen=swaps is not None)
     return views_for(tta, swaps or ())
-
-
-def _trained_swaps(values: Mapping[str, Any]) -> Swaps | None:
-    """The classes that changed places in the training's mirror; None if it never mirrored.
-
-    :param values: all that the model file holds.
-    """
-    origin = values.get("origin") or {}
-    text = str(origin.get("flip_swap", ""))
-    mirrored = text or origin.get("flip") in ("horizontal", "both")
-    return parse_swaps(text) if mirrored else None
 
 
 def _check_agreement(

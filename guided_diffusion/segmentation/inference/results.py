@@ -1,36 +1,39 @@
-"""What predict.py leaves: masks, colours, overlays, probabilities, uncertainty and areas.csv."""
+"""What prediction writes: masks, colours, overlays, probabilities, uncertainty and areas.csv."""
 
-import csv
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.image_io import write_image, write_mask
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.files import write_atomically, write_csv
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.prediction import Prediction
 from guided_diffusion.segmentation.visuals.render import heat, overlay, save_color_mask
+from guided_diffusion.segmentation.visuals.report import Card, make_card
 
 FOLDERS = ("MASK", "COLOR", "OVERLAY", "UNCERTAINTY", "PROBABILITIES")
+
+# a row of areas.csv by column; the columns depend on the class table
+AreasRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A radiograph to segment: its file, and its name (sub-folder included) in the results."""
+    """A radiograph to segment: its file, and its name in the results (with its sub-folder)."""
 
     path: str
     name: str
 
 
 def find_items(sources: str | Sequence[str], output: str) -> list[Item]:
-    """The radiographs under files, folders or globs, but not what lies in the output folder.
+    """The radiographs in files, folders or globs, without the results in the output folder.
 
-    :raises UserError: if two of them would have the same name in the results.
+    :raises UserError: if two radiographs would have the same name in the results.
     """
     results = tuple(os.path.abspath(os.path.join(output, name)) + os.sep for name in FOLDERS)
     items: dict[str, Item] = {}
@@ -53,65 +56,82 @@ def find_items(sources: str | Sequence[str], output: str) -> list[Item]:
     return list(items.values())
 
 
-def write_results(
+@dataclass(frozen=True)
+class Result:
+    """A segmented radiograph.
+
+    image: as read, `[H x W]` or `[H x W x 3]`. mask: uint8 `[H x W]`.
+    """
+
+    item: Item
+    image: np.ndarray
+    mask: np.ndarray
+    prediction: Prediction
+
+    def areas(self, categories: Sequence[Category]) -> AreasRow:
+        """Its row of areas.csv: the pixels of each class, their share of the image, uncertainty."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(categories))
+        height, width = self.mask.shape
+        row: AreasRow = {"name": self.item.name, "height": height, "width": width}
+        for category in categories:
+            row[f"{category.name} pixels"] = int(counts[category.index])
+            row[f"{category.name} share"] = round(counts[category.index] / self.mask.size, 6)
+        row["uncertainty"] = round(float(self.prediction.uncertainty.mean()), 6)
+        if self.prediction.disagreement is not None:
+            row["disagreement"] = round(float(self.prediction.disagreement.mean()), 6)
+        return row
+
+    def card(self, row: AreasRow, categories: Sequence[Category], **options: Any) -> Card:
+        """Its card in the report, with the figures of its row of areas.csv.
+
+        :param options: further arguments of `make_card`.
+        """
+        scores: dict[str, float] = {
+            name: row[name] for name in ("uncertainty", "disagreement") if name in row
+        }
+        areas = {c.index: [100 * row[f"{c.name} share"]] for c in categories[1:]}
+        options |= {"urgency": row["uncertainty"], "prediction": self.prediction}
+        return make_card(self.item.name, self.image, self.mask, scores, areas, **options)
+
+
+def write_result(
     output: str,
-    item: Item,
-    image: np.ndarray,
-    mask: np.ndarray,
-    prediction: Prediction,
+    result: Result,
     categories: Sequence[Category],
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
 ) -> None:
-    """Write one radiograph's results.
+    """Write one radiograph's files into the folders under `output`."""
 
-    :param image: as read, `[H x W]` or `[H x W x 3]`.
-    :param mask: uint8 `[H x W]`.
-    """
+    def path(folder: str, extension: str = "png") -> str:
+        return os.path.join(output, folder, f"{result.item.name}.{extension}")
 
-    def path(folder: str, ending: str = "png") -> str:
-        file = os.path.join(output, folder, f"{item.name}.{ending}")
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        return file
-
-    write_mask(path("MASK"), mask)
-    save_color_mask(path("COLOR"), mask, categories)
-    write_image(path("OVERLAY"), overlay(image, mask, categories))
+    prediction = result.prediction
+    write_mask(path("MASK"), result.mask)
+    save_color_mask(path("COLOR"), result.mask, categories)
+    write_image(path("OVERLAY"), overlay(result.image, result.mask, categories))
     if save_probabilities:
-        _write_halves(path("PROBABILITIES", "npz"), probabilities=prediction.probabilities)
+        _write_half(path("PROBABILITIES", "npz"), {"probabilities": prediction.probabilities})
     if save_uncertainty:
         write_image(path("UNCERTAINTY"), heat(prediction.uncertainty))
         maps = {"uncertainty": prediction.uncertainty}
         if prediction.disagreement is not None:
             maps["disagreement"] = prediction.disagreement
-        _write_halves(path("UNCERTAINTY", "npz"), **maps)
+        _write_half(path("UNCERTAINTY", "npz"), maps)
 
 
-def _write_halves(path: str, **arrays: np.ndarray) -> None:
-    halves = {name: array.astype(np.float16) for name, array in arrays.items()}
-    write_atomically(path, lambda file: np.savez_compressed(file, **halves))
+def _write_half(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays in half precision."""
+    half: dict[str, Any] = {name: array.astype(np.float16) for name, array in arrays.items()}
+    write_atomically(path, lambda file: np.savez_compressed(file, **half))
 
 
-def areas_row(
-    item: Item, mask: np.ndarray, prediction: Prediction, categories: Sequence[Category]
-) -> dict[str, object]:
-    """Mean uncertainty, and the pixels of each class with their share of the image."""
-    counts = np.bincount(mask.ravel(), minlength=len(categories))
-    row: dict[str, object] = {"name": item.name, "height": mask.shape[0], "width": mask.shape[1]}
-    for category in categories:
-        row[f"{category.name} pixels"] = int(counts[category.index])
-        row[f"{category.name} share"] = round(counts[category.index] / mask.size, 6)
-    row["uncertainty"] = round(float(prediction.uncertainty.mean()), 6)
-    if prediction.disagreement is not None:
-        row["disagreement"] = round(float(prediction.disagreement.mean()), 6)
-    return row
-
-
-def write_areas(output: str, rows: Sequence[dict[str, object]]) -> None:
+def write_areas(output: str, rows: Sequence[AreasRow]) -> None:
     """Write areas.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    data = text.getvalue().encode()
-    write_atomically(os.path.join(output, "areas.csv"), lambda file: file.write(data))
+    write_csv(os.path.join(output, "areas.csv"), list(rows[0]), (row.values() for row in rows))
+
+
+def describe(row: AreasRow, categories: Sequence[Category]) -> str:
+    """One radiograph's areas on a line."""
+    shares = [f"{c.name} {100 * row[f'{c.name} share']:.1f} %" for c in categories[1:]]
+    return f"{row['name']}: {', '.join(shares)}; uncertainty {row['uncertainty']:.4f}"

@@ -1,59 +1,75 @@
-"""A local page: a radiograph in, its classes, areas, uncertainty and mask out; nothing is kept."""
+"""A local web page that segments an uploaded radiograph; nothing is kept."""
 
 import contextlib
 import html
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
-from guided_diffusion.segmentation.inference.job import prediction_card
-from guided_diffusion.segmentation.inference.predictor import Predictor
-from guided_diffusion.segmentation.inference.results import Item, areas_row
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.inference.predictor import Segmenter
+from guided_diffusion.segmentation.inference.results import Item, Result
 from guided_diffusion.segmentation.visuals.report import Report
 
-# longest side of what the page shows, in pixels; the mask to download has the radiograph's own size
+# longest side of the picture shown, in pixels; the mask to download has the radiograph's own size
 SIDE = 1024
-# fonts of the visitor's system: gradio's own would be fetched from the internet
+# the visitor's own fonts: gradio would load its fonts from the internet
 _FONTS = ("system-ui", "sans-serif")
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """The page"""
+    """Where the page is served."""
 
     TITLE = "Server"
 
-    host: str = flag("127.0.0.1", "address to listen at; 0.0.0.0 lets other machines in")
-    port: int = flag(7860, "number of the port")
-    max_upload_mb: int = flag(64, "largest file taken, in MB")
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
+    port: int = flag(7860, "port number")
+    max_upload_mb: int = flag(64, "largest file accepted, in MB")
 
 
-def page_for(predictor: Predictor, path: str) -> str:
-    """What is shown of a file: a report of one card, in a frame of its own.
+def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
+    """The whole command: serve the page until Ctrl-C.
 
-    :raises ImageError: if it cannot be read.
+    :param model: a model file, or several separated by commas.
+    """
+    import_gradio()  # fails here, before the model is read
+    predictor = averaging.load(model, dist_util.dev())
+    with served(predictor, model, config) as address:
+        print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        print("stopped")
+
+
+def page_for(predictor: Segmenter, path: str) -> str:
+    """The HTML for one file: a report of one card, in a frame of its own.
+
+    :raises ImageError: if the file cannot be read.
     """
     image = predictor.read(path)
     prediction = predictor.start([image])[0]()
     mask = prediction.mask()
     name = os.path.splitext(os.path.basename(path))[0]
-    row = areas_row(Item(path, name), mask, prediction, predictor.categories)
     encoded = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8)).save(encoded, "PNG")
+    Image.fromarray(mask).save(encoded, "PNG")
     download = (f"{name}_mask.png", encoded.getvalue())
-    report = Report("Segmented radiograph", predictor.categories, [("name", False)], ["area %"])
-    options = {"download": download, "side": SIDE}
-    report.add(prediction_card(row, image, mask, prediction, predictor.categories, **options))
-    # a frame without the page's origin: it can run its own script and save files, nothing else
+    categories = predictor.categories
+    result = Result(Item(path, name), image, mask, prediction)
+    report = Report("Segmented radiograph", categories, [("name", False)], ["area %"])
+    row = result.areas(categories)
+    report.add(result.card(row, categories, download=download, side=SIDE))
+    # sandboxed without the page's origin: it can only run its own script and save files
     return (
         '<iframe title="Segmented radiograph" sandbox="allow-scripts allow-downloads" '
         'style="width:100%;height:85vh;border:0" '
@@ -61,8 +77,8 @@ def page_for(predictor: Predictor, path: str) -> str:
     )
 
 
-def build_page(predictor: Predictor, model: str, max_upload_mb: int = 64) -> Any:
-    """The page, a `gradio.Blocks` that listens nowhere yet."""
+def build_page(predictor: Segmenter, model: str, max_upload_mb: int = 64) -> Any:
+    """The page, a `gradio.Blocks` that is not yet served."""
     gradio = import_gradio()
 
     def segment(path: str | None) -> str:
@@ -81,11 +97,11 @@ def build_page(predictor: Predictor, model: str, max_upload_mb: int = 64) -> Any
     with gradio.Blocks(
         title="Segment a radiograph",
         analytics_enabled=False,
-        delete_cache=(600, 600),  # seconds: uploads that nobody waited for
+        delete_cache=(600, 600),  # seconds: uploads whose visitors left
     ) as page:
         gradio.Markdown(
             f"# Segment a radiograph\nModel: {os.path.basename(model)}. PNG, JPEG, TIFF or DICOM, "
-            f"up to {max_upload_mb} MB. Files are removed as soon as they are read. "
+            f"up to {max_upload_mb} MB. Files are deleted as soon as they are read. "
             "Not a medical device: research only."
         )
         upload = gradio.File(label="Radiograph", type="filepath", height=120)
@@ -96,10 +112,10 @@ def build_page(predictor: Predictor, model: str, max_upload_mb: int = 64) -> Any
 
 
 @contextlib.contextmanager
-def served(predictor: Predictor, model: str, config: ServeConfig) -> Iterator[str]:
-    """Serve the page while the context is open, and give its address.
+def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[str]:
+    """Serve the page while the context is open; yields its address.
 
-    :raises UserError: if the port cannot be had.
+    :raises UserError: if the port is not available.
     """
     gradio = import_gradio()
     with tempfile.TemporaryDirectory() as folder:
@@ -120,13 +136,14 @@ def served(predictor: Predictor, model: str, config: ServeConfig) -> Iterator[st
             )
         except OSError as error:
             raise UserError(
-                f"port {config.port} of {config.host} cannot be had ({error}): give another --port"
+                f"port {config.port} of {config.host} is not available ({error}): give another"
+                " --port"
             ) from error
-        except ValueError as error:  # what gradio says where its own first request fails
+        except ValueError as error:  # gradio's own first request to the page failed
             page.close(verbose=False)
             raise UserError(
-                f"the page does not answer at {config.host}:{config.port}: the machine is busy, "
-                "or a proxy stands before local addresses (set NO_PROXY=127.0.0.1,localhost)"
+                f"the page at {config.host}:{config.port} does not respond: the machine is busy, "
+                "or a proxy intercepts local addresses (set NO_PROXY=127.0.0.1,localhost)"
             ) from error
         try:
             yield address
@@ -135,7 +152,7 @@ def served(predictor: Predictor, model: str, config: ServeConfig) -> Iterator[st
 
 
 def import_gradio() -> ModuleType:
-    """gradio, told to ask nobody for anything."""
+    """gradio, configured to send no requests to other machines."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:

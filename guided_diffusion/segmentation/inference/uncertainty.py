@@ -1,4 +1,4 @@
-"""How sure a prediction is, in every pixel, and whose prediction to mistrust most."""
+"""The uncertainty of predictions in every pixel, and which radiograph to label next."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ import torch as th
 
 
 def entropy(probabilities: th.Tensor, dim: int) -> th.Tensor:
-    """Shannon entropy over the classes as a share of its greatest value, log C: 0 to 1.
+    """Shannon entropy over the classes as a share of its maximum, log C: 0 to 1.
 
     0 where one class is certain, 1 where all are equally likely.
 
     :param probabilities: C of them along `dim`, which the result lacks.
     """
-    # a sum of terms that float32 rounds can end a hair outside of 0 to 1
+    # rounding in float32 can push the sum slightly outside 0 to 1
     terms = th.special.entr(probabilities.clamp(0, 1)).sum(dim)
     return (terms / math.log(max(2, probabilities.shape[dim]))).clamp(0, 1)
 
@@ -27,9 +27,9 @@ def entropy_map(probabilities: np.ndarray) -> np.ndarray:
 class EnsembleMean:
     """The mean of several predictions, and how far they disagree, without keeping them all.
 
-    The disagreement is the mutual information between the class of a pixel and the member that is
-    asked: the entropy of the mean less the mean of the members' entropies (arXiv 1112.5745, eq. 2),
-    as a share of log C.
+    The disagreement is the mutual information between a pixel's class and the choice of member: the
+    entropy of the mean minus the mean of the members' entropies (arXiv 1112.5745, eq. 2), as a
+    share of log C.
     """
 
     def __init__(self) -> None:
@@ -47,10 +47,10 @@ class EnsembleMean:
         return self._sum / self.count
 
     def disagreement(self) -> th.Tensor:
-        """`[N x H x W]` in [0, 1]; 0 where all members say the same."""
+        """`[N x H x W]` in [0, 1]; 0 where all members agree."""
         return (entropy(self.mean(), 1) - self._entropies / self.count).clamp(0, 1)
 
 
 def next_to_label(scores: Mapping[str, float]) -> str:
-    """The name with the highest score: the radiograph that the model is least sure of."""
+    """The name with the highest score: the radiograph that the model is least certain of."""
     return max(scores, key=lambda name: scores[name])

@@ -1,4 +1,4 @@
-"""Other views of the same radiograph, whose predictions are brought back and averaged."""
+"""Test-time augmentation: views of a radiograph, whose predictions are mapped back and averaged."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import Swaps
 
 TTA = ("none", "flips", "shifts", "all")
-# in the network's pixels; odd, so that every level of a U-Net sees another grid
+# in pixels of the network's image; odd, so that every level of a U-Net sees another grid
 SHIFT = 3
 
 
 @dataclass(frozen=True)
 class View:
-    """A radiograph moved by `shift` = (rows down, columns to the right), then perhaps mirrored.
+    """A radiograph shifted by (rows down, columns to the right), then perhaps mirrored.
 
-    What a shift brings in is the border repeated. On the way back the predictions at the border
-    are repeated likewise. `swaps` are pairs of classes that change places in a mirrored image.
+    A shift repeats the border, and so does the shift back of the predictions. `swaps` are pairs of
+    classes that change places in a mirrored image.
     """
 
     shift: tuple[int, int] = (0, 0)
@@ -30,7 +30,7 @@ class View:
         return moved.flip(-1) if self.mirrored else moved
 
     def invert(self, classes: th.Tensor) -> th.Tensor:
-        """Predictions `[... x C x H x W]` for what `apply` returned, laid over the original."""
+        """Maps predictions `[... x C x H x W]` for the view back onto the original."""
         if self.mirrored:
             order = list(range(classes.shape[-3]))
             for one, other in self.swaps:
@@ -54,10 +54,10 @@ def mirrors(tta: str) -> bool:
 
 
 def views_for(tta: str, swaps: Swaps = ()) -> tuple[View, ...]:
-    """The views that `--tta` names; the radiograph itself is the first.
+    """The views that `--tta` names; the first is the radiograph itself.
 
-    flips: mirrored, left becoming right. shifts: moved by SHIFT pixels of the network's image in
-    each diagonal direction. all: both.
+    flips: mirrored left to right. shifts: by SHIFT pixels of the network's image in each diagonal
+    direction. all: both.
     """
     if tta not in TTA:
         raise UserError(f"--tta {tta}: choose one of {', '.join(TTA)}")

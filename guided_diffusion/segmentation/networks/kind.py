@@ -1,10 +1,12 @@
 """What every kind of segmentation network defines, and what the kinds share.
 
-A kind is one module, listed in `model_file.KINDS`, with two functions:
+A kind is one module, listed in `model_file.KINDS`, which defines:
 
-- `build(config)` returns the network with random weights;
-- `members(model, device, options)` returns the functions whose class probabilities prediction
-  averages: the network itself, the network at several timesteps, or its draws.
+- `build(config)`: the network with random weights;
+- `members(model, device, options)`: the functions whose class probabilities prediction averages,
+  which are the network itself, the network at several timesteps, or its draws;
+- `ExportCore(model)`, if it can be exported to ONNX: the network as a module without padding, for
+  images whose sides its attribute `multiple` divides.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +53,7 @@ def single_member(model: th.nn.Module, device: th.device, options: MemberOptions
 
 
 def architecture(config: SegmentationConfig) -> ModelConfig:
-    """The configuration of the diffusion network that a segmentation network grew out of.
+    """The configuration of the diffusion network that a segmentation network is made from.
 
     :raises UserError: if there is none, as in a damaged model file.
     """

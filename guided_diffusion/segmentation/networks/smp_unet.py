@@ -91,6 +91,19 @@ def members(model: SmpUnet, device: th.device, options: MemberOptions) -> list[M
     return single_member(model, device, options)
 
 
+class ExportCore(th.nn.Module):
+    """The network without padding."""
+
+    multiple = _MULTIPLE
+
+    def __init__(self, model: SmpUnet):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        return self.model.network(((images + 1) / 2 - self.model.mean) / self.model.deviation)
+
+
 def _package() -> ModuleType:
     try:
         import segmentation_models_pytorch  # takes seconds to import

@@ -11,7 +11,7 @@ from guided_diffusion.segmentation.networks.kind import (
     architecture,
     single_member,
 )
-from guided_diffusion.unet import SegmentationUNetModel
+from guided_diffusion.unet import SegmentationUNetModel, UNetModel
 
 
 def build(config: SegmentationConfig) -> SegmentationUNetModel:
@@ -29,6 +29,19 @@ def members(
         return single_member(model.folded(*options.timesteps), device, options)
     (network,) = single_member(model, device, options)
     return [partial(_at_timestep, network, timestep) for timestep in options.timesteps]
+
+
+class ExportCore(th.nn.Module):
+    """The network without padding, at its own timestep."""
+
+    def __init__(self, model: SegmentationUNetModel):
+        super().__init__()
+        self.model, self.multiple = model, model.size_multiple
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        # one timestep for all images is a constant of the graph, one per image is not
+        timestep = th.full((1,), float(self.model.timestep))
+        return UNetModel.forward(self.model, images, timestep)
 
 
 def _at_timestep(network: Member, timestep: float, images: th.Tensor) -> th.Tensor:

@@ -1,10 +1,10 @@
-"""Sliding windows: networks on images larger than they were trained on."""
+"""Sliding windows: networks on images larger than those they were trained on."""
 
 from collections.abc import Callable
 
 import torch as th
 
-# overlap of neighbouring sliding windows, as a share of their side
+# overlap of neighbouring windows as a share of their side
 OVERLAP = 0.5
 
 
@@ -13,7 +13,7 @@ def sliding_scores(
 ) -> th.Tensor:
     """Class scores of images at their own size, blended from overlapping windows.
 
-    :param images: `[N x C x H x W]` in [-1, 1]; smaller ones than the window are padded inside.
+    :param images: `[N x C x H x W]` in [-1, 1]; images smaller than the window are padded.
     :param window: height and width of what the network sees at once.
     :return: `[N x classes x H x W]`.
     """

@@ -1,4 +1,4 @@
-"""Masks drawn in colours to masks of class indices."""
+"""Colour masks, whose colours stand for classes, to masks of class indices."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ def read_color_mask(path: str) -> np.ndarray:
     """A mask's colours, uint8 [H x W x 3]. Transparent pixels are black."""
     colors = read_image(path, channels=3)
     if colors.dtype != np.uint8:
-        raise ImageError(f"{path} has more than 8 bits a channel; colour masks have 8")
+        raise ImageError(f"{path} has more than 8 bits per channel; colour masks have 8")
     return colors
 
 
 def unknown_colors(colors: np.ndarray, categories: Sequence[Category]) -> dict[Color, int]:
-    """Colours of no class and how many pixels have them, the most frequent first."""
+    """Colours that are no class's and how many pixels have them, the most frequent first."""
     found, counts = np.unique(_packed(colors), return_counts=True)
     strange = ~np.isin(found, _packed_table(categories))
     order = np.argsort(-counts[strange], kind="stable")

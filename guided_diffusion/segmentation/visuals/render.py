@@ -1,10 +1,12 @@
-"""What people look at: colour masks, overlays, picture grids, training curves."""
+"""Pictures for people: colour masks, overlays, comparisons, training curves, windows."""
 
 import csv
 import io
 import math
 import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -25,7 +27,7 @@ _PAPER = (24, 24, 24)
 
 
 def palette(categories: Sequence[Category]) -> np.ndarray:
-    """Colour of every mask value, uint8 [256 x 3]; IGNORE is grey, values of no class are black."""
+    """The colour of each mask value, uint8 [256 x 3]; IGNORE is grey, unused values are black."""
     colors = np.zeros((256, 3), np.uint8)
     colors[IGNORE] = _IGNORE_COLOR
     for category in categories:
@@ -34,7 +36,7 @@ def palette(categories: Sequence[Category]) -> np.ndarray:
 
 
 def save_color_mask(path: str, mask: np.ndarray, categories: Sequence[Category]) -> None:
-    """Write uint8 [H x W] as a palette PNG: it shows the colours and holds the class indices."""
+    """Write uint8 [H x W] as a palette PNG, which shows colours and stores the class indices."""
     picture = Image.fromarray(mask.astype(np.uint8)).convert("L")
     picture.putpalette(palette(categories).tobytes())
     save_picture(path, picture, optimize=True)
@@ -137,7 +139,7 @@ def add_legend(picture: np.ndarray, mask: np.ndarray, categories: Sequence[Categ
 def picture_grid(pictures: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
     """Pictures of one size, [H x W] or [H x W x 3], uint8 or float in [0, 1], in rows.
 
-    :param columns: pictures a row; about as many as rows unless told.
+    :param columns: pictures per row; about as many as there are rows by default.
     :return: uint8 [H' x W' x 3].
     """
     from torchvision.utils import make_grid  # importing torchvision takes seconds
@@ -152,7 +154,7 @@ def comparison(
     masks: Sequence[Sequence[np.ndarray]],
     categories: Sequence[Category],
 ) -> np.ndarray:
-    """A row a radiograph: the image, then each of its masks laid over it; uint8 [H' x W' x 3].
+    """One row per radiograph: the image, then each of its masks laid over it; uint8 [H' x W' x 3].
 
     :param images: N radiographs of one size.
     :param masks: for each radiograph the same number of masks, such as (true, predicted).
@@ -163,16 +165,36 @@ def comparison(
     return picture_grid([_as_rgb(p) for p in pictures], columns=len(pictures) // len(images))
 
 
+def show(name: str, image: np.ndarray, mask: np.ndarray, categories: Sequence[Category]) -> None:
+    """Show a radiograph and its classes side by side in a window, until it is closed.
+
+    :raises UserError: if there is no screen.
+    """
+    import matplotlib.pyplot as plt
+
+    interactive = plt.get_backend().lower() not in ("agg", "pdf", "svg", "ps", "template")
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not interactive or (sys.platform.startswith("linux") and not screen):
+        raise UserError("--viz needs a screen: leave it out and open OUTPUT/OVERLAY instead")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    figure.suptitle(name)
+    left.imshow(image, cmap="gray")
+    right.imshow(overlay(image, mask, categories, legend=True))
+    for axes in (left, right):
+        axes.set_axis_off()
+    plt.show()
+
+
 def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = ()) -> None:
-    """Draw a training log: one panel each for the columns named like loss, Dice and IoU.
+    """Plot a training log: a panel each for the columns whose names contain loss, dice and iou.
 
     The horizontal axis is the column `epoch`, else `step`, else the row number. Empty cells are
     skipped. A curve whose name ends with a class has the class's colour, a mean is black.
 
-    :raises UserError: where the log has no such column.
+    :raises UserError: if the log has no such column.
     """
     with open_file(csv_path) as file:
-        rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
+        rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline="")))
     names = [name for name in (rows[0] if rows else {}) if name]
     panels = {
         title: [name for name in names if title.lower() in name.lower()]
@@ -180,7 +202,7 @@ def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = (
     }
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
-        raise UserError(f"{csv_path} has no column named like loss, dice or iou; nothing to draw")
+        raise UserError(f"{csv_path} has no column of a loss, Dice or IoU: nothing to plot")
     x_name = next((name for name in ("epoch", "step") if name in names), "row")
     x_values = [_number(row.get(x_name, "")) for row in rows]
     if x_name == "row":
@@ -211,19 +233,19 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _curve_style(name: str, categories: Sequence[Category]) -> dict:
-    """Longest name first, so that "left lung" is not drawn as "lung"."""
+def _curve_style(name: str, categories: Sequence[Category]) -> dict[str, Any]:
+    """How to draw a class's curve; the longest name first, so that "left lung" is not "lung"."""
     if "mean" in name.lower():
         return {"color": "black", "linewidth": 2.5}
     for category in sorted(categories, key=lambda c: -len(c.name)):
         if name.endswith(category.name):
-            color = tuple(v / 255 * 0.85 for v in category.color)  # yellow on white needs help
+            color = tuple(v / 255 * 0.85 for v in category.color)  # bright yellow is lost on white
             return {"color": color, "linestyle": ":" if category.index == 0 else "-"}
     return {}
 
 
 def plot_confusion(confusion: np.ndarray, categories: Sequence[Category], png_path: str) -> None:
-    """Draw a confusion matrix [C x C], each row in percent of its true class's pixels."""
+    """Plot a confusion matrix [C x C], each row in percent of its true class's pixels."""
     rows = confusion.sum(axis=1, keepdims=True)
     share = np.divide(confusion, rows, out=np.zeros(confusion.shape), where=rows > 0)
     count = len(categories)
@@ -245,7 +267,9 @@ def plot_confusion(confusion: np.ndarray, categories: Sequence[Category], png_pa
 
 
 def save_figure(figure: Figure, path: str) -> None:
-    """Whole or not at all, so that a viewer never meets half a picture."""
+    """Write a figure as PNG, atomically."""
     if os.path.splitext(path)[1].lower() != ".png":
         raise UserError(f"{path}: plots are written as PNG; choose a name that ends in .png")
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=100)
+    write_atomically(path, lambda file: file.write(encoded.getvalue()))

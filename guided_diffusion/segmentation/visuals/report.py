@@ -1,4 +1,4 @@
-"""report.html: predictions to look through in a browser, one file that fetches nothing."""
+"""report.html: predictions to browse, in one file that loads nothing from elsewhere."""
 
 import base64
 import heapq
@@ -17,7 +17,7 @@ from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category, to_plain
 from guided_diffusion.segmentation.prediction import Prediction
 
-# longest side of a thumbnail in pixels, and the most cards in a file: about 10 MB
+# the longest side of a thumbnail in pixels, and the most cards in a file, of then about 10 MB
 SIDE = 384
 LIMIT = 400
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -28,7 +28,8 @@ _PLACE = "/*DATA*/"
 class Card:
     """One radiograph in the report.
 
-    urgency: which to keep where there are too many: the higher ones. plain: what the page reads.
+    urgency: where there are too many cards, those of the highest urgency are kept. plain: what the
+    page's script reads.
     """
 
     urgency: float
@@ -51,9 +52,12 @@ def make_card(
 
     :param image: as read, `[H x W]` or `[H x W x 3]`; None is shown black.
     :param mask: class indices `[H x W]`.
-    :param scores: by what they are called; the page sorts by them.
-    :param classes: a row of figures for each class that is to have one.
+    :param scores: by name; the page sorts by them.
+    :param classes: rows of figures, by class index.
+    :param urgency: see `Card`.
+    :param true: the true mask, class indices `[H x W]`.
     :param download: name and content of a PNG file to offer.
+    :param side: the longest side of the thumbnails, in pixels.
     """
     height, width = mask.shape
     scale = min(1.0, side / max(height, width))
@@ -84,10 +88,10 @@ def make_card(
 
 @dataclass
 class Report:
-    """Cards, and what stands above them.
+    """Cards, and the summary above them.
 
-    orders: (name of a score, or "name", whether the highest comes first), the first is what the
-    page opens with. columns: what the figures of the classes are called.
+    orders: by what the page sorts, the first one initially: (a score's name or "name", whether the
+    highest comes first). columns: titles of the figures of each class. limit: the most cards kept.
     """
 
     title: str
@@ -99,7 +103,7 @@ class Report:
     _count: int = 0
 
     def add(self, card: Card) -> None:
-        """Keep a card, as long as it is among the most urgent."""
+        """Add a card; it is kept while it is among the most urgent."""
         entry = (card.urgency, -self._count, card)
         self._count += 1
         keep = heapq.heappush if len(self._cards) < self.limit else heapq.heappushpop
@@ -111,21 +115,21 @@ class Report:
         table: tuple[Sequence[str], Mapping[int, Sequence[float]]] | None = None,
         pictures: Mapping[str, str] | None = None,
     ) -> str:
-        """The page.
+        """The page as text.
 
-        :param facts: label and value of what is said of the whole set.
-        :param table: names of the columns, and a row of figures for each class.
-        :param pictures: paths of PNG files, by their captions.
+        :param facts: labels and values for the whole set.
+        :param table: titles of the columns, and rows of figures by class index.
+        :param pictures: paths of PNG files, by caption.
         """
         cards = [card.plain for _, _, card in sorted(self._cards, key=lambda e: -e[1])]
-        left_out = self._count - len(cards)
-        note = f"Of {self._count} radiographs the {len(cards)} most doubtful." if left_out else ""
-        words = {True: "highest first", False: "lowest first"}
+        left_out = self._count > len(cards)
+        disclaimer = "Not a medical device: research only."
+        note = f"The {len(cards)} of {self._count} radiographs most in need of review."
         orders = [
-            {"key": k, "falling": f, "label": k if k == "name" else f"{k}, {words[f]}"}
-            for k, f in self.orders
+            {"key": key, "falling": falls, "label": _order_label(key, falls)}
+            for key, falls in self.orders
         ]
-        plain = {
+        plain: dict[str, Any] = {
             "title": self.title,
             "facts": [[label, _plain(value)] for label, value in facts],
             "categories": to_plain(self.categories),
@@ -137,19 +141,26 @@ class Report:
                 for caption, path in (pictures or {}).items()
             ],
             "cards": cards,
-            "note": f"{note} Not a medical device: research only.".strip(),
+            "note": f"{note} {disclaimer}" if left_out else disclaimer,
         }
         if table:
             rows = [[index, [_plain(v) for v in row]] for index, row in table[1].items()]
             plain["table"] = {"columns": list(table[0]), "rows": rows}
-        # "</script>" and "<!--" in a name must not end the script
+        # so that "</script>" or "<!--" in a name does not end the script
         text = json.dumps(plain, allow_nan=False).replace("<", "\\u003c")
         return _TEMPLATE.read_text("utf-8").replace(_PLACE, text, 1)
 
     def write(self, path: str, *args: Any, **options: Any) -> None:
-        """Write `html` to a file, whole or not at all."""
+        """Write the page to a file, atomically.
+
+        :param args: of `html`, as are `options`.
+        """
         page = self.html(*args, **options).encode()
         write_atomically(path, lambda file: file.write(page))
+
+
+def _order_label(key: str, falling: bool) -> str:
+    return key if key == "name" else f"{key}, {'highest' if falling else 'lowest'} first"
 
 
 def _plain(value: Any) -> Any:

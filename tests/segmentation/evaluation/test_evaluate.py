@@ -200,11 +200,11 @@ def perfect_model(monkeypatch):
     """Stands in for a checkpoint; the list of what was asked for."""
     asked = []
 
-    def load_predictor(path, device=None, **options):
+    def load_predictor(path, device=None, *options):
         asked.append((path, device))
         return PhantomPredictor()
 
-    module = "guided_diffusion.segmentation.inference.job.load_predictor"
+    module = "guided_diffusion.segmentation.inference.averaging.load_predictor"
     monkeypatch.setattr(module, load_predictor)
     return asked
 

@@ -11,8 +11,12 @@ from PIL import Image
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
-from guided_diffusion.segmentation.evaluation.faithfulness import Failures, GuidedImages, look
-from guided_diffusion.segmentation.inference import predictor as predict
+from guided_diffusion.segmentation.evaluation import faithfulness
+from guided_diffusion.segmentation.evaluation.faithfulness import (
+    Failures,
+    GuidedImages,
+    compare_with_masks,
+)
 from guided_diffusion.segmentation.prediction import Prediction
 
 GREYS = (40, 125, 210)  # of draw_pairs
@@ -45,7 +49,7 @@ def folder(tmp_path):
 
 
 def test_where_each_class_fails(folder):
-    result = look(ByGrey(), GuidedImages.in_folder(str(folder)))
+    result = compare_with_masks(ByGrey(), GuidedImages.in_folder(str(folder)))
     masks = [np.asarray(Image.open(folder / "MASK" / f"r{i}.png")) for i in range(4)]
     asked = [sum(int((mask == c).sum()) for mask in masks) for c in range(3)]
     lost = int((masks[1] == 2).sum())
@@ -57,9 +61,7 @@ def test_where_each_class_fails(folder):
     assert one["added"] == pytest.approx(lost / asked[1])
     assert result.worst()[0] == "r1"
     assert result.evaluation.per_image()[0].mean_dice() == 1
-    assert any(
-        f"{lost / asked[2]:.1%} of what was asked for is missing" in x for x in result.lines()
-    )
+    assert any(f"{lost / asked[2]:.1%} of the asked pixels missing" in x for x in result.lines())
 
 
 def test_a_class_that_was_left_open_is_no_mistake(folder):
@@ -70,7 +72,7 @@ def test_a_class_that_was_left_open_is_no_mistake(folder):
     (folder / "sampling.json").write_text(json.dumps(settings))
     source = GuidedImages.in_folder(str(folder))
     assert source.left_open == (1,)
-    result = look(ByGrey(), source)
+    result = compare_with_masks(ByGrey(), source)
     assert [row["class"] for row in result.per_class()] == [ByGrey.categories[2].name]
     means = {
         r.name: s.mean_dice()
@@ -95,7 +97,7 @@ def test_failures_are_counted_where_they_are():
 
 
 def test_the_command_writes_tables_and_pictures(script, folder, monkeypatch):
-    monkeypatch.setattr(predict, "load_predictor", lambda *_: ByGrey())
+    monkeypatch.setattr(faithfulness, "load_predictor", lambda *_: ByGrey())
     done = script("evaluate_guidance.py", "segm.pth", folder)
     assert done.code == 0, done.err
     assert "mean of the foreground" in done.out

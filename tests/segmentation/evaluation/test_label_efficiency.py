@@ -11,12 +11,8 @@ from conftest import draw_pairs
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json
 from guided_diffusion.segmentation.evaluation.efficiency_tables import spread
-from guided_diffusion.segmentation.evaluation.label_efficiency import (
-    draw,
-    parse_methods,
-    parse_variants,
-    split_folds,
-)
+from guided_diffusion.segmentation.evaluation.label_efficiency import draw, split_folds
+from guided_diffusion.segmentation.evaluation.methods import parse_methods, parse_variants
 
 NAMES = [f"r{i}" for i in range(12)]
 QUICK = "--method quick: --lr 1e-3 --augmentation none"
@@ -82,7 +78,7 @@ def test_variants_are_flags_of_evaluation():
 
 def test_spread_is_that_of_a_sample():
     found = spread([0.2, None, 0.4, 0.9])
-    assert found.count == 3
+    assert found.runs == 3
     assert found.mean == pytest.approx(0.5)
     assert found.deviation == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]))
     assert str(spread([0.25])) == "0.250"

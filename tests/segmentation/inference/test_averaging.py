@@ -201,7 +201,7 @@ def test_sides_need_a_word_before_a_mirror(tmp_path, image):
 def test_settings_that_do_not_fit_are_refused(tmp_path, network):
     path = save(tmp_path / "a.pth", config())
     with pytest.raises(UserError, match=r"a\.pth: networks of kind unet have no --steps: leave"):
-        load_predictor(path, "cpu", drawing={"steps": 3})
+        load_predictor(path, "cpu", MemberOptions(steps=3))
     with pytest.raises(UserError, match="kind mask_diffusion have no --timesteps"):
         Predictor(Draws(), config(kind="mask_diffusion"), options=MemberOptions((1,)))
     with pytest.raises(UserError, match="fp16 needs a GPU"):

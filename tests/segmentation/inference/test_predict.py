@@ -16,6 +16,7 @@ from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.inference.predictor import Predictor, load_predictor
 from guided_diffusion.segmentation.inference.results import find_items
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
+from guided_diffusion.segmentation.networks.kind import MemberOptions
 
 
 def config(resize: str = "pad") -> SegmentationConfig:
@@ -178,7 +179,7 @@ def test_cuda_agrees_with_the_cpu(tmp_path, model_path, compile):
     for seed, name in enumerate(names):
         grey(name, 30, 40, seed)
     plain = load_predictor(str(model_path), "cpu")
-    other = load_predictor(str(model_path), "cuda", compile=compile)
+    other = load_predictor(str(model_path), "cuda", MemberOptions(compile=compile))
     for name in names:
         exact, found = plain.probabilities(str(name)), other.probabilities(str(name))
         np.testing.assert_allclose(found, exact, atol=1e-3)

@@ -14,11 +14,11 @@ from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.inference.averaging import parse_timesteps
 from guided_diffusion.segmentation.inference.job import (
     Job,
     PredictConfig,
-    parse_timesteps,
-    resolve_places,
+    paths_from_arguments,
 )
 from guided_diffusion.segmentation.inference.results import find_items
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
@@ -66,17 +66,17 @@ def test_the_spellings_of_a_plain_unet(script, tmp_path, model):
     assert (ended.code, "1 files for 2 radiographs" in ended.err) == (2, True)
 
 
-def test_places_that_cannot_be_settled():
-    def settle(*places, **flags):
-        return resolve_places(PredictConfig(**flags), places)
+def test_paths_from_flags_and_arguments():
+    def find(*places, **flags):
+        return paths_from_arguments(PredictConfig(**flags), places)
 
-    assert settle("m", "i", "o") == ("m", ["i"], ["o"])
-    assert settle("m", "i") == ("m", ["i"], ["results"])
-    assert settle("i", "o", model="m") == ("m", ["i"], ["o"])
-    assert settle("m", "o", interactive=True) == ("m", [], ["o"])
+    assert find("m", "i", "o") == ("m", ["i"], ["o"])
+    assert find("m", "i") == ("m", ["i"], ["results"])
+    assert find("i", "o", model="m") == ("m", ["i"], ["o"])
+    assert find("m", "o", interactive=True) == ("m", [], ["o"])
     for places, flags in ((("m",), {}), ((), {"input": ("i",)}), (tuple("mioz"), {})):
         with pytest.raises(UserError, match=r"required|too many"):
-            settle(*places, **flags)
+            find(*places, **flags)
 
 
 def test_uncertainty_is_scored_and_saved(script, tmp_path, model):

@@ -54,7 +54,7 @@ def data(page):
 def test_the_most_doubtful_are_kept_in_their_order():
     page = report({f"r{n}": n / 10 for n in (3, 1, 9, 2, 8)}, limit=3).html()
     assert [c["name"] for c in data(page)["cards"]] == ["r3", "r1", "r2"]
-    assert "Of 5 radiographs the 3 most doubtful" in data(page)["note"]
+    assert "The 3 of 5 radiographs most in need of review" in data(page)["note"]
 
 
 def test_nothing_is_fetched_and_names_are_only_names():
@@ -145,7 +145,7 @@ def test_layers(page):
 
 
 def test_the_slider_uncovers_the_radiograph_by_keyboard(page):
-    slider = page.get_by_role("slider", name="b: share that shows the bare radiograph")
+    slider = page.get_by_role("slider", name="b: how much shows the plain radiograph")
     slider.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")

@@ -1,0 +1,118 @@
+"""Where the masks of an evaluation come from: a model and radiographs, or files."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from guided_diffusion.images.files import IMAGE_EXTENSIONS
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag
+from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.evaluation.mask_pairs import (
+    MaskPair,
+    predict_mask_pairs,
+    read_mask_pairs,
+)
+from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to compare, and how."""
+
+    TITLE = "Evaluation"
+
+    model: str = flag("", "model file to predict with; several, with commas: their mean", "-m")
+    compare: tuple[str, ...] = flag(
+        (), "two model files, or folders of masks: is the second better?", type=str, nargs=2
+    )
+    images: str = flag("", "the masks' radiographs, for the report and the size of their pixels")
+    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
+    output: str = flag("", "folder for figures and pictures, see docs/prediction.md", "-o")
+    categories: str = flag("", "class table, a file like flags/categories.json")
+    num_classes: int = flag(
+        0, "number of classes; 0: from --categories, the model or the masks' values"
+    )
+    binary: bool = flag(False, "join all foreground classes: any value except 0 is foreground")
+    surface: bool = flag(False, "95 % Hausdorff and average surface distance (HD95, ASD)")
+    spacing: str = flag(
+        "", "size of a pixel in mm, HEIGHT[,WIDTH], for files that do not record it"
+    )
+    bootstrap: int = flag(2000, "bootstrap draws for the 95 % intervals; 0: no intervals")
+    bootstrap_seed: int = flag(0, "seed of these draws, and of the permutation test")
+    report: bool = flag(True, "with --output, also write report.html, to browse the results")
+    batch_size: int = flag(8, "radiographs per forward pass")
+
+    def check(self) -> None:
+        """:raises UserError: for a value that is out of range."""
+        parse_spacing(self.spacing)
+        for name, lowest in (("bootstrap", 0), ("num_classes", 0), ("batch_size", 1)):
+            if getattr(self, name) < lowest:
+                raise UserError(f"--{name} {getattr(self, name)} must be at least {lowest}")
+
+
+@dataclass
+class Source:
+    """What all masks to compare with the same true masks have in common.
+
+    :param truths: the true masks, a folder or a file.
+    :param categories: the class table as far as flags determine it.
+    """
+
+    config: EvaluateConfig
+    averaging: AveragingConfig
+    truths: str
+    categories: tuple[Category, ...] | None
+
+    def from_model(
+        self, model: str, images: str
+    ) -> tuple[Iterator[MaskPair], tuple[Category, ...] | None]:
+        """A model's masks, and the class table: that of --categories, or else the model's."""
+        config = self.config
+        predictor = self.averaging.load(model, config.device or None)
+        if self.categories and len(self.categories) != len(predictor.categories):
+            raise UserError(
+                f"{model} predicts {len(predictor.categories)} classes, not "
+                f"{len(self.categories)}; leave out --num_classes and --categories or correct them"
+            )
+        pairs = predict_mask_pairs(
+            predictor,
+            images,
+            self.truths,
+            config.binary,
+            parse_spacing(config.spacing),
+            config.batch_size,
+        )
+        return pairs, self.categories if config.categories else predictor.categories
+
+    def from_files(
+        self, masks: str, images: str = ""
+    ) -> tuple[Iterator[MaskPair], tuple[Category, ...] | None]:
+        """Masks of a folder or a file, and the class table if flags determine it."""
+        pairs = read_mask_pairs(
+            masks,
+            self.truths,
+            len(self.categories) if self.categories else None,
+            self.config.binary,
+            parse_spacing(self.config.spacing),
+            images,
+        )
+        return pairs, self.categories
+
+
+def is_model(path: str) -> bool:
+    """Whether a path, or several with commas, names model files rather than masks."""
+    return not (os.path.isdir(path) or os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS)
+
+
+def parse_spacing(text: str) -> tuple[float, float] | None:
+    """`"0.5"` or `"0.5,0.25"` to (height, width) in mm; None for the empty text."""
+    if not text:
+        return None
+    try:
+        sides = [float(side) for side in text.split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or not all(0 < side < float("inf") for side in sides):
+        raise UserError(f"--spacing {text}: expected mm above 0, as HEIGHT or HEIGHT,WIDTH")
+    return sides[0], sides[-1]

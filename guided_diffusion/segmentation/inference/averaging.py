@@ -1,0 +1,66 @@
+"""The flags of every command that predicts: what predictions are averaged over, and precision."""
+
+from dataclasses import dataclass
+
+import torch as th
+
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import flag
+from guided_diffusion.segmentation.inference.predictor import Segmenter, load_predictor
+from guided_diffusion.segmentation.inference.views import TTA
+from guided_diffusion.segmentation.networks.kind import MemberOptions
+from guided_diffusion.stepper import PRECISIONS
+
+
+@dataclass(frozen=True)
+class AveragingConfig:
+    """How a network is run, and what its predictions are averaged over."""
+
+    TITLE = "Averaging several predictions"
+
+    timesteps: str = flag(
+        "", "timesteps to average over, such as 1,50,150; '': the model's own (kind unet)"
+    )
+    tta: str = flag(
+        "none", "test-time augmentation: views to average over; flips mirror", choices=TTA
+    )
+    flip_swap: str | None = flag(
+        None,
+        "classes that change places when mirrored, such as 1:2; absent: as in training",
+        type=str,
+    )
+    num_samples: int = flag(0, "masks to draw; 0: the model's own number (kind mask_diffusion)")
+    steps: int = flag(0, "denoising steps; 0: the model's own number (kind mask_diffusion)")
+    sampler: str = flag("", "sampler; '': the model's own (kind mask_diffusion)")
+    seed: int | None = flag(
+        None, "seed of the draws; absent: the model's own (kind mask_diffusion)", type=int
+    )
+    precision: str = flag(
+        "fp32", "precision of the network; fp16 on a GPU only", choices=tuple(PRECISIONS)
+    )
+    compile: bool = flag(
+        False, "compile the network, on GPUs to a CUDA graph: a slow start, then faster"
+    )
+
+    def load(self, model: str, device: th.device | str | None = None) -> Segmenter:
+        """The predictor of a model file, or of several separated by commas, with these options."""
+        options = MemberOptions(
+            timesteps=parse_timesteps(self.timesteps),
+            num_samples=self.num_samples or None,
+            steps=self.steps or None,
+            sampler=self.sampler or None,
+            seed=self.seed,
+            compile=self.compile,
+        )
+        return load_predictor(model, device, options, self.tta, self.flip_swap, self.precision)
+
+
+def parse_timesteps(text: str) -> tuple[float, ...]:
+    """`"1,50,150"` to numbers."""
+    try:
+        timesteps = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        timesteps = (-1.0,)
+    if not all(0 <= timestep < float("inf") for timestep in timesteps):
+        raise UserError(f"--timesteps {text}: expected numbers from 0 on, such as 1,50,150")
+    return timesteps
