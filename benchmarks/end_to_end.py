@@ -1,10 +1,10 @@
-"""What a whole training step costs beyond forward, backward and optimiser, on real files.
+"""Overhead of the training loop over forward, backward and optimiser, on real files.
 
     python benchmarks/end_to_end.py FOLDER [--steps 40] [--cache ram|disk|none] [model flags]
 
-The training loop as scripts/image_train.py runs it (reading, timesteps, noise, losses, logging), in
-turns with forward, backward and optimiser on a batch at hand. Waiting is the time in which the loop
-has nothing to compute on because the next batch is not there yet.
+Interleaves steps of the training loop as scripts/image_train.py runs it (reading, timesteps, noise,
+losses, logging) with bare ones: forward, backward and optimiser on a batch already on the device.
+Waiting is the time that the loop blocks on the data loader.
 """
 
 import dataclasses
@@ -27,32 +27,32 @@ from guided_diffusion.train_util import TrainLoop
 
 @dataclasses.dataclass(frozen=True)
 class Settings(measuring.Settings):
-    """The benchmark; model flags change the network."""
+    """Benchmark settings; the model flags define the network to measure."""
 
-    batch_size: int = flag(8, "images a step")
-    microbatch: int = flag(-1, "images a forward pass; -1: all")
+    batch_size: int = flag(8, "images per step")
+    microbatch: int = flag(-1, "images per forward pass; -1: the whole batch")
     steps: int = flag(20, "steps to time")
     precision: str = flag("fp32", "fp32, fp16 or bf16")
     cache: str = flag("ram", "none, ram or disk")
-    num_workers: int = flag(1, "reading processes")
+    num_workers: int = flag(1, "data loader processes")
 
 
 def main() -> int:
     parser = make_parser(__doc__, Settings, ModelConfig)
-    parser.add_argument("folder", help="of images, searched recursively")
+    parser.add_argument("folder", help="folder of images, searched recursively")
     overrides = parse_flags(parser)
     settings = from_flags(Settings, overrides)
     paths = list_images(overrides["folder"])
     channels = 1 if sample_is_grey(paths) else 3
     base = dataclasses.replace(measuring.REFERENCE, in_channels=channels)
-    config = from_flags(ModelConfig, overrides, base).with_explicit_channel_mult()
-    device = measuring.begin(settings)
+    config = measuring.model_config(overrides, base)
+    device = measuring.set_up_device(settings)
     print(f"{len(paths)} images")
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["log", "csv"]):
         values = measure(settings, config, overrides["folder"], device)
     print(
-        f"loop's step {values['loop_s']:.4f} s, forward, backward and optimiser"
-        f" {values['bare_s']:.4f} s: ratio {values['ratio']:.3f};"
+        f"training loop {values['loop_s']:.4f} s per step; forward, backward and optimiser"
+        f" {values['bare_s']:.4f} s; ratio {values['ratio']:.3f};"
         f" waiting for data {values['waiting']:.2%} of the time"
     )
     measuring.write_json(settings.json, {"device": measuring.describe(device), **values})
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def measure(settings: Settings, config: ModelConfig, folder: str, device: th.device) -> dict:
-    """Median seconds of both kinds of step, their ratio, and the share of waiting."""
+    """Median seconds of both kinds of step, median ratio, and share of time spent waiting."""
     batches = load_data(
         data_dir=folder,
         batch_size=settings.batch_size,
@@ -96,40 +96,29 @@ def measure(settings: Settings, config: ModelConfig, folder: str, device: th.dev
             stepper.backward(output.float().square().mean() * len(images[rows]) / len(images))
         stepper.step()
 
-    def whole() -> float:
-        """One step; the seconds of it spent waiting for the batch."""
-        began = time.perf_counter()
+    waits = []
+
+    def full() -> None:
+        start = time.perf_counter()
         batch, cond = next(batches)
-        waited = time.perf_counter() - began
+        waits.append(time.perf_counter() - start)
         loop.run_step(batch, cond)
         if loop.step % loop.settings.log_interval == 0:
             logger.dumpkvs()
-        return waited
-
-    def timed(call) -> tuple[float, float]:
-        if device.type == "cuda":
-            th.cuda.synchronize(device)
-        began = time.perf_counter()
-        waited = call()
-        if device.type == "cuda":
-            th.cuda.synchronize(device)
-        return time.perf_counter() - began, waited or 0.0
 
     bare()
-    whole()
-    bares, wholes, waits = [], [], []
+    full()
+    waits.clear()  # those of the warm-up
+    bare_times, full_times = [], []
     for _ in range(settings.steps):
-        bares.append(timed(bare)[0])
-        seconds, waited = timed(whole)
-        wholes.append(seconds)
-        waits.append(waited)
+        bare_times.append(measuring.elapsed(bare, device))
+        full_times.append(measuring.elapsed(full, device))
     batches.close()
-    ratios = [a / b for a, b in zip(wholes, bares)]
     return {
-        "loop_s": statistics.median(wholes),
-        "bare_s": statistics.median(bares),
-        "ratio": statistics.median(ratios),
-        "waiting": sum(waits) / sum(wholes),
+        "loop_s": statistics.median(full_times),
+        "bare_s": statistics.median(bare_times),
+        "ratio": statistics.median(a / b for a, b in zip(full_times, bare_times)),
+        "waiting": sum(waits) / sum(full_times),
         "steps": settings.steps,
     }
 

@@ -1,59 +1,52 @@
-"""How fast radiographs are segmented, as a share of the machine's rate of matrix multiplication.
+"""Segmentation throughput, also as a share of the machine's peak matrix-product rate.
 
     python benchmarks/inference.py [--batch_sizes 1,8] [--sizes 64] [--peer NAMES] [model flags]
 
-The network as it was fine-tuned and with its timestep folded into the weights, in turns with peers:
-diffusers' U-Net of the same widths, and smp's U-Net (another network: compare shares, not seconds).
+Interleaves the network as fine-tuned, the same network with its timestep folded into the weights,
+and peers: diffusers' U-Net of the same widths and smp's U-Net (another architecture, so compare
+shares, not seconds).
 """
 
 import dataclasses
 from collections.abc import Callable
 
+import measuring
 import torch as th
 import torch.nn as nn
-from measuring import (
-    REFERENCE,
-    Case,
-    TimedSettings,
-    autocast,
-    begin,
-    report,
-    usable_precisions,
-    write_json,
-)
 from peers import build_peer
 
 from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import flag
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(TimedSettings):
-    """The benchmark; model flags change the network."""
+class Settings(measuring.TimedSettings):
+    """Benchmark settings; the model flags define the network to measure."""
 
-    rounds: int = flag(7, "timings of each case; medians count")
-    batch_sizes: str = flag("1,8", "images a call, by commas")
-    sizes: str = flag("64", "height and width of the images, pixels, by commas")
-    classes: int = flag(5, "outputs of the networks")
-    peer: str = flag("diffusers,smp", "by commas: diffusers, smp, a checkout, or none")
+    rounds: int = flag(7, "timings per case; the median is reported")
+    batch_sizes: str = flag("1,8", "images per call, comma-separated")
+    sizes: str = flag("64", "image sides in pixels, comma-separated")
+    classes: int = flag(5, "output channels of the networks")
+    peer: str = flag("diffusers,smp", "comma-separated: diffusers, smp, path of a checkout, none")
     compile: bool = flag(False, "compile the networks")
 
 
-class AtOneTimestep(nn.Module):
-    """A peer called with images alone."""
+class ImagesOnly(nn.Module):
+    """A peer that is called with images alone, at timestep 1 if it takes a timestep."""
 
-    def __init__(self, network: nn.Module, timed: bool):
+    def __init__(self, network: nn.Module, takes_timestep: bool):
         super().__init__()
-        self.network, self.timed = network, timed
+        self.network, self.takes_timestep = network, takes_timestep
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return self.network(x, x.new_ones(len(x))) if self.timed else self.network(x)
+        return self.network(x, x.new_ones(len(x))) if self.takes_timestep else self.network(x)
 
 
 def build_networks(settings: Settings, config: ModelConfig) -> dict[str, nn.Module]:
+    """The network, the same with its timestep folded, and the peers that are installed."""
     ours = config.build_segmentation(settings.classes, None, 1)
     networks = {"this network": ours, "this network, folded": ours.folded()}
     for name in settings.peer.split(","):
@@ -61,7 +54,7 @@ def build_networks(settings: Settings, config: ModelConfig) -> dict[str, nn.Modu
             try:
                 import segmentation_models_pytorch as smp
             except ImportError:
-                print("no peer smp: segmentation_models_pytorch is not installed")
+                print("peer smp skipped: segmentation_models_pytorch is not installed")
                 continue
             peer = smp.Unet(
                 "resnet34",
@@ -72,39 +65,37 @@ def build_networks(settings: Settings, config: ModelConfig) -> dict[str, nn.Modu
         else:
             peer = build_peer(name, config, settings.classes)
         if peer is not None:
-            networks[name] = AtOneTimestep(peer, timed=name != "smp")
+            networks[name] = ImagesOnly(peer, takes_timestep=name != "smp")
     return networks
 
 
-def call(network: Callable, images: th.Tensor, precision: str) -> None:
-    with th.inference_mode(), autocast(images.device, precision):
+def segment(network: Callable, images: th.Tensor, precision: str) -> None:
+    with th.inference_mode(), measuring.autocast(images.device, precision):
         network(images)
 
 
 def main() -> int:
-    overrides = parse_flags(make_parser(__doc__, Settings, ModelConfig))
-    settings = from_flags(Settings, overrides)
-    config = from_flags(ModelConfig, overrides, REFERENCE).with_explicit_channel_mult()
-    device = begin(settings)
+    settings, config, _ = measuring.parse_benchmark_flags(__doc__, Settings)
+    device = measuring.set_up_device(settings)
     networks = {k: v.to(device).eval() for k, v in build_networks(settings, config).items()}
-    called = {k: compiled(v) for k, v in networks.items()} if settings.compile else networks
+    callables = {k: compiled(v) for k, v in networks.items()} if settings.compile else networks
     cases = []
-    for precision in usable_precisions(settings.precision, device):
+    for precision in measuring.usable_precisions(settings.precision, device):
         for size in map(int, settings.sizes.split(",")):
             for batch in map(int, settings.batch_sizes.split(",")):
                 shape = (batch, config.in_channels, size, size)
                 images = th.rand(shape, device=device) * 2 - 1
                 cases += [
-                    Case(
+                    measuring.Case(
                         f"{name}, {batch} of {size}",
-                        lambda n=called[name], i=images, p=precision: call(n, i, p),
+                        lambda n=callables[name], i=images, p=precision: segment(n, i, p),
                         operations_of(network, images),
                         precision,
                         batch,
                     )
                     for name, network in networks.items()
                 ]
-    write_json(settings.json, report(cases, device, settings))
+    measuring.write_json(settings.json, measuring.run_cases(cases, device, settings))
     return 0
 
 

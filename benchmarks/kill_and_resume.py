@@ -1,16 +1,14 @@
-"""Kill a training with SIGKILL again and again: does it end as if nothing had happened?
+"""Kill a training run repeatedly with SIGKILL and check that it ends as an undisturbed run does.
 
     python benchmarks/kill_and_resume.py [--kills 20] [--ranks 1,2] [--json OUT.json]
 
-First an undisturbed run, then one that is killed at random moments, every other time in the middle
-of saving, and started by the same command each time. Weights, averages, optimizer state and logged
-losses must be the same to the bit (CPU, float32). With two ranks, one of them is killed, and the
-other must end by itself.
+Trains once undisturbed and once killed at random moments, every other time in the middle of saving,
+rerunning the same command to resume. Weights, EMA, optimizer state and logged losses must be
+bit-identical (CPU, float32). With two ranks, one is killed and the other must exit by itself.
 """
 
 import argparse
 import csv
-import json
 import os
 import random
 import re
@@ -27,6 +25,7 @@ from PIL import Image
 
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.files import save_json
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "image_train.py"
 FLAGS = """
@@ -35,14 +34,14 @@ FLAGS = """
     --global_batch_size 4 --microbatch 1 --dropout 0.1 --random_flip True --weight_decay 0.01
     --lr 1e-3 --ema_rate 0.9,0.99 --log_interval 3 --save_interval 10 --sample_interval 0
     --num_workers 0
-""".split()  # noqa: SIM905 - as on a command line
+""".split()  # noqa: SIM905 - reads as a command line
 FILES = ("model", "ema_0.9_", "ema_0.99_", "opt", "state")
-CLOCK = ("seconds_per_step", "images_per_second")  # columns that no two runs share
-LONGEST_S = 1800.0  # a training that takes longer hangs
+TIMINGS = ("seconds_per_step", "images_per_second")  # logged columns that differ between runs
+TIMEOUT_S = 1800.0  # after which a training run counts as hung
 
 
 class Job:
-    """A training on some ranks, started as torchrun would start it."""
+    """A training run on one or more ranks, launched as torchrun would."""
 
     def __init__(self, folder: Path, images: Path, ranks: int, steps: int):
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -56,15 +55,15 @@ class Job:
                 "GUIDED_DIFFUSION_DEVICE": "cpu",
             }
             if ranks > 1:
-                own = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-                env |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in own.items()}}
+                variables = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+                env |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in variables.items()}}
             arguments = [*FLAGS, "--data_dir", str(images), "--max_steps", str(steps)]
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, str(SCRIPT), *arguments],
                     env=env,
                     stdout=subprocess.DEVNULL,
-                    stderr=open(folder.with_name(f"said_{rank}.txt"), "ab"),  # noqa: SIM115
+                    stderr=open(folder.with_name(f"stderr_{rank}.txt"), "ab"),  # noqa: SIM115
                 )
             )
 
@@ -73,146 +72,154 @@ class Job:
 
     def wait(self) -> list[int]:
         try:
-            return [process.wait(LONGEST_S) for process in self.processes]
+            return [process.wait(TIMEOUT_S) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    """The logged figures, without those of the clock."""
+def logged_rows(folder: Path) -> list[dict[str, str]]:
+    """The logged rows, without the timings."""
     path = folder / "progress.csv"
     if not path.exists():
         return []
     with open(path) as file:
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(file)]
 
 
-def half_written(folder: Path) -> list[str]:
+def partial_files(folder: Path) -> list[str]:
+    """Names of the temporary files that are being written."""
     return [name for name in os.listdir(folder) if re.fullmatch(r"\..*\.tmp", name)]
 
 
-def newest(folder: Path) -> int:
+def newest_step(folder: Path) -> int:
+    """Step of the newest complete checkpoint; 0 if there is none."""
     return (checkpoint.complete_steps(str(folder)) or [0])[-1]
 
 
-def saving(folder: Path, prefix: str):
-    """Whether such a file is being written."""
-    return lambda: any(name.startswith(f".{prefix}") for name in half_written(folder))
+def is_saving(folder: Path, prefix: str):
+    """A condition for `wait_for`: a file of this kind is being written."""
+    return lambda: any(name.startswith(f".{prefix}") for name in partial_files(folder))
 
 
-def wait_for(happened, job: Job, pause: float = 0.002) -> bool:
-    """Until `happened()`; False if the job ended before."""
+def wait_for(condition, job: Job, poll_s: float = 0.002) -> bool:
+    """Wait until `condition()` holds; False if the job ended first."""
     while job.running():
-        if happened():
+        if condition():
             return True
-        time.sleep(pause)
+        time.sleep(poll_s)
     return False
 
 
-def started(job: Job, before: int, step: float = 0):
-    """Whether the log has grown, and up to this step."""
+def has_logged(job: Job, before: int, step: float = 0):
+    """A condition for `wait_for`: the log has more than `before` rows and has reached `step`."""
 
     def reached() -> bool:
-        logged = rows(job.folder)
+        logged = logged_rows(job.folder)
         return len(logged) > before and int(logged[-1]["step"] or 0) >= step
 
     return reached
 
 
-def undisturbed(folder: Path, images: Path, ranks: int, steps: int) -> float:
-    """Train without a kill; the seconds from the first logged step to the end."""
+def train_undisturbed(folder: Path, images: Path, ranks: int, steps: int) -> float:
+    """Train without kills; returns the seconds from the first logged step to the end."""
     job = Job(folder, images, ranks, steps)
-    wait_for(started(job, 0), job)
-    since = time.perf_counter()
+    wait_for(has_logged(job, 0), job)
+    start = time.perf_counter()
     codes = job.wait()
     if any(codes):
         raise RuntimeError(f"the undisturbed run ended with {codes}: see {folder.parent}")
-    return time.perf_counter() - since
+    return time.perf_counter() - start
 
 
-def disturbed(folder: Path, images: Path, ranks: int, steps: int, kills: int, seconds: float):
-    """Train with kills; a line for each. `seconds`: how long the whole training takes."""
-    moments = random.Random(ranks)
+def train_with_kills(
+    folder: Path, images: Path, ranks: int, steps: int, kills: int, seconds: float
+) -> list[dict]:
+    """Train with this many kills; returns a record of each.
+
+    :param seconds: how long the undisturbed run took.
+    """
+    rng = random.Random(ranks)
     lines = []
     while len(lines) < kills:
-        in_saving = len(lines) % 2 == 1
+        while_saving = len(lines) % 2 == 1
         job = Job(folder, images, ranks, steps)
-        before = len(rows(folder))
-        # a random moment in the training's next part, so that every kill moves on
-        target = (len(lines) + moments.random()) * steps / (kills + 1)
-        going = wait_for(started(job, before, target), job)
-        if going:
-            time.sleep(moments.uniform(0, 10 * seconds / steps))
-        if going and in_saving:
-            # a busy loop, since a file is half-written for milliseconds only
-            going = wait_for(saving(folder, moments.choice(FILES)), job, 0)
-        victim = moments.randrange(ranks)
+        before = len(logged_rows(folder))
+        # a random moment in the next part of the run, so that there is progress between kills
+        target = (len(lines) + rng.random()) * steps / (kills + 1)
+        running = wait_for(has_logged(job, before, target), job)
+        if running:
+            time.sleep(rng.uniform(0, 10 * seconds / steps))
+        if running and while_saving:
+            # busy-wait, since files are partial for milliseconds only
+            running = wait_for(is_saving(folder, rng.choice(FILES)), job, 0)
+        victim = rng.randrange(ranks)
         job.processes[victim].send_signal(signal.SIGKILL)
         killed = time.perf_counter()
         codes = job.wait()
         if codes[victim] != -signal.SIGKILL:
-            raise RuntimeError(f"the run was over before {kills} kills: give it more --steps")
+            raise RuntimeError(f"the run finished before {kills} kills: raise --steps")
         if ranks > 1 and 0 in codes:
-            raise RuntimeError(f"a rank went on without the killed one: exit codes {codes}")
+            raise RuntimeError(f"a rank finished without the killed one: exit codes {codes}")
         lines.append(
             {
                 "rank": victim,
-                "half_written": half_written(folder),
-                "newest": newest(folder),
-                "logged": int(rows(folder)[-1]["step"]),
+                "half_written": partial_files(folder),
+                "newest": newest_step(folder),
+                "logged": int(logged_rows(folder)[-1]["step"]),
                 "others_ended_after": time.perf_counter() - killed if ranks > 1 else None,
             }
         )
         last = lines[-1]
         print(
             f"kill {len(lines):3}: rank {victim}, logged step {last['logged']}, newest checkpoint"
-            f" {last['newest']}, half-written: {', '.join(last['half_written']) or 'nothing'}",
+            f" {last['newest']}, partial files: {', '.join(last['half_written']) or 'none'}",
             flush=True,
         )
     codes = Job(folder, images, ranks, steps).wait()
     if any(codes):
-        raise RuntimeError(f"the last start ended with {codes}: see {folder.parent}")
+        raise RuntimeError(f"the last resume ended with {codes}: see {folder.parent}")
     return lines
 
 
 def differences(one: Path, other: Path, steps: int) -> list[str]:
-    """What the two runs' last checkpoints and logs do not share."""
+    """Names of the files of the last checkpoint and the log in which the two runs differ."""
     names = [checkpoint.step_name(prefix, steps) for prefix in FILES]
-    found = [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()]
-    return found + ["progress.csv"] * (rows(one) != rows(other))
+    different = [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()]
+    return different + ["progress.csv"] * (logged_rows(one) != logged_rows(other))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--ranks", default="1,2", help="numbers of processes to try")
-    parser.add_argument("--steps", type=int, default=400, help="of the whole training")
-    parser.add_argument("--json", help="also write the numbers here")
+    parser.add_argument("--kills", type=int, default=20, help="kills per number of ranks")
+    parser.add_argument(
+        "--ranks", default="1,2", help="numbers of processes to test, comma-separated"
+    )
+    parser.add_argument("--steps", type=int, default=400, help="length of the training run")
+    parser.add_argument("--json", help="also write the results to this JSON file")
     args = parser.parse_args()
-    reports, wrong = [], []
+    reports, failed = [], False
     for ranks in map(int, args.ranks.split(",")):
         with tempfile.TemporaryDirectory() as work:
-            images, whole, parts = (Path(work, name) for name in ("images", "whole", "parts"))
+            images, reference, killed = (Path(work, n) for n in ("images", "reference", "killed"))
             images.mkdir()
             pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 16), np.uint8)
             for number, picture in enumerate(pixels):
                 Image.fromarray(picture).save(images / f"{number}.png")
             print(f"{ranks} rank(s): the undisturbed run", flush=True)
-            seconds = undisturbed(whole, images, ranks, args.steps)
-            lines = disturbed(parts, images, ranks, args.steps, args.kills, seconds)
-            different = differences(whole, parts, args.steps)
-        in_saving = sum(bool(line["half_written"]) for line in lines)
+            seconds = train_undisturbed(reference, images, ranks, args.steps)
+            lines = train_with_kills(killed, images, ranks, args.steps, args.kills, seconds)
+            different = differences(reference, killed, args.steps)
+        while_saving = sum(bool(line["half_written"]) for line in lines)
         print(
-            f"{ranks} rank(s), {len(lines)} kills, {in_saving} of them in the middle of saving: "
-            + (f"DIFFERENT: {', '.join(different)}" if different else "the same to the bit")
+            f"{ranks} rank(s), {len(lines)} kills, {while_saving} of them in the middle of saving: "
+            + (f"DIFFERENT: {', '.join(different)}" if different else "bit-identical")
         )
-        wrong += different
+        failed |= bool(different)
         reports.append({"ranks": ranks, "different": different, "kills": lines})
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(reports, file, indent=2)
-    return 1 if wrong else 0
+        save_json(args.json, reports)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What the benchmarks share: the machine's rate, counted operations, alternating runs, tables."""
+"""Shared by the benchmarks: settings, peak matrix-product rate, interleaved timing and tables."""
 
 import contextlib
-import json
 import re
 import statistics
 import subprocess
@@ -9,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
 
 REFERENCE = ModelConfig(
@@ -32,11 +32,16 @@ PRECISIONS = {"fp32": th.float32, "bf16": th.bfloat16, "fp16": th.float16}
 
 @dataclass
 class Case:
-    """Something to time. `work` is in operations, `images` a call; `seconds` are filled in."""
+    """A call to time.
+
+    :param operations: floating-point operations per call.
+    :param images: images per call.
+    :param seconds: the timings, filled in by `time_interleaved`.
+    """
 
     name: str
     call: Callable[[], Any]
-    work: float
+    operations: float
     precision: str = "fp32"
     images: int = 1
     seconds: list[float] = field(default_factory=list)
@@ -48,58 +53,78 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """The benchmark; model flags change the network."""
+    """Benchmark settings; the model flags define the network to measure."""
 
     TITLE = "Benchmark; flags of the network change the network measured"
 
     device: str = flag("", "cpu or cuda; '': a GPU if there is one")
-    threads: int = flag(0, "of the CPU; 0: torch's choice")
-    json: str = flag("", "also write the numbers here")
+    threads: int = flag(0, "CPU threads; 0: torch's default")
+    json: str = flag("", "also write the results to this JSON file")
 
 
 @dataclass(frozen=True)
 class TimedSettings(Settings):
-    """The benchmark; model flags change the network."""
+    """Benchmark settings; the model flags define the network to measure."""
 
-    precision: str = flag("fp32,bf16", "those that the machine computes no slower than fp32")
-    rounds: int = flag(5, "timings of each case; medians count")
-    profile: int = flag(0, "also print this many operations (kernels on a GPU) that take longest")
+    precision: str = flag("fp32,bf16", "comma-separated; those slower than fp32 here are skipped")
+    rounds: int = flag(5, "timings per case; the median is reported")
+    profile: int = flag(0, "also print this many of the slowest operations (GPU: kernels) per case")
 
 
-def begin(settings: Settings) -> th.device:
-    """The device, threads and memory set as asked and as the project's own commands have them."""
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def parse_benchmark_flags(
+    description: str | None, kind: type[SettingsT]
+) -> tuple[SettingsT, ModelConfig, dict[str, Any]]:
+    """Parse the command line of a benchmark.
+
+    :return: its settings, the network's configuration (by default REFERENCE) and the flags given.
+    """
+    overrides = parse_flags(make_parser(description, kind, ModelConfig))
+    return from_flags(kind, overrides), model_config(overrides), overrides
+
+
+def model_config(overrides: dict[str, Any], base: ModelConfig = REFERENCE) -> ModelConfig:
+    """The configuration of the network to measure: `base` changed by the flags given."""
+    return from_flags(ModelConfig, overrides, base).with_explicit_channel_mult()
+
+
+def set_up_device(settings: Settings) -> th.device:
+    """Select the device; set threads and memory allocation as the project's commands do."""
     if settings.threads:
         th.set_num_threads(settings.threads)
     keep_freed_memory()
-    device = choose_device(settings.device)
+    device = resolve_device(settings.device)
     print(describe(device))
     return device
 
 
-def choose_device(name: str) -> th.device:
-    """The device of that name; for "" a GPU if there is one.
+def resolve_device(name: str) -> th.device:
+    """The device called `name`; for "" a GPU if there is one, else the CPU.
 
-    :raises UserError: if there is no such device here.
+    :raises UserError: if this machine has no such device.
     """
     if name not in ("", "cpu") and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise UserError(f"--device {name}: cpu, cuda, or cuda and a number such as cuda:1")
+        raise UserError(f"--device {name}: choose cpu, cuda, or one GPU such as cuda:1")
     gpus = th.cuda.device_count() if th.cuda.is_available() else 0
     if name.startswith("cuda") and int(name[5:] or 0) >= gpus:
         raise UserError(
-            f"--device {name}: torch finds {gpus} GPUs here; without --device the benchmark runs on"
+            f"--device {name}: torch finds {gpus} GPUs; omit --device to run on"
             f" {'a GPU' if gpus else 'the CPU'}"
         )
     if not (name or gpus):
-        print("no GPU found: this is a measurement of the CPU")
+        print("no GPU found: measuring the CPU")
     return th.device(name or ("cuda" if gpus else "cpu"))
 
 
 def autocast(device: th.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context in which a network computes in this precision."""
+    """Context manager that runs a network in this precision."""
     return th.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
 def describe(device: th.device) -> str:
+    """The device, its threads or GPU model, and torch's version."""
     if device.type == "cuda":
         name = th.cuda.get_device_name(device)
     else:
@@ -107,91 +132,93 @@ def describe(device: th.device) -> str:
     return f"{device.type} ({name}), torch {th.__version__}"
 
 
-def _elapsed(call: Callable[[], Any], device: th.device) -> float:
-    if device.type == "cuda":
-        th.cuda.synchronize(device)
-    began = time.perf_counter()
+def elapsed(call: Callable[[], Any], device: th.device) -> float:
+    """Seconds that a call takes, including all the work it queues on a GPU."""
+    _synchronize(device)
+    start = time.perf_counter()
     call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: th.device) -> None:
     if device.type == "cuda":
         th.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
-def product(precision: str, device: th.device) -> Case:
-    """A matrix product large enough to reach the machine's rate."""
+def matrix_product(precision: str, device: th.device) -> Case:
+    """A matrix product large enough to reach the machine's peak rate."""
     side = 8192 if device.type == "cuda" else 1536
     left, right = (th.randn(side, side, device=device).to(PRECISIONS[precision]) for _ in range(2))
     return Case(f"product {precision}", lambda: left @ right, 2 * side**3, precision)
 
 
-def alternate(cases: Sequence[Case], device: th.device, rounds: int) -> dict[str, float]:
-    """Time the cases in turn, matrix products between them; fills in `seconds`.
+def time_interleaved(cases: Sequence[Case], device: th.device, rounds: int) -> dict[str, float]:
+    """Time the cases in turn, each next to a matrix product; fills in their `seconds`.
 
-    :return: the machine's median rate in each precision, operations per second.
+    :return: the machine's median rate in each precision, in operations per second.
     """
-    products = {c.precision: product(c.precision, device) for c in cases}
+    products = {c.precision: matrix_product(c.precision, device) for c in cases}
     for case in [*products.values(), *cases]:
-        case.call()  # the first call builds what later ones reuse
+        case.call()  # warm-up
     for _ in range(rounds):
         for case in cases:
-            beat = products[case.precision]
-            beat.seconds.append(_elapsed(beat.call, device))
-            case.seconds.append(_elapsed(case.call, device))
-    return {name: beat.work / beat.median for name, beat in products.items()}
+            for timed in (products[case.precision], case):
+                timed.seconds.append(elapsed(timed.call, device))
+    return {name: product.operations / product.median for name, product in products.items()}
 
 
 def usable_precisions(wanted: str, device: th.device) -> list[str]:
-    """Those of "fp32,bf16,fp16" that the machine computes no slower than float32."""
-    chosen = []
-    reference = product("fp32", device)
+    """Those of the comma-separated precisions that are no slower than float32 on this machine."""
+    usable = []
+    reference = matrix_product("fp32", device)
     for name in wanted.split(","):
         if name not in PRECISIONS:
             raise UserError(f"--precision {name}: choose from {', '.join(PRECISIONS)}")
         if name != "fp32":
             if device.type == "cpu" and name == "fp16":
-                print("fp16 is left out: it needs CUDA")
+                print("fp16 skipped: it needs CUDA")
                 continue
-            other = product(name, device)
+            other = matrix_product(name, device)
             for case in (reference, other):
                 case.call()
-                case.seconds = [_elapsed(case.call, device) for _ in range(3)]
+                case.seconds = [elapsed(case.call, device) for _ in range(3)]
             if other.median > reference.median:
                 ratio = reference.median / other.median
-                print(f"{name} is left out: its products run at {ratio:.2f} of float32's rate here")
+                print(f"{name} skipped: matrix products run at {ratio:.2f} of the float32 rate")
                 continue
-        chosen.append(name)
-    return chosen
+        usable.append(name)
+    return usable
 
 
 def peak_memory(arguments: Sequence[str]) -> float:
-    """Peak memory, bytes, of this very script run again with `arguments` on a CPU."""
-    script = sys.argv[0]
+    """Peak memory in bytes of this script, run with `arguments` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, script, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, sys.argv[0], *arguments], capture_output=True, text=True, check=True
     )
     return float(done.stdout.split()[-1])
 
 
-def report_own_peak() -> None:
-    """The last line of a process that `peak_memory` started."""
-    with open("/proc/self/status") as file:  # getrusage would tell the parent's peak
+def print_own_peak() -> None:
+    """Print this process's peak memory in bytes, for `peak_memory` to read."""
+    with open("/proc/self/status") as file:  # getrusage would include the parent's peak
         peak = next(line for line in file if line.startswith("VmHWM:"))
     print(int(peak.split()[1]) * 1024)
 
 
-def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]]:
-    """Print a line a case; the same as plain values."""
+def print_table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]]:
+    """Print one line per case; returns the same figures as plain values."""
     for precision, rate in rates.items():
         print(f"matrix product {precision}: {rate / 1e9:.0f} GFLOP/s")
     width = max(len(case.name) for case in cases)
     head = f"{'case':{width}} {'precision':9} {'s (median)':>10} {'images/s':>9}"
-    print(f"{head} {'GFLOP':>8} {'of rate':>8}")
+    print(f"{head} {'GFLOP':>8} {'of peak':>8}")
     lines = []
     for case in cases:
-        share = case.work / case.median / rates[case.precision]
+        share = case.operations / case.median / rates[case.precision]
         print(
             f"{case.name:{width}} {case.precision:9} {case.median:10.4f} "
-            f"{case.images / case.median:9.2f} {case.work / 1e9:8.1f} {share:8.1%}"
+            f"{case.images / case.median:9.2f} {case.operations / 1e9:8.1f} {share:8.1%}"
         )
         lines.append(
             {
@@ -199,33 +226,33 @@ def table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]
                 "precision": case.precision,
                 "seconds": case.median,
                 "images_per_second": case.images / case.median,
-                "operations": case.work,
+                "operations": case.operations,
                 "share_of_matrix_rate": share,
             }
         )
     return lines
 
 
-def report(cases: Sequence[Case], device: th.device, settings: TimedSettings) -> dict[str, Any]:
-    """Time the cases and print their table; all of it as plain values."""
-    rates = alternate(cases, device, settings.rounds)
-    values = {"device": describe(device), "rates": rates, "lines": table(cases, rates)}
+def run_cases(cases: Sequence[Case], device: th.device, settings: TimedSettings) -> dict[str, Any]:
+    """Time the cases, print table and profiles, and return the figures as plain values."""
+    rates = time_interleaved(cases, device, settings.rounds)
+    values = {"device": describe(device), "rates": rates, "lines": print_table(cases, rates)}
     if settings.profile:
         values["profiles"] = {
-            f"{case.name} {case.precision}": profile(case, device, settings.profile)
+            f"{case.name} {case.precision}": print_profile(case, device, settings.profile)
             for case in cases
         }
     return values
 
 
-def profile(case: Case, device: th.device, number: int) -> list[dict[str, Any]]:
-    """Print where a call spends its time, longest first; the same as plain values.
+def print_profile(case: Case, device: th.device, number: int) -> list[dict[str, Any]]:
+    """Print the slowest operations of a call; returns the same figures as plain values.
 
-    :param number: of operations on a CPU, each without what it calls, or of kernels on CUDA.
+    :param number: how many operations (CPU, time in children excluded) or kernels (CUDA) to print.
     """
     activity = getattr(th.profiler.ProfilerActivity, device.type.upper())
     with th.profiler.profile(activities=[activity]) as profiler:
-        _elapsed(case.call, device)
+        elapsed(case.call, device)
     attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     found = [(getattr(e, attribute), e.count, e.key) for e in profiler.key_averages()]
     total = sum(microseconds for microseconds, *_ in found)
@@ -238,6 +265,6 @@ def profile(case: Case, device: th.device, number: int) -> list[dict[str, Any]]:
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:
+    """Save the figures if --json names a file."""
     if path:
-        with open(path, "w") as file:
-            json.dump(values, file, indent=2)
+        save_json(path, values)

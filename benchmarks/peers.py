@@ -1,4 +1,4 @@
-"""Networks to compare with, built to the same widths."""
+"""Peers: networks of other packages, built to the same widths."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ from guided_diffusion.networks.config import ModelConfig, attention_factors
 
 
 class DiffusersUNet(nn.Module):
-    """`diffusers.UNet2DModel`, called like the networks here."""
+    """`diffusers.UNet2DModel` with the call signature of UNetModel."""
 
     def __init__(self, config: ModelConfig, outputs: int):
         super().__init__()
@@ -39,8 +39,8 @@ class DiffusersUNet(nn.Module):
         return self.network(x, timesteps).sample
 
 
-def checkout(path: str, arguments: dict[str, Any]) -> nn.Module:
-    """UNetModel of another checkout of a package with guided-diffusion's interface."""
+def unet_of_checkout(path: str, arguments: dict[str, Any]) -> nn.Module:
+    """Build UNetModel from another checkout with guided-diffusion's interface."""
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_ours(name)}
     sys.path.insert(0, path)
     try:
@@ -58,13 +58,18 @@ def _is_ours(name: str) -> bool:
 
 
 def build_peer(peer: str, config: ModelConfig, outputs: int) -> nn.Module | None:
-    """ "diffusers", a path, or "none"; None where it cannot be built, which is said."""
+    """Build the network to compare with.
+
+    :param peer: "diffusers", the path of a checkout, or "none".
+    :param outputs: number of output channels.
+    :return: None for "none" and, with a message, where diffusers is not installed.
+    """
     if peer == "none":
         return None
     if peer == "diffusers":
         try:
             return DiffusersUNet(config, outputs)
         except ImportError:
-            print("no peer: diffusers is not installed")
+            print("peer diffusers skipped: diffusers is not installed")
             return None
-    return checkout(peer, {**config.network_arguments(), "out_channels": outputs})
+    return unet_of_checkout(peer, {**config.network_arguments(), "out_channels": outputs})

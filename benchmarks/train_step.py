@@ -1,53 +1,42 @@
-"""How fast a training step is, as a share of the machine's rate of matrix multiplication.
+"""Training step time, also as a share of the machine's peak matrix-product rate.
 
     python benchmarks/train_step.py [--precision fp32,bf16] [--peer diffusers] [model flags]
 
-Forward and backward alone, a whole step (clipping, AdamW, averaged weights), and the step of the
-training loop (diffusion losses and logging as well), in turns with a peer of the same widths. The
-share is counted operations of forward and backward per second over the measured rate.
+Interleaves forward and backward alone, a whole step (gradient clipping, AdamW and EMA included), a
+step of the training loop (diffusion losses and logging included) and a peer of the same widths. The
+share is counted operations of forward and backward per second over the measured peak rate.
 """
 
 import dataclasses
 import tempfile
 
+import measuring
 import torch as th
-from measuring import (
-    REFERENCE,
-    Case,
-    TimedSettings,
-    autocast,
-    begin,
-    peak_memory,
-    report,
-    report_own_peak,
-    usable_precisions,
-    write_json,
-)
 from peers import build_peer
 
 from guided_diffusion import logger
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import flag, make_parser, parse_flags
 from guided_diffusion.stepper import Stepper
 from guided_diffusion.train_util import TrainLoop
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(TimedSettings):
-    """The benchmark; model flags change the network."""
+class Settings(measuring.TimedSettings):
+    """Benchmark settings; the model flags define the network to measure."""
 
-    batch_size: int = flag(8, "images a step")
-    microbatch: int = flag(-1, "images a forward pass of the training loop; -1: all")
-    peer: str = flag("diffusers", "diffusers, a checkout like guided-diffusion, or none")
+    batch_size: int = flag(8, "images per step")
+    microbatch: int = flag(-1, "images per forward pass of the training loop; -1: the whole batch")
+    peer: str = flag("diffusers", "diffusers, path of a guided-diffusion checkout, or none")
     compile: bool = flag(False, "compile the networks")
-    recompute: str = flag("", "values of use_checkpoint to compare, by commas, such as norms,True")
-    memory_of: str = flag("", "internal: run one step of this precision and print the peak")
+    recompute: str = flag("", "comma-separated values of use_checkpoint to compare: norms,True")
+    memory_of: str = flag("", "internal: run steps in this precision and print the peak memory")
 
 
-class Bench:
-    """The network, its peer and a batch on the device."""
+class StepBench:
+    """The network and a batch on the device, with the steps to time."""
 
     def __init__(self, config: ModelConfig, settings: Settings, device: th.device):
         self.config, self.settings, self.device = config, settings, device
@@ -59,13 +48,13 @@ class Bench:
         self.outputs = outputs
 
     def forward_backward(self, model, precision: str) -> None:
-        with autocast(self.device, precision):
+        with measuring.autocast(self.device, precision):
             output = model(self.images, self.timesteps)
         output.float().square().mean().backward()
         model.zero_grad()
 
-    def work(self, model) -> int:
-        """Operations of forward and backward."""
+    def operations(self, model) -> int:
+        """Floating-point operations of one forward and backward pass."""
         return operations_of(model, self.images, self.timesteps, backward=True)
 
     def stepper(self, precision: str) -> Stepper:
@@ -104,37 +93,35 @@ class Bench:
 
 
 def main() -> int:
-    overrides = parse_flags(make_parser(__doc__, Settings, ModelConfig))
-    settings = from_flags(Settings, overrides)
-    config = from_flags(ModelConfig, overrides, REFERENCE).with_explicit_channel_mult()
-    device = begin(settings)
-    bench = Bench(config, settings, device)
+    settings, config, overrides = measuring.parse_benchmark_flags(__doc__, Settings)
+    device = measuring.set_up_device(settings)
+    bench = StepBench(config, settings, device)
     if settings.memory_of:
         stepper = bench.stepper(settings.memory_of)
         for _ in range(2):
             bench.step(stepper)
-        report_own_peak()
+        measuring.print_own_peak()
         return 0
     peer = build_peer(settings.peer, config, bench.outputs)
     if peer is not None:
         peer = peer.to(device)
     networks = {"this network": bench.model} | ({settings.peer: peer} if peer else {})
-    works = {name: bench.work(model) for name, model in networks.items()}
-    variants = _variants(settings, config)
+    operations = {name: bench.operations(model) for name, model in networks.items()}
+    variants = _recomputing_variants(settings, config)
     for name, variant in variants.items():
         networks[name] = dataclasses.replace(config, **variant).build().to(device)
-        works[name] = works["this network"]  # what is computed again is no more work done
+        operations[name] = operations["this network"]  # recomputation does not count
     cases = []
     batch = bench.images.cpu()
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["csv"]):
-        for precision in usable_precisions(settings.precision, device):
+        for precision in measuring.usable_precisions(settings.precision, device):
             for name, model in networks.items():
-                called = th.compile(model) if settings.compile else model
+                callable_ = th.compile(model) if settings.compile else model
                 cases.append(
-                    Case(
+                    measuring.Case(
                         f"{name}: forward, backward",
-                        lambda m=called, p=precision: bench.forward_backward(m, p),
-                        works[name],
+                        lambda m=callable_, p=precision: bench.forward_backward(m, p),
+                        operations[name],
                         precision,
                         settings.batch_size,
                     )
@@ -145,50 +132,59 @@ def main() -> int:
                 ("training loop's step", lambda lp=loop: lp.run_step(batch, {})),
             ):
                 cases.append(
-                    Case(name, call, works["this network"], precision, settings.batch_size)
+                    measuring.Case(
+                        name, call, operations["this network"], precision, settings.batch_size
+                    )
                 )
-        values = report(cases, device, settings)
+        values = measuring.run_cases(cases, device, settings)
     memory = {}
     for name, variant in {"": {}, **variants}.items():
-        found = _memory(settings, {**overrides, **variant}, device, {c.precision for c in cases})
-        for precision, peak in found.items():
-            what = f"{precision}, {name}" if name else precision
-            memory[what] = peak
-            print(f"peak memory of a whole step in {what}: {peak / 1e9:.2f} GB")
+        peaks = _peak_memory(
+            settings, {**overrides, **variant}, device, {c.precision for c in cases}
+        )
+        for precision, peak in peaks.items():
+            label = f"{precision}, {name}" if name else precision
+            memory[label] = peak
+            print(f"peak memory of a whole step in {label}: {peak / 1e9:.2f} GB")
     values |= {"peak_memory": memory, "model": dataclasses.asdict(config)}
-    write_json(settings.json, values)
+    measuring.write_json(settings.json, values)
     return 0
 
 
-def _variants(settings: Settings, config: ModelConfig) -> dict[str, dict[str, str | bool]]:
-    """Flags of the networks of --recompute, by name."""
-    parser, found = make_parser("", ModelConfig), {}
+def _recomputing_variants(
+    settings: Settings, config: ModelConfig
+) -> dict[str, dict[str, str | bool]]:
+    """By name, the flags of each network of --recompute that differs from `config`."""
+    parser, variants = make_parser("", ModelConfig), {}
     for value in filter(None, settings.recompute.split(",")):
         flags = parse_flags(parser, ["--use_checkpoint", value])
         if flags["use_checkpoint"] != config.use_checkpoint:
-            found[f"use_checkpoint {value}"] = flags
-    return found
+            variants[f"use_checkpoint {value}"] = flags
+    return variants
 
 
-def _memory(settings, overrides, device, precisions) -> dict[str, float]:
-    """Peak bytes of the whole step: of a process of its own on a CPU, of the allocator on CUDA."""
-    found = {}
+def _peak_memory(settings, overrides, device, precisions) -> dict[str, float]:
+    """Peak bytes of a whole step by precision.
+
+    On a CPU that of a separate process, on CUDA what the allocator reports.
+    """
+    peaks = {}
     skip = ("memory_of", "json", "peer", "precision", "rounds", "recompute", "profile")
     flags = [f"--{k}={v}" for k, v in overrides.items() if k not in skip]
     for precision in sorted(precisions):
         if device.type == "cpu":
-            found[precision] = peak_memory([*flags, f"--memory_of={precision}"])
+            peaks[precision] = measuring.peak_memory([*flags, f"--memory_of={precision}"])
             continue
-        config = from_flags(ModelConfig, overrides, REFERENCE).with_explicit_channel_mult()
+        config = measuring.model_config(overrides)
         th.cuda.empty_cache()
         before = th.cuda.memory_allocated(device)
-        bench = Bench(config, settings, device)
+        bench = StepBench(config, settings, device)
         stepper = bench.stepper(precision)
         th.cuda.reset_peak_memory_stats(device)
         for _ in range(2):
             bench.step(stepper)
-        found[precision] = th.cuda.max_memory_allocated(device) - before
-    return found
+        peaks[precision] = th.cuda.max_memory_allocated(device) - before
+    return peaks
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks run to their end and count right; what they time is not judged here."""
+"""The benchmarks run to completion and count operations correctly; timings are not judged."""
 
 import json
 import sys
@@ -21,14 +21,14 @@ TINY = """
 
 
 @pytest.fixture(autouse=True)
-def small_product(monkeypatch):
+def small_matrix_product(monkeypatch):
     """A matrix product that takes no time."""
 
-    def product(precision, device):
+    def matrix_product(precision, device):
         left = th.randn(8, 8)
         return measuring.Case("product", lambda: left @ left, 2 * 8**3, precision)
 
-    monkeypatch.setattr(measuring, "product", product)
+    monkeypatch.setattr(measuring, "matrix_product", matrix_product)
 
 
 def test_count_of_operations():
@@ -72,7 +72,7 @@ def test_end_to_end(script, tmp_path):
     assert "waiting for data" in ended.out
 
 
-def test_a_profile_names_what_takes_longest(script, tmp_path):
+def test_a_profile_names_the_slowest_operations(script, tmp_path):
     flags = [*TINY, "--rounds", "1", "--peer", "none", "--batch_sizes", "1", "--sizes", "16"]
     ended = script("inference.py", *flags, "--profile", "4", "--json", tmp_path / "values.json")
     assert ended.code == 0, ended.err
@@ -87,7 +87,7 @@ def test_a_profile_names_what_takes_longest(script, tmp_path):
 @pytest.mark.parametrize(
     ("device", "remedy"), [("gpu", "cpu, cuda"), ("cuda", "CPU"), ("cuda:1", "CPU")]
 )
-def test_a_device_that_is_not_there(script, monkeypatch, device, remedy):
+def test_a_missing_device(script, monkeypatch, device, remedy):
     monkeypatch.setattr(th.cuda, "is_available", lambda: False)
     ended = script("train_step.py", "--device", device)
     assert ended.code == 2
@@ -97,7 +97,7 @@ def test_a_device_that_is_not_there(script, monkeypatch, device, remedy):
 
 def test_without_a_gpu_the_cpu_is_measured_and_named(monkeypatch, capsys):
     monkeypatch.setattr(th.cuda, "is_available", lambda: False)
-    assert measuring.choose_device("").type == "cpu"
+    assert measuring.resolve_device("").type == "cpu"
     assert "no GPU found" in capsys.readouterr().out
 
 
