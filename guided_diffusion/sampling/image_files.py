@@ -1,1 +1,0 @@
-"""Many images at once: the .npz files of the sampling scripts."""
