@@ -11,7 +11,7 @@ import numpy as np
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json, save_json, write_atomically
 from guided_diffusion.sampling.folder import SETTINGS_NAME
-from guided_diffusion.sampling.pictures import labelled_grid, write_png
+from guided_diffusion.sampling.pictures import image_grid, write_png
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair, predict_mask_pairs
 from guided_diffusion.segmentation.evaluation.scoring import Evaluation, evaluate
@@ -86,7 +86,7 @@ class Failures:
         added = self.added / np.maximum(self.asked.sum(0) - self.asked, 1)
         cells = np.rint(255 * np.concatenate([missing[1:], added[1:]])).astype(np.uint8)
         captions = [f"{name} {c.name}" for name in ("missing", "added") for c in categories[1:]]
-        return labelled_grid(cells[..., None], captions, columns=len(categories) - 1)
+        return image_grid(cells[..., None], captions, columns=len(categories) - 1)
 
 
 @dataclass(frozen=True)
