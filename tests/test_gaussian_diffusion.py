@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from diffusion_util import make_diffusion, toy_network
 from golden_util import GOLDEN, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,12 +18,6 @@ from guided_diffusion.gaussian_diffusion import (
     ModelVarType,
     betas_for_alpha_bar,
     get_named_beta_schedule,
-    starting_noise,
-)
-from guided_diffusion.losses import (
-    approx_standard_normal_cdf,
-    discretized_gaussian_log_likelihood,
-    normal_kl,
 )
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.runtime.errors import UserError
@@ -62,15 +57,6 @@ def diffusion_of(learn, xs, kl, resc, spec):
     )
 
 
-def toy_network(learn):
-    def toy(x, t):
-        t = t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        out = 0.3 * x + 0.1 * th.sin(7 * x + t / 1000)
-        return th.cat([out, 0.2 * th.cos(x)], dim=1) if learn else out
-
-    return toy
-
-
 def assert_close(actual, expected, bound=1e-5):
     """Within `bound` of the largest magnitude."""
     actual = actual.detach().numpy() if isinstance(actual, th.Tensor) else actual
@@ -106,23 +92,6 @@ def test_agrees_with_recorded_numbers(golden, name, learn, xs, kl, resc, spec):
         assert_close(found[key], value)
 
 
-def plain_diffusion(
-    steps=200,
-    schedule="linear",
-    mean_type=ModelMeanType.EPSILON,
-    var_type=ModelVarType.FIXED_LARGE,
-    loss_type=LossType.MSE,
-    **kwargs,
-):
-    return GaussianDiffusion(
-        betas=get_named_beta_schedule(schedule, steps),
-        model_mean_type=mean_type,
-        model_var_type=var_type,
-        loss_type=loss_type,
-        **kwargs,
-    )
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [50, 1000, 4000])
 def test_named_schedules_agree_with_recorded_numbers(golden, schedule, steps):
@@ -144,7 +113,7 @@ def test_betas_for_alpha_bar_stop_short_of_pure_noise():
 
 
 def test_public_tables_are_float64():
-    diffusion = plain_diffusion()
+    diffusion = make_diffusion("linear", 200)
     for name in (
         "betas",
         "alphas_cumprod",
@@ -168,7 +137,7 @@ def test_public_tables_are_float64():
 
 def test_posterior_is_that_of_bayes_rule():
     """q(x_{t-1} | x_t, x_0) by multiplying the densities of two Gaussians."""
-    diffusion = plain_diffusion(50)
+    diffusion = make_diffusion("linear", 50)
     t = th.arange(1, 50)
     x_start, x_t = (
         tensor("bayes/x0", 49, 1, 2, 2).double(),
@@ -185,7 +154,7 @@ def test_posterior_is_that_of_bayes_rule():
 
 
 def test_q_mean_variance_describes_q_sample():
-    diffusion = plain_diffusion()
+    diffusion = make_diffusion("linear", 200)
     x_start = tensor("q/x0", 3, 1, 4, 4).double()
     t = th.tensor([0, 60, 199])
     mean, variance, log_variance = diffusion.q_mean_variance(x_start, t)
@@ -198,7 +167,7 @@ def test_q_mean_variance_describes_q_sample():
 @pytest.mark.parametrize("mean_type", list(ModelMeanType))
 def test_perfect_network_recovers_the_image(mean_type):
     """Whatever it predicts: x_0 is found, and the mean is the posterior's."""
-    diffusion = plain_diffusion(mean_type=mean_type)
+    diffusion = make_diffusion("linear", 200, mean_type=mean_type)
     x_start = tensor("perfect/x0", 3, 2, 4, 4).double()
     noise = tensor("perfect/noise", 3, 2, 4, 4).double()
     t = th.tensor([0, 60, 199])
@@ -219,7 +188,7 @@ def test_perfect_network_recovers_the_image(mean_type):
 @given(st.floats(-1, 1))
 @settings(max_examples=20, deadline=None)
 def test_learned_range_interpolates_the_bounds(value):
-    diffusion = plain_diffusion(var_type=ModelVarType.LEARNED_RANGE)
+    diffusion = make_diffusion("linear", 200, var_type=ModelVarType.LEARNED_RANGE)
     x, t = tensor("range/x", 3, 1, 2, 2).double(), th.tensor([1, 60, 199])
     network = lambda x, t: th.cat([x, th.full_like(x, value)], dim=1)  # noqa: E731
     log_variance = diffusion.p_mean_variance(network, x, t)["log_variance"][:, 0, 0, 0].numpy()
@@ -236,7 +205,7 @@ def test_learned_range_interpolates_the_bounds(value):
     ],
 )
 def test_variance_of_each_type(var_type, expected):
-    diffusion = plain_diffusion(var_type=var_type)
+    diffusion = make_diffusion("linear", 200, var_type=var_type)
     t = th.tensor([1, 60, 199])
 
     def network(x, t):
@@ -251,7 +220,7 @@ def test_variance_of_each_type(var_type, expected):
 @pytest.mark.parametrize("var_type", [ModelVarType.FIXED_SMALL, ModelVarType.LEARNED_RANGE])
 def test_half_precision_networks_are_heard_in_float32(dtype, var_type):
     """All arithmetic but the network's own: what is found is that of its answer made float32."""
-    diffusion = plain_diffusion(var_type=var_type, loss_type=LossType.RESCALED_MSE)
+    diffusion = make_diffusion("linear", 200, var_type=var_type, loss_type=LossType.RESCALED_MSE)
     x, t = tensor("half/x", 3, 1, 8, 8), th.tensor([0, 60, 199])
     answer = toy_network(var_type.is_learned())(x, t).to(dtype)
 
@@ -278,7 +247,9 @@ def test_half_precision_networks_are_heard_in_float32(dtype, var_type):
 
 
 def test_autocast_changes_nothing():
-    diffusion = plain_diffusion(var_type=ModelVarType.LEARNED_RANGE, loss_type=LossType.KL)
+    diffusion = make_diffusion(
+        "linear", 200, var_type=ModelVarType.LEARNED_RANGE, loss_type=LossType.KL
+    )
     x, t = tensor("autocast/x", 3, 1, 8, 8), th.tensor([0, 60, 199])
     toy = toy_network(learn=True)
     expected = diffusion.training_losses(toy, x, t, noise=x)["loss"]
@@ -288,7 +259,7 @@ def test_autocast_changes_nothing():
 
 
 def test_variational_term_teaches_the_variance_alone():
-    diffusion = plain_diffusion(var_type=ModelVarType.LEARNED_RANGE)
+    diffusion = make_diffusion("linear", 200, var_type=ModelVarType.LEARNED_RANGE)
     x, t = tensor("frozen/x", 3, 1, 4, 4), th.tensor([0, 60, 199])
     mean, variance = (tensor(f"frozen/{n}", 3, 1, 4, 4).requires_grad_() for n in "mv")
     losses = diffusion.training_losses(lambda x, t: th.cat([mean, variance], 1), x, t)
@@ -306,7 +277,9 @@ def test_scale_of_the_variational_losses(loss_type, factor):
     toy = toy_network(learn=True)
 
     def losses(kind):
-        diffusion = plain_diffusion(var_type=ModelVarType.LEARNED_RANGE, loss_type=kind)
+        diffusion = make_diffusion(
+            "linear", 200, var_type=ModelVarType.LEARNED_RANGE, loss_type=kind
+        )
         return diffusion.training_losses(toy, x, t, noise=x)
 
     found = losses(loss_type)["loss" if loss_type.is_vb() else "vb"]
@@ -314,7 +287,7 @@ def test_scale_of_the_variational_losses(loss_type, factor):
 
 
 def test_denoised_fn_comes_before_clipping():
-    diffusion, toy = plain_diffusion(), toy_network(learn=False)
+    diffusion, toy = make_diffusion("linear", 200), toy_network(learn=False)
     x, t = tensor("denoised/x", 3, 1, 4, 4), th.tensor([0, 60, 199])
     free = diffusion.p_mean_variance(toy, x, t, clip_denoised=False)["pred_xstart"]
     assert free.abs().max() > 1
@@ -335,7 +308,7 @@ def test_network_hears_rescaled_timesteps_and_its_arguments():
 
     x, t = tensor("spy/x", 2, 1, 2, 2), th.tensor([0, 150])
     for rescale in (False, True):
-        diffusion = plain_diffusion(rescale_timesteps=rescale)
+        diffusion = make_diffusion("linear", 200, rescale=rescale)
         diffusion.p_mean_variance(spy, x, t, model_kwargs={"y": 7})
         diffusion.training_losses(spy, x, t, model_kwargs={"y": 7})
     assert all(y == 7 for _, y in seen)
@@ -346,7 +319,7 @@ def test_network_hears_rescaled_timesteps_and_its_arguments():
 
 
 def test_guidance_shifts_mean_and_score():
-    diffusion = plain_diffusion(var_type=ModelVarType.FIXED_SMALL)
+    diffusion = make_diffusion("linear", 200, var_type=ModelVarType.FIXED_SMALL)
     x, t = tensor("guide/x", 3, 1, 2, 2).double(), th.tensor([5, 60, 199])
     toy = toy_network(learn=False)
     gradient = tensor("guide/g", 3, 1, 2, 2).double()
@@ -370,103 +343,8 @@ def test_guidance_shifts_mean_and_score():
     assert after["variance"] is before["variance"]
 
 
-def test_guided_loops_use_the_gradient():
-    diffusion = plain_diffusion(30)
-    noise, toy = tensor("guided/x", 2, 1, 4, 4), toy_network(learn=False)
-    for loop in (diffusion.p_sample_loop, diffusion.ddim_sample_loop):
-        pushed = [
-            loop(
-                lambda x, t, **kwargs: toy(x, t),
-                noise.shape,
-                noise=noise,
-                cond_fn=lambda x, t, push: th.full_like(x, push),
-                model_kwargs={"push": push},
-                noise_fn=lambda x, i: th.zeros_like(x),
-            ).mean()
-            for push in (-2.0, 0.0, 2.0)
-        ]
-        assert pushed[0] < pushed[1] - 0.01
-        assert pushed[1] < pushed[2] - 0.01
-
-
-def test_ddim_forth_and_back():
-    """Encoding an image and decoding it again gives it back, nearly, with enough steps."""
-    diffusion = plain_diffusion(300)
-    x = tensor("ddim/x", 2, 1, 4, 4).double() * 0.5
-
-    def network(x, t):
-        """Perfect where x_0 ~ N(0, 1/4), so that the code is about twice the image."""
-        abar = th.from_numpy(diffusion.alphas_cumprod)[t].reshape(-1, 1, 1, 1)
-        return (1 - abar).sqrt() * x / (1 - 0.75 * abar)
-
-    code = x
-    for i in range(299):
-        t = th.full((2,), i)
-        code = diffusion.ddim_reverse_sample(network, code, t, clip_denoised=False)["sample"]
-    back = code
-    for i in reversed(range(1, 300)):
-        t = th.full((2,), i)
-        back = diffusion.ddim_sample(network, back, t, clip_denoised=False)["sample"]
-    assert th.allclose(back, x, atol=0.02)
-    assert th.allclose(code, 2 * x, atol=0.1)
-
-
-def test_ddim_with_eta_one_is_ancestral():
-    """Equation 16 of arXiv 2010.02502: the posterior variance, hence DDPM with the small one."""
-    diffusion = plain_diffusion(var_type=ModelVarType.FIXED_SMALL)
-    toy, x, t = (
-        toy_network(learn=False),
-        tensor("eta/x", 3, 1, 4, 4).double(),
-        th.tensor([5, 60, 199]),
-    )
-    noise = tensor("eta/n", 3, 1, 4, 4).double()
-    kwargs = dict(clip_denoised=False, noise_fn=lambda x, t: noise)
-    ancestral = diffusion.p_sample(toy, x, t, **kwargs)["sample"]
-    implicit = diffusion.ddim_sample(toy, x, t, eta=1.0, **kwargs)["sample"]
-    assert th.allclose(implicit, ancestral)
-
-
-@pytest.mark.parametrize("loop", ["p_sample_loop", "ddim_sample_loop"])
-def test_loops(loop):
-    diffusion, toy = plain_diffusion(30), toy_network(learn=False)
-    shape, seen = (2, 1, 4, 4), []
-
-    def noise_fn(x, i):
-        assert x.shape == shape
-        seen.append(i)
-        return th.full_like(x, 0.01 * i)
-
-    noise = tensor("loop/x", *shape)
-    kwargs = dict(noise=noise, noise_fn=noise_fn) | ({"eta": 0.5} if "ddim" in loop else {})
-    image = getattr(diffusion, loop)(toy, shape, **kwargs)
-    assert seen == list(reversed(range(30)))
-    assert all(type(i) is int for i in seen)
-    steps = list(getattr(diffusion, loop + "_progressive")(toy, shape, progress=True, **kwargs))
-    assert len(steps) == 30
-    assert th.equal(steps[-1]["sample"], image)
-    assert th.equal(steps[-1]["pred_xstart"], image)
-    assert not image.requires_grad
-
-
-def test_loops_leave_the_callers_gradients_alone():
-    diffusion, network = plain_diffusion(30), th.nn.Conv2d(1, 1, 1)
-    for loop in (diffusion.p_sample_loop_progressive, diffusion.ddim_sample_loop_progressive):
-        for out in loop(lambda x, t: network(x), (1, 1, 2, 2)):
-            assert th.is_grad_enabled()
-            assert not out["sample"].requires_grad
-
-
-def test_starts_where_the_model_is():
-    diffusion = plain_diffusion(30)
-    model = th.nn.Conv2d(1, 1, 1, device="meta")
-    network = lambda x, t: model(x)  # noqa: E731
-    assert next(diffusion.p_sample_loop_progressive(network, (1, 1, 2, 2), device="cpu"), None)
-    assert starting_noise(model, (1, 1, 2, 2)).device.type == "meta"
-    assert starting_noise(network, (1, 1, 2, 2)).device.type == "cpu"
-
-
 def test_tables_are_uploaded_once_and_serve_after_inference_mode():
-    diffusion, toy = plain_diffusion(), toy_network(learn=False)
+    diffusion, toy = make_diffusion("linear", 200), toy_network(learn=False)
     x, t = tensor("once/x", 2, 1, 4, 4), th.tensor([5, 60])
     with th.inference_mode():
         diffusion.p_mean_variance(toy, x, t)
@@ -483,69 +361,10 @@ def test_tables_are_uploaded_once_and_serve_after_inference_mode():
 
 
 def test_diffusion_can_be_copied():
-    diffusion, toy = plain_diffusion(), toy_network(learn=False)
+    diffusion, toy = make_diffusion("linear", 200), toy_network(learn=False)
     x, t = tensor("copy/x", 2, 1, 4, 4), th.tensor([5, 60])
     expected = diffusion.p_mean_variance(toy, x, t)["mean"]
     assert th.equal(copy.deepcopy(diffusion).p_mean_variance(toy, x, t)["mean"], expected)
-
-
-def test_bound_of_a_perfect_network_falls_with_knowledge():
-    """The bound is additive and finite; a network that knows the image needs fewer bits."""
-    diffusion = plain_diffusion(
-        50, mean_type=ModelMeanType.START_X, var_type=ModelVarType.FIXED_SMALL
-    )
-    x_start = ((tensor("bpd/x0", 2, 1, 8, 8).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-    seen = []
-
-    def noise_fn(x, i):
-        seen.append(i)
-        return tensor(f"bpd/{i}", *x.shape)
-
-    knows = diffusion.calc_bpd_loop(lambda x, t: x_start, x_start, noise_fn=noise_fn)
-    guesses = diffusion.calc_bpd_loop(lambda x, t: 0 * x, x_start, noise_fn=noise_fn, progress=True)
-    assert seen == 2 * list(reversed(range(50)))
-    assert knows["vb"].shape == (2, 50)
-    for bpd in (knows, guesses):
-        assert th.allclose(bpd["total_bpd"], bpd["vb"].sum(1) + bpd["prior_bpd"])
-    assert knows["total_bpd"].max() < guesses["total_bpd"].min()
-    assert th.allclose(knows["xstart_mse"], th.zeros(2, 50))
-    assert th.allclose(knows["vb"][:, :-1], th.zeros(2, 49), atol=1e-6)
-
-
-# ---- losses ----
-
-
-def test_normal_kl_is_the_divergence_of_torch():
-    m1, v1, m2, v2 = (tensor(f"kl/{i}", 4, 5).double() for i in range(4))
-    distributions = [th.distributions.Normal(m, (0.5 * v).exp()) for m, v in ((m1, v1), (m2, v2))]
-    expected = th.distributions.kl_divergence(*distributions)
-    assert th.allclose(normal_kl(m1, v1, m2, v2), expected)
-    standard = th.distributions.Normal(th.zeros(()).double(), th.ones(()).double())
-    expected = th.distributions.kl_divergence(distributions[0], standard)
-    assert th.allclose(normal_kl(m1, v1, 0.0, 0.0), expected)
-    assert normal_kl(1.0, 0.0, 0.0, 0.0).item() == 0.5
-
-
-def test_normal_cdf():
-    x = th.linspace(-6, 6, 1001).double()
-    assert (approx_standard_normal_cdf(x) - th.special.ndtr(x)).abs().max() < 2e-4
-
-
-@given(st.floats(-1.2, 1.2), st.floats(-4, 0))
-@settings(max_examples=40, deadline=None)
-def test_pixel_likelihoods_sum_to_one(mean, log_scale):
-    levels = th.arange(256).double() / 127.5 - 1
-    log_p = discretized_gaussian_log_likelihood(
-        levels, means=th.full_like(levels, mean), log_scales=th.full_like(levels, log_scale)
-    )
-    # A probability below 1e-12 is reported as 1e-12.
-    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-8)
-    assert log_p.min() >= math.log(1e-12) - 1e-9
-
-
-def test_pixel_likelihood_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"one shape, not \(2,\), \(3,\), \(2,\)"):
-        discretized_gaussian_log_likelihood(th.zeros(2), means=th.zeros(3), log_scales=th.zeros(2))
 
 
 # ---- what the caller can get wrong ----
@@ -581,7 +400,7 @@ def test_impossible_betas():
 @pytest.mark.parametrize("learned", [False, True])
 def test_output_of_the_wrong_width(learned):
     var_type = ModelVarType.LEARNED_RANGE if learned else ModelVarType.FIXED_LARGE
-    diffusion, network = plain_diffusion(var_type=var_type), toy_network(not learned)
+    diffusion, network = make_diffusion("linear", 200, var_type=var_type), toy_network(not learned)
     x, t = tensor("width/x", 2, 3, 4, 4), th.tensor([0, 1])
     for call in (diffusion.p_mean_variance, diffusion.training_losses):
         with pytest.raises(UserError, match=r"\(2, (3|6), 4, 4\).*learn_sigma"):
@@ -589,7 +408,7 @@ def test_output_of_the_wrong_width(learned):
 
 
 def test_other_mistakes():
-    diffusion, toy = plain_diffusion(), toy_network(learn=False)
+    diffusion, toy = make_diffusion("linear", 200), toy_network(learn=False)
     x, t = tensor("wrong/x", 2, 1, 4, 4), th.tensor([0, 1])
     with pytest.raises(UserError, match=r"eta 0\.5"):
         diffusion.ddim_reverse_sample(toy, x, t, eta=0.5)

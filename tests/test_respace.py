@@ -5,31 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch as th
+from diffusion_util import process
 from golden_util import GOLDEN, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guided_diffusion.gaussian_diffusion import (
-    GaussianDiffusion,
-    LossType,
-    ModelMeanType,
-    ModelVarType,
-    get_named_beta_schedule,
-)
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.runtime.errors import UserError
 
 RECORDED = json.loads((GOLDEN / "space_timesteps.json").read_text())
-
-
-def process(steps=100, rescale=False):
-    return dict(
-        betas=get_named_beta_schedule("linear", steps),
-        model_mean_type=ModelMeanType.EPSILON,
-        model_var_type=ModelVarType.FIXED_LARGE,
-        loss_type=LossType.MSE,
-        rescale_timesteps=rescale,
-    )
 
 
 @pytest.mark.parametrize("case", RECORDED)

@@ -7,12 +7,12 @@ from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
-from guided_diffusion.sampling.solvers import SAMPLERS
+from guided_diffusion.sampling.solvers import SAMPLERS, WITH_ETA, checked_sampler
 
-# the samplers that are meant for few steps, and how many they take unless told
-_FEW_STEPS = ("dpm++2m", "heun", "unipc")
+# default of the samplers that are made for few steps
 DEFAULT_STEPS = 20
-_TAKE_ETA = ("ddim", "dpm++2m")
+_FEW = [name for name, sampler in SAMPLERS.items() if sampler.few_steps]
+_ALL = [name for name in SAMPLERS if name not in _FEW]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,47 +22,46 @@ class SampleConfig:
     TITLE = "Sampling"
 
     model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
-    num_samples: int = flag(10000, "images to sample")
-    batch_size: int = flag(16, "images that a rank samples at once")
-    seed: int = flag(0, "of the noise and of the drawn classes; image k depends on it and on k")
-    sampler: str = flag("", "by default ddpm, or ddim with --use_ddim", choices=("", *SAMPLERS))
+    num_samples: int = flag(10000, "number of images to sample")
+    batch_size: int = flag(16, "images per batch and rank")
+    seed: int = flag(0, "seed of noise and random classes; image k depends on it and on k")
+    sampler: str = flag("", "'': ddpm, or ddim with --use_ddim", choices=("", *SAMPLERS))
     steps: int = flag(
-        0, f"0: {DEFAULT_STEPS} for {', '.join(_FEW_STEPS)}, all timesteps for ddpm and ddim"
+        0, f"0: {DEFAULT_STEPS} for {', '.join(_FEW)}; all timesteps for {', '.join(_ALL)}"
     )
     eta: float = flag(
-        0.0, "noise of ddim and dpm++2m: 0 none, 1 as much as ddpm, which mends a network's errors"
+        0.0,
+        f"noise added by {' and '.join(WITH_ETA)}: 0 none, 1 as much as ddpm, which corrects errors"
+        " of the network",
     )
-    use_ddim: bool = flag(False, "the same as --sampler ddim")
-    clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
-    class_labels: str = flag("", "names or numbers, by commas, in turn; '': drawn at random")
+    use_ddim: bool = flag(False, "same as --sampler ddim")
+    clip_denoised: bool = flag(True, "clip every predicted image to the range of pixel values")
+    class_labels: str = flag(
+        "", "class names or numbers, comma-separated, used in turn; '': random classes"
+    )
     guidance_scale: float = flag(
         1.0,
-        "lean away from predictions without class or mask; 1: not at all; needs a network trained"
-        " with --cond_drop_prob or --use_ablated_segmentations",
+        "classifier-free guidance scale; 1 disables it; needs a network trained with"
+        " --cond_drop_prob or --use_ablated_segmentations",
     )
-    save_process: bool = flag(False, "also show how images arise: process.png and process.gif")
+    save_process: bool = flag(False, "also show the sampling process: process.png and process.gif")
     compile: bool = flag(
-        False, "compile the network, on GPUs to a CUDA graph: minutes at the start, then faster"
+        False, "compile the network, on GPUs to a CUDA graph: takes minutes, then runs faster"
     )
-    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
+    out_dir: str = flag("", "folder for the results; '': see docs/sampling.md")
 
 
 def choose_sampler(settings: SampleConfig, diffusion: SpacedDiffusion) -> tuple[str, int]:
-    """Name and number of steps of the sampler that the flags mean.
+    """Name of the sampler and number of steps that the flags ask for.
 
-    :raises UserError: if they contradict each other or ask for what the sampler cannot do.
+    :raises UserError: if they contradict each other or the sampler cannot do what they ask.
     """
     name = settings.sampler or ("ddim" if settings.use_ddim else "ddpm")
     if settings.use_ddim and name != "ddim":
-        raise UserError(f"--use_ddim True contradicts --sampler {name}: give one of them")
-    if settings.eta and name not in _TAKE_ETA:
-        raise UserError(
-            f"--eta {settings.eta} is for --sampler {' or '.join(_TAKE_ETA)}, not for {name}"
-        )
+        raise UserError(f"--use_ddim True contradicts --sampler {name}: give only one of them")
     total = diffusion.num_timesteps
-    steps = settings.steps or (min(DEFAULT_STEPS, total) if name in _FEW_STEPS else total)
-    if not 1 <= steps <= total:
-        raise UserError(f"--steps {steps}: the diffusion has 1 to {total} timesteps to visit")
+    steps = settings.steps or (min(DEFAULT_STEPS, total) if name in _FEW else total)
+    checked_sampler(name, diffusion, steps, settings.eta)
     return name, steps
 
 
@@ -70,8 +69,8 @@ def choose_sampler(settings: SampleConfig, diffusion: SpacedDiffusion) -> tuple[
 class Labels:
     """The class of every image that a class-conditional network samples.
 
-    names: of the classes, () where unknown. number: how many there are. chosen: the labels to go
-    through in turn; () draws them at random. seed: of the draw.
+    names: names of the classes, () where unknown. number: how many classes there are. chosen: the
+    labels to use in turn; () draws them at random. seed: seed of the draw.
     """
 
     names: tuple[str, ...]
@@ -80,7 +79,7 @@ class Labels:
     seed: int
 
     def of(self, indices: Sequence[int]) -> list[int]:
-        """The labels of the images with these numbers."""
+        """Labels of the images with these numbers."""
         if self.chosen:
             return [self.chosen[index % len(self.chosen)] for index in indices]
         return (rng.uniforms(self.seed, "class", indices) * self.number).astype(int).tolist()
@@ -90,10 +89,10 @@ class Labels:
 
 
 def parse_labels(text: str, names: Sequence[str], number: int, seed: int) -> Labels:
-    """`--class_labels` to labels: names of the classes or, where no class is called so, numbers.
+    """Parse `--class_labels`: each part is the name of a class or else the number of one.
 
     :param names: the names that config.json lists, if any.
-    :param number: of classes that the network has.
+    :param number: how many classes the network has.
     :raises UserError: if there is no such class.
     """
     number = len(names) or number

@@ -29,7 +29,7 @@ from guided_diffusion.sampling.features import (
 )
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.images import read_npz
-from guided_diffusion.sampling.pictures import labelled_grid
+from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.sampling.quality import (
     Neighbours,
     copying,
@@ -276,5 +276,5 @@ def write_neighbours(
             images.append(reference.images[by_features.index[k]])
             images.append(reference.images[by_pixels.index[k]])
             captions += [f"sample {samples.names[k]}", "by features", f"pixels {difference[k]:.1f}"]
-        picture = labelled_grid(np.stack(images), captions, columns=3 * _TRIPLES_A_ROW)
+        picture = image_grid(np.stack(images), captions, columns=3 * _TRIPLES_A_ROW)
         write_image(bf.join(folder, "nearest", f"page_{page:03d}.png"), picture)

@@ -36,7 +36,8 @@ from guided_diffusion.sampling.config import (
 from guided_diffusion.sampling.folder import SETTINGS_NAME, samples_folder
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.images import sample_images, to_uint8
-from guided_diffusion.sampling.pictures import labelled_grid, write_gif
+from guided_diffusion.sampling.pictures import image_grid, write_gif
+from guided_diffusion.sampling.solvers import SamplerOptions, StepReport
 
 # a run through all of more timesteps than these deserves a word
 _MANY_STEPS = 100
@@ -229,7 +230,7 @@ class SampleJob:
             )
         return line
 
-    def _draw(self, indices: Sequence[int], callback: Callable[[dict], None]) -> th.Tensor:
+    def _draw(self, indices: Sequence[int], callback: Callable[[StepReport], None]) -> th.Tensor:
         """Images `[N x C x H x W]` in [-1, 1] of these numbers."""
         device = dist_util.dev()
         arguments = self.conditions(indices) if self.conditions else {}
@@ -244,11 +245,13 @@ class SampleJob:
             steps=self.steps,
             seed=self.settings.seed,
             device=device,
-            eta=self.settings.eta,
-            clip_denoised=self.settings.clip_denoised,
-            model_kwargs=arguments,
-            cond_fn=self.cond_fn,
-            callback=callback,
+            options=SamplerOptions(
+                eta=self.settings.eta,
+                clip_denoised=self.settings.clip_denoised,
+                model_kwargs=arguments,
+                cond_fn=self.cond_fn,
+                callback=callback,
+            ),
         )
 
     def _sample(self, folder: str, pending: Sequence[int]) -> str | None:
@@ -260,7 +263,7 @@ class SampleJob:
         rounds = math.ceil(len(pending) / (size * dist_util.world_size()))
         with StopRequest() as stop, progress_bar(rounds * self.steps) as bar:
 
-            def after_step(_: dict[str, Any]) -> None:
+            def after_step(_: StepReport) -> None:
                 bar.update()
                 if stop.requested:
                     raise _Stopped
@@ -294,7 +297,7 @@ class SampleJob:
         captions = [self.names[index] if self.names else str(index) for index in shown]
         if labels is not None:
             captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
-        write_image(bf.join(folder, "grid.png"), labelled_grid(images[: len(shown)], captions))
+        write_image(bf.join(folder, "grid.png"), image_grid(images[: len(shown)], captions))
         if self.settings.save_process:
             self._write_process(folder)
 
@@ -305,7 +308,7 @@ class SampleJob:
         indices = range(min(self.settings.num_samples, _PROCESS_IMAGES))
         with progress_bar(self.steps, desc="process") as bar:
 
-            def note(state: dict[str, Any]) -> None:
+            def note(state: StepReport) -> None:
                 bar.update()
                 if state["step"] in shown:
                     timestep = self.diffusion.timestep_map[state["timestep"]]
@@ -314,9 +317,9 @@ class SampleJob:
             self._draw(indices, note)
         cells = [images[i] for i in indices for _, images in seen]
         captions = [f"t {timestep}" for timestep, _ in seen] * len(indices)
-        strip = labelled_grid(np.stack(cells), captions, columns=len(seen))
+        strip = image_grid(np.stack(cells), captions, columns=len(seen))
         write_image(bf.join(folder, "process.png"), strip)
-        frames = [labelled_grid(images, [f"t {t}"] * len(images)) for t, images in seen]
+        frames = [image_grid(images, [f"t {t}"] * len(images)) for t, images in seen]
         write_gif(bf.join(folder, "process.gif"), frames)
 
 

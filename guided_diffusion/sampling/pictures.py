@@ -1,4 +1,4 @@
-"""Sampled images as pictures to look at: grids with captions, and animations."""
+"""Sampled images as pictures to look at: grids, with or without captions, and animations."""
 
 import io
 import math
@@ -9,34 +9,39 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guided_diffusion.runtime.files import write_atomically
 
-# images narrower than this are enlarged, pixel by pixel, so that captions have room
+# with captions, narrower images are enlarged by a whole factor so that the text fits
 _MIN_WIDTH = 64
 _FONT_SIZE = 10
 _CAPTION_HEIGHT = 14
 _GAP = 2
 
 
-def labelled_grid(
-    images: np.ndarray, captions: Sequence[str], columns: int | None = None
+def image_grid(
+    images: np.ndarray, captions: Sequence[str] = (), columns: int | None = None
 ) -> np.ndarray:
-    """Images in rows, each with a line of text below: uint8 `[H' x W']` or `[H' x W' x 3]`.
+    """Images in rows, on black: uint8 `[H' x W']` or `[H' x W' x 3]`.
 
     :param images: uint8 `[N x H x W x C]`.
-    :param captions: N texts; what does not fit is cut off.
-    :param columns: images a row; about as many as rows unless told.
+    :param captions: N lines of text, each below its image and cut to its width; () for none.
+    :param columns: images per row; None makes rows and columns about equal in number.
     """
-    factor = math.ceil(_MIN_WIDTH / images.shape[2])
-    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    if captions:
+        factor = math.ceil(_MIN_WIDTH / images.shape[2])
+        images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    cell = (width + _GAP, height + _CAPTION_HEIGHT)
-    canvas = Image.new("L" if channels == 1 else "RGB", (columns * cell[0], rows * cell[1]))
+    # captions separate the rows; without them a gap goes around every image
+    margin, below = (0, _CAPTION_HEIGHT) if captions else (_GAP, _GAP)
+    cell = (width + _GAP, height + below)
+    size = (columns * cell[0] + margin, rows * cell[1] + margin)
+    canvas = Image.new("L" if channels == 1 else "RGB", size)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(_FONT_SIZE)
-    for number, (image, caption) in enumerate(zip(images, captions)):
-        x, y = number % columns * cell[0], number // columns * cell[1]
+    for number, image in enumerate(images):
+        x, y = number % columns * cell[0] + margin, number // columns * cell[1] + margin
         canvas.paste(Image.fromarray(image[..., 0] if channels == 1 else image), (x, y))
+        caption = captions[number] if captions else ""
         while caption and font.getlength(caption) > width:
             caption = caption[:-1]
         draw.text((x + 1, y + height + 1), caption, "white", font)
@@ -44,7 +49,10 @@ def labelled_grid(
 
 
 def write_gif(path: str, frames: Sequence[np.ndarray], seconds: float = 0.25) -> None:
-    """Write pictures of one size as an animation that dwells on the last; for ever in a loop."""
+    """Write pictures of one size as an endless animation that pauses on the last.
+
+    :param seconds: how long each of the others is shown.
+    """
     pictures = [Image.fromarray(frame) for frame in frames]
     durations = [round(1000 * seconds)] * (len(frames) - 1) + [2000]
     encoded = io.BytesIO()

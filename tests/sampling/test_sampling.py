@@ -9,10 +9,10 @@ from sampling_util import DIFFUSION, NETWORK
 
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.sampling import solvers
 from guided_diffusion.sampling.config import SampleConfig, choose_sampler, parse_labels
 from guided_diffusion.sampling.folder import results_folder
 from guided_diffusion.sampling.images import sample_images, save_grid, to_uint8
+from guided_diffusion.sampling.solvers import SamplerOptions, Trajectory
 
 SHAPE = (1, 16, 16)
 WAYS = [
@@ -44,7 +44,14 @@ def diffusion():
 def test_an_image_depends_on_the_seed_and_its_number_alone(network, diffusion, sampler, eta):
     def sample(indices, seed=3):
         return sample_images(
-            network, diffusion, SHAPE, indices, sampler=sampler, steps=4, seed=seed, eta=eta
+            network,
+            diffusion,
+            SHAPE,
+            indices,
+            sampler=sampler,
+            steps=4,
+            seed=seed,
+            options=SamplerOptions(eta=eta),
         )
 
     together = sample(range(8))
@@ -166,6 +173,10 @@ class TestResultsFolder:
         assert results_folder("there", "runs/a/model.pt", "samples") == "there"
 
 
+def unclipped(eta):
+    return SamplerOptions(eta=eta, clip_denoised=False)
+
+
 class TestNoiseOfDpmSolver:
     """Data of one point, whose noise a perfect network knows."""
 
@@ -178,7 +189,7 @@ class TestNoiseOfDpmSolver:
             return (strength * eps).float()
 
         return sample_images(
-            network, diffusion, (1, 32, 32), range(4), steps=steps, eta=eta, clip_denoised=False
+            network, diffusion, (1, 32, 32), range(4), steps=steps, options=unclipped(eta)
         )
 
     @pytest.fixture
@@ -194,7 +205,7 @@ class TestNoiseOfDpmSolver:
         def refuse(*args):
             raise AssertionError("noise was drawn")
 
-        monkeypatch.setattr(solvers._Run, "noise", refuse)
+        monkeypatch.setattr(Trajectory, "noise", refuse)
         self.sample(process, 0.0)
         with pytest.raises(AssertionError, match="noise was drawn"):
             self.sample(process, 0.5)
@@ -213,7 +224,7 @@ class TestNoiseOfDpmSolver:
 
         for eta in (0.5, 1.0):
             images = sample_images(
-                network, process, (1, 32, 32), range(8), steps=60, eta=eta, clip_denoised=False
+                network, process, (1, 32, 32), range(8), steps=60, options=unclipped(eta)
             )
             assert images.std() == pytest.approx(0.5, abs=0.02)
             assert images.mean() == pytest.approx(0, abs=0.03)

@@ -73,7 +73,7 @@ class TestTheCondition:
         with pytest.raises(UserError, match="--base_samples is missing"):
             load_base_samples("", ReadingConfig(16, 1), 8, ())
         (tmp_path / "x.npz").write_bytes(b"no archive")
-        with pytest.raises(UserError, match=r"x\.npz is no \.npz file"):
+        with pytest.raises(UserError, match=r"x\.npz is not an \.npz file"):
             load_base_samples(str(tmp_path / "x.npz"), ReadingConfig(16, 1), 8, ())
 
 

@@ -13,7 +13,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json, save_json
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.folder import SETTINGS_NAME
-from guided_diffusion.sampling.pictures import labelled_grid
+from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair, predict_mask_pairs
 from guided_diffusion.segmentation.evaluation.scoring import (
@@ -104,7 +104,7 @@ class Failures:
         added = self.added / np.maximum(self.asked.sum(0) - self.asked, 1)
         cells = np.rint(255 * np.concatenate([missing[1:], added[1:]])).astype(np.uint8)
         captions = [f"{name} {c.name}" for name in ("missing", "added") for c in categories[1:]]
-        return labelled_grid(cells[..., None], captions, columns=len(categories) - 1)
+        return image_grid(cells[..., None], captions, columns=len(categories) - 1)
 
 
 # missing: share of the asked pixels where the model sees another class; instead: the one that it

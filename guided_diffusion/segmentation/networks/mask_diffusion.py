@@ -18,6 +18,7 @@ from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.sampling.images import sample_images
+from guided_diffusion.sampling.solvers import SamplerOptions
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.networks.kind import Member, MemberOptions, architecture
@@ -69,7 +70,7 @@ class MaskDiffusionModel(nn.Module):
     :param diffusion: the diffusion process of the class maps.
     :param num_samples: masks to draw per radiograph.
     :param steps: sampler steps per mask.
-    :param sampler: a name from `solvers.SAMPLERS`.
+    :param sampler: a key of `solvers.SAMPLERS`.
     :param seed: seeds the noise; mask s is a function of the seed and of s.
     """
 
@@ -110,7 +111,7 @@ class MaskDiffusionModel(nn.Module):
         """Class probabilities of the mask of this number, from 0: `[N x classes x H x W]`.
 
         :param images: `[N x C x H x W]` in [-1, 1], of any size.
-        :param options: further arguments of the sampler.
+        :param options: fields of `SamplerOptions`.
         """
         padded = pad_to_multiple(images, self.size_multiple)
         channels = self.network.in_channels - self.network.cond_channels
@@ -123,8 +124,7 @@ class MaskDiffusionModel(nn.Module):
             steps=min(self.steps, self.diffusion.num_timesteps),
             seed=self.seed,
             device=images.device,
-            model_kwargs={"cond": padded},
-            **options,
+            options=SamplerOptions(model_kwargs={"cond": padded}, **options),
         )
         return decode(crop_to(drawn, images))
 

@@ -116,6 +116,11 @@ class Finetuner:
     def curves_path(self) -> str:
         return os.path.join(self.settings.log_folder, "curves.png")
 
+    @property
+    def last_path(self) -> str:
+        """The file that only resuming needs."""
+        return self.settings.last_path
+
     def resume(self, saved: SavedRun) -> None:
         """Continue from what `save` wrote."""
         self.model.load_state_dict(saved["state_dict"])

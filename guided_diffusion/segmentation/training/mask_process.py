@@ -9,7 +9,7 @@ import torch as th
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime import rng
 from guided_diffusion.sampling.images import to_uint8
-from guided_diffusion.sampling.pictures import labelled_grid, write_gif
+from guided_diffusion.sampling.pictures import image_grid, write_gif
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.networks.mask_diffusion import MaskDiffusionModel, decode, encode
 from guided_diffusion.segmentation.networks.padding import crop_to
@@ -44,9 +44,9 @@ def write_process(
     for name, row in zip(("to noise", "from noise", "its guess"), rows):
         cells += [shown, *(_coloured(state, categories) for _, state in row)]
         captions += [name, *(f"t {timestep}" for timestep, _ in row)]
-    write_image(f"{stem}.png", labelled_grid(np.stack(cells), captions, columns=_SHOWN + 1))
+    write_image(f"{stem}.png", image_grid(np.stack(cells), captions, columns=_SHOWN + 1))
     frames = [
-        labelled_grid(np.stack([shown, _coloured(state, categories)]), ["", f"t {timestep}"])
+        image_grid(np.stack([shown, _coloured(state, categories)]), ["", f"t {timestep}"])
         for timestep, state in (*forward, *backward)
     ]
     write_gif(f"{stem}.gif", frames)

@@ -24,9 +24,10 @@ SIDED = tuple(
 )
 
 
-def config(resize="pad", categories=None, kind="unet", **reading):
+def config(resize="pad", categories=None, kind="unet", flip_swaps=None, **reading):
     reading = ReadingConfig(16, 1, resize, **reading)
-    return SegmentationConfig(TINY, reading, categories or generic_categories(3), kind=kind)
+    categories = categories or generic_categories(3)
+    return SegmentationConfig(TINY, reading, categories, kind=kind, flip_swaps=flip_swaps)
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +191,16 @@ def test_sides_need_a_word_before_a_mirror(tmp_path, image):
     keeping = load_predictor(sided, "cpu", tta="flips", flip_swap="")
     here, there = (keeping.segment([i])[0] for i in (image, mirrored))
     np.testing.assert_allclose(here, there[:, :, ::-1], atol=1e-5)
-    origin = {"flip": "horizontal", "flip_swap": "1:2"}
-    trained = save(tmp_path / "b.pth", config(categories=SIDED), origin=origin)
-    np.testing.assert_array_equal(
-        load_predictor(trained, "cpu", tta="flips").segment([image])[0],
-        swapping.segment([image])[0],
-    )
+    trained = save(tmp_path / "b.pth", config(categories=SIDED, flip_swaps=((1, 2),)))
+    old = tmp_path / "c.pth"  # version 0.1.0 recorded the flags of its training alone
+    values = th.load(sided, weights_only=True)
+    del values["flip_swaps"]
+    th.save({**values, "origin": {"flip": "horizontal", "flip_swap": "1:2"}}, old)
+    for path in (trained, str(old)):
+        np.testing.assert_array_equal(
+            load_predictor(path, "cpu", tta="flips").segment([image])[0],
+            swapping.segment([image])[0],
+        )
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path, network):
