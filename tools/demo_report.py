@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import _path  # noqa: F401 - makes the package importable without installing it
@@ -14,7 +15,7 @@ from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.render import comparison
 
 KINDS = ("pretrained", "scratch")
-SHOWN, ENLARGED = 5, 4
+ENLARGED = 4
 
 
 def main() -> None:
@@ -33,7 +34,8 @@ def main() -> None:
     row = [metrics[kind]["mean_dice"] for kind in KINDS]
     print(f"{'mean of the foreground':<24}{row[0]:>12.3f}{row[1]:>14.3f}\n")
     picture = folder / "overlays.png"
-    write_overlays(folder, picture)
+    write_overlays(folder, picture, KINDS, 5)
+    write_overlays(folder, folder / "example.png", KINDS[:1], 2)
     grid = sorted((folder / "pretrained").glob("samples_*.png"))[-1]
     print(f"radiograph, truth, pretrained, from scratch: {picture}")
     print(f"curves: {folder / 'pretrained/segm_logs/curves.png'}")
@@ -46,15 +48,15 @@ def pairs(folder: Path) -> list[tuple[str, str, str]]:
     return pair_files(str(truth / "IMG"), str(truth / "MASK"))
 
 
-def write_overlays(folder: Path, path: Path) -> None:
-    """One row per radiograph: itself, then the truth and both predictions overlaid; enlarged."""
+def write_overlays(folder: Path, path: Path, kinds: Sequence[str], count: int) -> None:
+    """One row per radiograph: itself, the ground truth, the predictions of `kinds`; enlarged."""
 
     def enlarge(array: np.ndarray) -> np.ndarray:
         return array.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
 
     images, masks = [], []
-    for name, image_path, mask_path in pairs(folder)[:SHOWN]:
-        predicted = [folder / kind / "results/MASK" / f"{name}.png" for kind in KINDS]
+    for name, image_path, mask_path in pairs(folder)[:count]:
+        predicted = [folder / kind / "results/MASK" / f"{name}.png" for kind in kinds]
         images.append(enlarge(read_image(image_path, 1)))
         masks.append([enlarge(read_mask(str(m))) for m in (mask_path, *predicted)])
     write_image(str(path), comparison(images, masks, load_categories()))
