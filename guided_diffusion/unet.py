@@ -8,8 +8,8 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch as th
 import torch.nn as nn
@@ -55,7 +55,9 @@ class Upsample(nn.Module):
     :param out_channels: channels after the convolution, by default those of the input.
     """
 
-    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+    def __init__(
+        self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None
+    ):
         super().__init__()
         self.channels = channels
         self.out_channels = out_channels or channels
@@ -66,22 +68,22 @@ class Upsample(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         _expect_channels(x, self.channels)
-        if self.dims == 2 and x.device.type == "cpu" and not _in_graph():
-            x = _doubled(x)
+        if self.dims == 2 and x.device.type == "cpu" and not _is_tracing():
+            x = _upsample_nearest_2x(x)
         else:
             factors = (1.0, 2.0, 2.0) if self.dims == 3 else (2.0,) * self.dims
             x = F.interpolate(x, scale_factor=factors, mode="nearest")
         return self.conv(x) if self.use_conv else x
 
 
-def _doubled(x: th.Tensor) -> th.Tensor:
+def _upsample_nearest_2x(x: th.Tensor) -> th.Tensor:
     """`[N x C x H x W]` with every pixel four times; on a CPU faster than interpolation."""
     n, c, h, w = x.shape
     rows = x[..., None].expand(n, c, h, w, 2).reshape(n, c, h, 1, 2 * w)
     return rows.expand(n, c, h, 2, 2 * w).reshape(n, c, 2 * h, 2 * w)
 
 
-def _in_graph() -> bool:
+def _is_tracing() -> bool:
     """Whether the network is being compiled or exported: then the sizes must stay symbols."""
     return th.compiler.is_compiling() or th.jit.is_tracing()
 
@@ -95,7 +97,9 @@ class Downsample(nn.Module):
     :param out_channels: channels after the convolution, by default those of the input.
     """
 
-    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+    def __init__(
+        self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None
+    ):
         super().__init__()
         self.channels = channels
         self.out_channels = out_channels or channels
@@ -133,16 +137,16 @@ class ResBlock(TimestepBlock):
 
     def __init__(
         self,
-        channels,
-        emb_channels,
-        dropout,
-        out_channels=None,
-        use_conv=False,
-        use_scale_shift_norm=False,
-        dims=2,
-        use_checkpoint=False,
-        up=False,
-        down=False,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        use_conv: bool = False,
+        use_scale_shift_norm: bool = False,
+        dims: int = 2,
+        use_checkpoint: bool | str = False,
+        up: bool = False,
+        down: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -160,6 +164,7 @@ class ResBlock(TimestepBlock):
             nn.SiLU(),
             conv_nd(dims, channels, self.out_channels, 3, padding=1),
         )
+        self.resample: nn.Module
         if up:
             self.resample = Upsample(channels, False, dims)
         elif down:
@@ -174,6 +179,7 @@ class ResBlock(TimestepBlock):
             nn.Dropout(p=dropout),
             zero_module(conv_nd(dims, self.out_channels, self.out_channels, 3, padding=1)),
         )
+        self.skip_connection: nn.Module
         if self.out_channels == channels:
             self.skip_connection = nn.Identity()
         else:
@@ -184,12 +190,16 @@ class ResBlock(TimestepBlock):
 
     def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         """`[N x C x ...]` and `[N x E]` to `[N x out_channels x ...]`."""
-        return checkpoint(self._forward, (x, emb), self.parameters(), _whole(self.use_checkpoint))
+        return checkpoint(
+            self._forward, (x, emb), self.parameters(), _checkpoints_block(self.use_checkpoint)
+        )
 
     def _forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
-        h = self._convolved(self.in_layers[-1], functools.partial(self._entered, x))
+        h = self._conv_recomputing_input(
+            self.in_layers[-1], functools.partial(self._in_layers_forward, x)
+        )
         norm, activation, dropout, conv = self.out_layers
-        steer = ()
+        steer: Sequence[th.Tensor] = ()
         if not self.folded:
             embedded = self.emb_layers(emb).to(h.dtype)
             embedded = embedded[(...,) + (None,) * (h.ndim - 2)]
@@ -197,20 +207,25 @@ class ResBlock(TimestepBlock):
                 steer = embedded.chunk(2, dim=1)
             else:
                 h = h + embedded
-        h = self._convolved(
+        h = self._conv_recomputing_input(
             conv, functools.partial(_norm_silu, norm, activation, h, *steer), dropout
         )
         return self.skip_connection(self.resample(x)) + h
 
-    def _entered(self, x):
+    def _in_layers_forward(self, x: th.Tensor) -> th.Tensor:
         norm, activation, _ = self.in_layers
         return self.resample(_norm_silu(norm, activation, x))
 
-    def _convolved(self, conv, compute, dropout=None):
-        """conv(dropout(compute())), the input computed again if so wanted, unless it is random."""
-        if dropout is not None and dropout.p > 0 and dropout.training:
+    def _conv_recomputing_input(
+        self,
+        conv: nn.Module,
+        compute: Callable[[], th.Tensor],
+        dropout: nn.Module | None = None,
+    ) -> th.Tensor:
+        """conv(dropout(compute())); recomputes the input if so configured, unless it is random."""
+        if isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training:
             return conv(dropout(compute()))
-        return _recomputed(conv, compute, self.use_checkpoint == NORMS)
+        return _layer_recomputing_input(conv, compute, self.use_checkpoint == NORMS)
 
     @th.no_grad()
     def fold(self, emb: th.Tensor) -> None:
@@ -218,20 +233,23 @@ class ResBlock(TimestepBlock):
         steer = self.emb_layers(emb)[0]
         if self.use_scale_shift_norm:
             scale, shift = steer.chunk(2)
-            norm = self.out_layers[0]
-            norm.bias.copy_(norm.bias * (1 + scale) + shift)
-            norm.weight.mul_(1 + scale)
+            weight, bias = self.out_layers[0].parameters()
+            bias.copy_(bias * (1 + scale) + shift)
+            weight.mul_(1 + scale)
         else:
-            self.in_layers[-1].bias.add_(steer)
+            _, bias = self.in_layers[-1].parameters()
+            bias.add_(steer)
         self.folded = True
 
 
-def _whole(use_checkpoint):
+def _checkpoints_block(use_checkpoint: bool | str) -> bool:
     """Whether a block keeps nothing but its inputs for the backward pass."""
     return bool(use_checkpoint) and use_checkpoint != NORMS
 
 
-def _recomputed(layer, compute, flag):
+def _layer_recomputing_input(
+    layer: nn.Module, compute: Callable[[], th.Tensor], flag: bool
+) -> th.Tensor:
     """layer(compute()); with `flag`, the backward pass computes the layer's input again.
 
     For inputs that are large and cheap, such as a norm's output, which a convolution needs for its
@@ -244,10 +262,10 @@ def _recomputed(layer, compute, flag):
         return layer(h)
     recognised = h.data_ptr(), h.shape, h.dtype
 
-    def pack(saved):
+    def pack(saved: th.Tensor) -> th.Tensor | None:
         return None if (saved.data_ptr(), saved.shape, saved.dtype) == recognised else saved
 
-    def unpack(kept):
+    def unpack(kept: th.Tensor | None) -> th.Tensor:
         if kept is not None:
             return kept
         with th.no_grad():
@@ -257,12 +275,20 @@ def _recomputed(layer, compute, flag):
         return layer(h)
 
 
-def _norm_silu(norm, activation, x, scale=None, shift=None):
+def _norm_silu(
+    norm: nn.Module,
+    activation: nn.Module,
+    x: th.Tensor,
+    scale: th.Tensor | None = None,
+    shift: th.Tensor | None = None,
+) -> th.Tensor:
     """activation(norm(x) * (1 + scale) + shift); by one call, if the norm is of this package."""
-    if hasattr(norm, "silu"):
-        return norm.silu(x, scale, shift)
+    if callable(fused := getattr(norm, "silu", None)):
+        return fused(x, scale, shift)
     h = norm(x)
-    return activation(h if scale is None else th.addcmul(shift, h, scale + 1))
+    if scale is not None and shift is not None:
+        h = th.addcmul(shift, h, scale + 1)
+    return activation(h)
 
 
 class AttentionBlock(nn.Module):
@@ -270,7 +296,7 @@ class AttentionBlock(nn.Module):
 
     :param channels: channels of input and output.
     :param num_heads: heads, where `num_head_channels` is -1.
-    :param num_head_channels: channels a head; overrides `num_heads`.
+    :param num_head_channels: channels a head; weights `num_heads`.
     :param use_checkpoint: recompute activations in the backward pass: True for all of the block,
         "norms" for those of norms alone.
     :param use_new_attention_order: split queries, keys and values before the heads.
@@ -278,11 +304,11 @@ class AttentionBlock(nn.Module):
 
     def __init__(
         self,
-        channels,
-        num_heads=1,
-        num_head_channels=-1,
-        use_checkpoint=False,
-        use_new_attention_order=False,
+        channels: int,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_checkpoint: bool | str = False,
+        use_new_attention_order: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -302,18 +328,20 @@ class AttentionBlock(nn.Module):
         self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return checkpoint(self._forward, (x,), self.parameters(), _whole(self.use_checkpoint))
+        return checkpoint(
+            self._forward, (x,), self.parameters(), _checkpoints_block(self.use_checkpoint)
+        )
 
     def _forward(self, x: th.Tensor) -> th.Tensor:
-        compute = functools.partial(self._normed, x)
-        h = _recomputed(self.qkv, compute, self.use_checkpoint == NORMS)
+        compute = functools.partial(self._flat_norm, x)
+        h = _layer_recomputing_input(self.qkv, compute, self.use_checkpoint == NORMS)
         return x + self.proj_out(self.attention(h)).view_as(x)
 
-    def _normed(self, x):
+    def _flat_norm(self, x: th.Tensor) -> th.Tensor:
         return self.norm(x).flatten(2)
 
 
-def count_flops_attn(model, _x, y):
+def count_flops_attn(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
     """Count an attention module's operations for the `thop` package: two T x T x C products."""
     batch, channels, *positions = y[0].shape
     model.total_ops += th.DoubleTensor([4 * batch * math.prod(positions) ** 2 * channels])
@@ -330,7 +358,7 @@ def _attend(q: th.Tensor, k: th.Tensor, v: th.Tensor) -> th.Tensor:
 class QKVAttentionLegacy(nn.Module):
     """Attention whose input channels are ordered head by head, each with its q, k and v."""
 
-    def __init__(self, n_heads):
+    def __init__(self, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
 
@@ -339,14 +367,14 @@ class QKVAttentionLegacy(nn.Module):
         return _attend(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
 
     @staticmethod
-    def count_flops(model, _x, y):
-        return count_flops_attn(model, _x, y)
+    def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
+        count_flops_attn(model, _x, y)
 
 
 class QKVAttention(nn.Module):
     """Attention whose input channels are all queries, then all keys, then all values."""
 
-    def __init__(self, n_heads):
+    def __init__(self, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
 
@@ -355,8 +383,8 @@ class QKVAttention(nn.Module):
         return _attend(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
 
     @staticmethod
-    def count_flops(model, _x, y):
-        return count_flops_attn(model, _x, y)
+    def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
+        count_flops_attn(model, _x, y)
 
 
 class AttentionPool2d(nn.Module):
@@ -403,74 +431,60 @@ class _EncoderTrunk(nn.Module):
     width of every input block's output and `_downsampling` the factor between input and middle.
     """
 
-    def __init__(
-        self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout,
-        channel_mult,
-        conv_resample,
-        dims,
-        num_classes,
-        use_checkpoint,
-        use_fp16,
-        num_heads,
-        num_head_channels,
-        num_heads_upsample,
-        use_scale_shift_norm,
-        resblock_updown,
-        use_new_attention_order,
-    ):
-        super().__init__()
-        self.image_size = image_size
-        self.in_channels = in_channels
-        self.model_channels = model_channels
-        self.out_channels = out_channels
-        self.num_res_blocks = num_res_blocks
-        self.attention_resolutions = attention_resolutions
-        self.dropout = dropout
-        self.channel_mult = tuple(channel_mult)
-        self.conv_resample = conv_resample
-        self.dims = dims
-        self.num_classes = num_classes
-        self.use_checkpoint = use_checkpoint
-        self.dtype = th.float16 if use_fp16 else th.float32
-        self.num_heads = num_heads
-        self.num_head_channels = num_head_channels
-        self.num_heads_upsample = num_heads if num_heads_upsample == -1 else num_heads_upsample
-        self.use_scale_shift_norm = use_scale_shift_norm
-        self.resblock_updown = resblock_updown
-        self.use_new_attention_order = use_new_attention_order
+    image_size: int
+    in_channels: int
+    model_channels: int
+    out_channels: int
+    num_res_blocks: int
+    attention_resolutions: Collection[int]
+    dropout: float
+    channel_mult: tuple[float, ...]
+    conv_resample: bool
+    dims: int
+    num_classes: int | None
+    use_checkpoint: bool | str
+    num_heads: int
+    num_head_channels: int
+    num_heads_upsample: int
+    use_scale_shift_norm: bool
+    resblock_updown: bool
+    use_new_attention_order: bool
 
-        self._emb_channels = 4 * model_channels
+    def __init__(self, *, use_fp16: bool, **arguments: Any):
+        """:param arguments: those of UNetModel, which become attributes."""
+        super().__init__()
+        vars(self).update(arguments)
+        self.channel_mult = tuple(self.channel_mult)
+        if self.num_heads_upsample == -1:
+            self.num_heads_upsample = self.num_heads
+        self.dtype = th.float16 if use_fp16 else th.float32
+
+        self._emb_channels = 4 * self.model_channels
         self.time_embed = nn.Sequential(
-            linear(model_channels, self._emb_channels),
+            linear(self.model_channels, self._emb_channels),
             nn.SiLU(),
             linear(self._emb_channels, self._emb_channels),
         )
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, self._emb_channels)
+        if self.num_classes is not None:
+            self.label_emb = nn.Embedding(self.num_classes, self._emb_channels)
 
         width = self._width(0)
-        first = conv_nd(dims, in_channels, width, 3, padding=1)
+        first = conv_nd(self.dims, self.in_channels, width, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
         self._skip_channels = [width]
         self._downsampling = 1
         for level in range(len(self.channel_mult)):
-            for _ in range(num_res_blocks):
-                layers = [self._res_block(width, self._width(level))]
+            for _ in range(self.num_res_blocks):
+                layers: list[nn.Module] = [self._res_block(width, self._width(level))]
                 width = self._width(level)
                 layers += self._attention(width, self.num_heads)
                 self._append_input(TimestepEmbedSequential(*layers), width)
             if level < len(self.channel_mult) - 1:
-                if resblock_updown:
+                shrink: nn.Module
+                if self.resblock_updown:
                     shrink = self._res_block(width, width, down=True)
                 else:
-                    shrink = Downsample(width, conv_resample, dims=dims)
+                    shrink = Downsample(width, self.conv_resample, dims=self.dims)
                 self._append_input(TimestepEmbedSequential(shrink), width)
                 self._downsampling *= 2
 
@@ -488,7 +502,7 @@ class _EncoderTrunk(nn.Module):
         self.input_blocks.append(block)
         self._skip_channels.append(width)
 
-    def _res_block(self, channels: int, out_channels: int, **updown) -> ResBlock:
+    def _res_block(self, channels: int, out_channels: int, **updown: bool) -> ResBlock:
         return ResBlock(
             channels,
             self._emb_channels,
@@ -514,18 +528,18 @@ class _EncoderTrunk(nn.Module):
             return []
         return [self._attention_block(channels, num_heads)]
 
-    def _torso(self) -> list[nn.Module]:
+    def _body(self) -> list[nn.Module]:
         return [self.input_blocks, self.middle_block]
 
     def convert_to_fp16(self) -> None:
-        """Keep the convolutions of the torso in float16 (the first and last layers excepted)."""
-        for part in self._torso():
+        """Keep the convolutions of the body in float16 (the first and last layers excepted)."""
+        for part in self._body():
             part.apply(convert_module_to_f16)
         self.dtype = th.float16
 
     def convert_to_fp32(self) -> None:
         """Undo `convert_to_fp16`."""
-        for part in self._torso():
+        for part in self._body():
             part.apply(convert_module_to_f32)
         self.dtype = th.float32
 
@@ -562,7 +576,7 @@ class UNetModel(_EncoderTrunk):
     :param use_checkpoint: recompute activations in the backward pass, for less memory: True for
         all of a block; "norms" for the outputs of norms, activations and resampling alone, so that
         the results of convolutions and attention are kept.
-    :param use_fp16: the torso computes in float16; call `convert_to_fp16` to convert its weights.
+    :param use_fp16: the body computes in float16; call `convert_to_fp16` to convert its weights.
     :param num_heads: attention heads, where `num_head_channels` is -1.
     :param num_head_channels: channels an attention head.
     :param num_heads_upsample: heads of the expanding half, by default `num_heads`.
@@ -573,52 +587,34 @@ class UNetModel(_EncoderTrunk):
 
     def __init__(
         self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout=0,
-        channel_mult=(1, 2, 4, 8),
-        conv_resample=True,
-        dims=2,
-        num_classes=None,
-        use_checkpoint=False,
-        use_fp16=False,
-        num_heads=1,
-        num_head_channels=-1,
-        num_heads_upsample=-1,
-        use_scale_shift_norm=False,
-        resblock_updown=False,
-        use_new_attention_order=False,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        num_classes: int | None = None,
+        use_checkpoint: bool | str = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
     ):
-        super().__init__(
-            image_size,
-            in_channels,
-            model_channels,
-            out_channels,
-            num_res_blocks,
-            attention_resolutions,
-            dropout,
-            channel_mult,
-            conv_resample,
-            dims,
-            num_classes,
-            use_checkpoint,
-            use_fp16,
-            num_heads,
-            num_head_channels,
-            num_heads_upsample,
-            use_scale_shift_norm,
-            resblock_updown,
-            use_new_attention_order,
-        )
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__(**arguments)
         width, skip_channels = self._channels, list(self._skip_channels)
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(self.channel_mult))):
             for i in range(num_res_blocks + 1):
-                layers = [self._res_block(width + skip_channels.pop(), self._width(level))]
+                out_width = self._width(level)
+                layers: list[nn.Module] = [self._res_block(width + skip_channels.pop(), out_width)]
                 width = self._width(level)
                 layers += self._attention(width, self.num_heads_upsample)
                 if level and i == num_res_blocks:
@@ -634,8 +630,8 @@ class UNetModel(_EncoderTrunk):
             zero_module(conv_nd(dims, width, out_channels, 3, padding=1)),
         )
 
-    def _torso(self) -> list[nn.Module]:
-        return [*super()._torso(), self.output_blocks]
+    def _body(self) -> list[nn.Module]:
+        return [*super()._body(), self.output_blocks]
 
     def forward(self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
         """Apply the network.
@@ -673,12 +669,14 @@ class ConditionalUNetModel(UNetModel):
     :param cond_channels: channels of the condition, which follow those of the noisy input.
     """
 
-    def __init__(self, image_size, in_channels, *args, cond_channels: int, **kwargs):
+    def __init__(
+        self, image_size: int, in_channels: int, *args: Any, cond_channels: int, **kwargs: Any
+    ):
         super().__init__(image_size, in_channels + cond_channels, *args, **kwargs)
         self.cond_channels = cond_channels
 
     def forward(
-        self, x: th.Tensor, timesteps: th.Tensor, cond: th.Tensor | None = None, **kwargs
+        self, x: th.Tensor, timesteps: th.Tensor, cond: th.Tensor | None = None, **kwargs: Any
     ) -> th.Tensor:
         """As UNetModel's; `cond` is `[N x cond_channels x ...]`, of the size of `x`; absent: 0."""
         if cond is None:
@@ -697,15 +695,15 @@ class ConditionalUNetModel(UNetModel):
         :return: what was loaded, what starts fresh, what was dropped.
         :raises ValueError: if nothing fits, naming what differs.
         """
-        own, overrides = self.state_dict(), dict(state_dict)
+        own, weights = self.state_dict(), dict(state_dict)
         first = "input_blocks.0.0.weight"
-        if first in overrides:
-            weight, channels = overrides[first], own[first].shape[1]
+        if first in weights:
+            weight, channels = weights[first], own[first].shape[1]
             last = at + weight.shape[1]
             if last <= channels:
-                overrides[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
-                overrides[first][:, at:last] = weight
-        return _copy_fitting(own, overrides, {name: name for name in overrides})
+                weights[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
+                weights[first][:, at:last] = weight
+        return _copy_fitting(own, weights, {name: name for name in weights})
 
 
 class SuperResModel(ConditionalUNetModel):
@@ -714,11 +712,15 @@ class SuperResModel(ConditionalUNetModel):
     Takes UNetModel's arguments; `in_channels` counts one of the two images.
     """
 
-    def __init__(self, image_size, in_channels, *args, **kwargs):
+    def __init__(self, image_size: int, in_channels: int, *args: Any, **kwargs: Any):
         super().__init__(image_size, in_channels, *args, cond_channels=in_channels, **kwargs)
 
-    def forward(self, x, timesteps, low_res=None, **kwargs):
+    def forward(
+        self, x: th.Tensor, timesteps: th.Tensor, low_res: th.Tensor | None = None, **kwargs: Any
+    ) -> th.Tensor:
         """As UNetModel's; `low_res` is `[N x C x h x w]` of any smaller size."""
+        if low_res is None:
+            raise ValueError("a super-resolution network needs low_res")
         enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
         return super().forward(x, timesteps, enlarged, **kwargs)
 
@@ -732,50 +734,32 @@ class EncoderUNetModel(_EncoderTrunk):
         "spatial" and "spatial_v2" feed the averages of every block to two fully connected layers.
     """
 
+    pool: str
+
     def __init__(
         self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout=0,
-        channel_mult=(1, 2, 4, 8),
-        conv_resample=True,
-        dims=2,
-        use_checkpoint=False,
-        use_fp16=False,
-        num_heads=1,
-        num_head_channels=-1,
-        num_heads_upsample=-1,
-        use_scale_shift_norm=False,
-        resblock_updown=False,
-        use_new_attention_order=False,
-        pool="adaptive",
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        use_checkpoint: bool | str = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
     ):
-        super().__init__(
-            image_size,
-            in_channels,
-            model_channels,
-            out_channels,
-            num_res_blocks,
-            attention_resolutions,
-            dropout,
-            channel_mult,
-            conv_resample,
-            dims,
-            None,
-            use_checkpoint,
-            use_fp16,
-            num_heads,
-            num_head_channels,
-            num_heads_upsample,
-            use_scale_shift_norm,
-            resblock_updown,
-            use_new_attention_order,
-        )
-        self.pool = pool
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__(num_classes=None, **arguments)
         width, features = self._channels, sum(self._skip_channels) + self._channels
         if pool == "adaptive":
             self.out = nn.Sequential(
@@ -853,9 +837,11 @@ class SegmentationUNetModel(UNetModel):
     :param timestep: the timestep at which radiographs enter, in the network's own units.
     """
 
-    def __init__(self, *args, depth: int | None = None, timestep: float = 1, **kwargs):
-        names = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks")
-        names += ("attention_resolutions", "dropout", "channel_mult")
+    def __init__(self, *args: Any, depth: int | None = None, timestep: float = 1, **kwargs: Any):
+        names = [
+            *("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks"),
+            *("attention_resolutions", "dropout", "channel_mult"),
+        ]
         if len(args) > len(names):
             raise TypeError("give the arguments after channel_mult by name")
         kwargs.update(zip(names, args))
@@ -891,17 +877,18 @@ class SegmentationUNetModel(UNetModel):
         :return: `[N x classes x H x W]`.
         """
         if self.is_folded and timesteps is not None:
-            raise ValueError(
-                "the timestep is folded into the weights: it cannot be chosen any more"
-            )
-        if timesteps is None and not self.is_folded:
+            raise ValueError("the timestep is folded into the weights and can no longer be chosen")
+        if timesteps is None:
             timesteps = th.full((len(x),), float(self.timestep), device=x.device)
         sides = x.shape[2:]
         missing = [-side % self.size_multiple for side in sides]
-        if any(missing):
-            x = F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
+        if not any(missing):
+            return super().forward(x, timesteps, y)
+        x = F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
         scores = super().forward(x, timesteps, y)
-        return scores[(..., *(slice(side) for side in sides))] if any(missing) else scores
+        for axis, side in enumerate(sides, 2):
+            scores = scores.narrow(axis, 0, side)
+        return scores
 
     def folded(self, timestep: float | None = None) -> "SegmentationUNetModel":
         """A copy for inference, with a timestep's embedding folded into its weights.
@@ -924,8 +911,9 @@ class SegmentationUNetModel(UNetModel):
         twin.is_folded = True
         return twin
 
-    def _embed(self, timesteps, y=None):
-        return None if self.is_folded else super()._embed(timesteps, y)
+    def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
+        # a folded network ignores it
+        return timesteps if self.is_folded else super()._embed(timesteps, y)
 
     @th.no_grad()
     def load_pretrained(self, state_dict: Mapping[str, th.Tensor]) -> LoadReport:
@@ -939,10 +927,10 @@ class SegmentationUNetModel(UNetModel):
         """
         blocks = {k.split(".")[1] for k in state_dict if k.startswith("output_blocks.")}
         surplus = len(blocks) - len(self.output_blocks)
-        names = {name: self._name_here(name, surplus) for name in state_dict}
+        names = {name: self._own_name(name, surplus) for name in state_dict}
         return _copy_fitting(self.state_dict(), state_dict, names)
 
-    def _name_here(self, name: str, surplus: int) -> str | None:
+    def _own_name(self, name: str, surplus: int) -> str | None:
         """Where a pretrained tensor belongs, given how many more output blocks that network has."""
         part, _, rest = name.partition(".")
         if part == "out" and rest.startswith("2."):
@@ -957,7 +945,7 @@ class SegmentationUNetModel(UNetModel):
 
 def _copy_fitting(
     own: Mapping[str, th.Tensor],
-    overrides: Mapping[str, th.Tensor],
+    weights: Mapping[str, th.Tensor],
     names: Mapping[str, str | None],
 ) -> LoadReport:
     """Copy those of the given tensors that have the shape of a network's.
@@ -966,10 +954,11 @@ def _copy_fitting(
     :param names: where each given tensor belongs, None for nowhere.
     :raises ValueError: if nothing fits, naming what differs.
     """
-    fitting, misfits = {}, []
-    for theirs, tensor in overrides.items():
+    fitting: dict[str, str] = {}
+    misfits = []
+    for theirs, tensor in weights.items():
         ours = names[theirs]
-        if ours not in own:
+        if ours is None or ours not in own:
             continue
         if own[ours].shape == tensor.shape:
             fitting[theirs] = ours
@@ -979,12 +968,12 @@ def _copy_fitting(
         reason = "; ".join(misfits[:3]) or "no tensor has a name of this network"
         raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
     for theirs, ours in fitting.items():
-        own[ours].copy_(overrides[theirs])
+        own[ours].copy_(weights[theirs])
     loaded = list(fitting.values())
     return LoadReport(
         loaded=loaded,
         fresh=[name for name in own if name not in set(loaded)],
-        dropped=[name for name in overrides if name not in fitting],
+        dropped=[name for name in weights if name not in fitting],
     )
 
 
