@@ -10,9 +10,11 @@ import torch as th
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig, MaskDiffusionConfig
 from guided_diffusion.networks.config import (
+    FREE_FLAGS,
     ClassifierConfig,
     DiffusionConfig,
     ModelConfig,
+    NetworkConfig,
     SuperResConfig,
     check_flags,
 )
@@ -21,18 +23,16 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags, from_mapping
 
-Network = TypeVar("Network", bound=ModelConfig | ClassifierConfig)
+Network = TypeVar("Network", bound=NetworkConfig)
 
 # kinds of network in config.json: their configuration, and the script that uses them
-KINDS: dict[str, tuple[type[ModelConfig] | type[ClassifierConfig], str]] = {
+KINDS: dict[str, tuple[type[NetworkConfig], str]] = {
     "diffusion": (ModelConfig, "image_sample.py"),
     "segmentation_guided": (GuidedConfig, "image_sample.py"),
     "mask_diffusion": (MaskDiffusionConfig, "predict.py, which takes the segm.pth beside it"),
     "super_res": (SuperResConfig, "super_res_sample.py"),
     "classifier": (ClassifierConfig, "classifier_sample.py"),
 }
-# flags that may differ from those of the training
-_FREE = ("dropout", "use_checkpoint", "use_fp16", "classifier_use_fp16", "timestep_respacing")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Trained(Generic[Network]):
                 f"{self.path} does not fit the network that the flags describe: {reason}"
             ) from error
         half = self.model.use_fp16 and th.device(device).type == "cuda"
-        (network.convert_to_fp16 if half else network.convert_to_fp32)()
+        getattr(network, "convert_to_fp16" if half else "convert_to_fp32")()
         return network.to(device).eval().requires_grad_(False)
 
 
@@ -105,13 +105,13 @@ def read_trained(
         reading = ReadingConfig.from_dict(stored["reading"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{source} lacks {error}: this package did not write it") from error
-    free = (*_FREE, "image_size") if for_tuning else _FREE
+    free = (*FREE_FLAGS, "image_size") if for_tuning else FREE_FLAGS
     check_flags(overrides, model, source, free)
     # a classifier's own config does not say what the sampled network predicts
     schedule = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
     shared = schedule if kind == "classifier" else tuple(overrides)
     check_flags({k: v for k, v in overrides.items() if k in shared}, diffusion, source, free)
-    changed = {k: v for k, v in overrides.items() if k in _FREE}
+    changed = {k: v for k, v in overrides.items() if k in FREE_FLAGS}
     return Trained(
         path,
         from_flags(type(model), changed, model),
@@ -151,12 +151,12 @@ def _without_config(
     for_tuning: bool,
 ) -> Trained:
     diffusion = from_flags(DiffusionConfig, overrides)
-    model: ModelConfig | ClassifierConfig
+    model: NetworkConfig
     if kind == "diffusion":
         schedule = () if for_tuning else ("diffusion_steps", "noise_schedule")
         inferred = infer_model_config(weights, overrides, path, schedule)
-        check_flags(overrides, inferred, f"the weights in {path}", _FREE)
-        changed = {k: v for k, v in overrides.items() if k in _FREE}
+        check_flags(overrides, inferred, f"the weights in {path}", FREE_FLAGS)
+        changed = {k: v for k, v in overrides.items() if k in FREE_FLAGS}
         model = from_flags(ModelConfig, changed, inferred)
         if "learn_sigma" not in overrides:
             learned = {"learn_sigma": inferred.learn_sigma}

@@ -295,7 +295,7 @@ class SampleJob:
         write_atomically(path, lambda file: np.savez(file, *arrays))
         shown = range(min(count, _GRID_IMAGES))
         captions = [self.names[index] if self.names else str(index) for index in shown]
-        if labels is not None:
+        if self.labels and labels is not None:
             captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
         write_image(bf.join(folder, "grid.png"), image_grid(images[: len(shown)], captions))
         if self.settings.save_process:

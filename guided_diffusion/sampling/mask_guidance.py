@@ -4,7 +4,7 @@ import dataclasses
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -159,6 +159,7 @@ def guided_job(
     names = masks.image_names()
     count = min(settings.num_samples, len(names))
     network = trained.network(dist_util.dev())
+    model: Callable[..., th.Tensor]
     if settings.guidance_scale != 1 and trained.model.use_ablated_segmentations:
         model = ClassifierFree(network, settings.guidance_scale, 0, "cond")
     else:

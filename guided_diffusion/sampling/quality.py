@@ -11,7 +11,7 @@ _CHUNK = 1024
 class Neighbours(NamedTuple):
     """The nearest real image of every sample: its number `[M]` and its distance `[M]`."""
 
-    index: np.ndarray
+    indices: np.ndarray
     distance: np.ndarray
 
 

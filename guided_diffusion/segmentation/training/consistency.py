@@ -9,6 +9,7 @@ that labels need no warping.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -26,17 +27,17 @@ from guided_diffusion.segmentation.training.dataset import LabelledImages, draw_
 _KEPT_BYTES = 2**30
 
 
-class _Lazy(Sequence):
-    """`count` things that are got when wanted."""
+class _LazySequence(Sequence[np.ndarray]):
+    """Lazily loaded sequence of arrays."""
 
-    def __init__(self, count: int, get: Callable[[int], np.ndarray]):
-        self.count, self.get = count, get
+    def __init__(self, length: int, load: Callable[[int], np.ndarray]):
+        self.length, self.load = length, load
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.get(index)
+    def __getitem__(self, index: Any) -> Any:
+        return self.load(index)
 
 
 def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
@@ -53,8 +54,8 @@ def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
 
     size = sum(array.nbytes for array in read(0))
     kept = functools.lru_cache(maxsize=max(1, _KEPT_BYTES // size))(read)
-    images = _Lazy(len(paths), lambda index: kept(index)[0])
-    masks = _Lazy(len(paths), lambda index: kept(index)[1])
+    images = _LazySequence(len(paths), lambda index: kept(index)[0])
+    masks = _LazySequence(len(paths), lambda index: kept(index)[1])
     window = reading.geometry().height_width if reading.resize == "native" else None
     return LabelledImages(tuple(paths), images, masks, window)
 

@@ -43,6 +43,7 @@ class SegmentationLoss(nn.Module):
         if kind not in LOSSES:
             raise UserError(f"--loss {kind}: choose one of {', '.join(LOSSES)}")
         self.kind = kind
+        self.weights: th.Tensor | None
         self.register_buffer("weights", weights)
         if "dice" in kind:
             from monai.losses import MaskedDiceLoss  # importing monai takes seconds

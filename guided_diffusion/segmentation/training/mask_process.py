@@ -1,7 +1,6 @@
 """Noise becoming a mask, and a mask becoming noise, as pictures."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -10,6 +9,7 @@ from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime import rng
 from guided_diffusion.sampling.images import to_uint8
 from guided_diffusion.sampling.pictures import image_grid, write_gif
+from guided_diffusion.sampling.solvers import StepReport
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.networks.mask_diffusion import MaskDiffusionModel, decode, encode
 from guided_diffusion.segmentation.networks.padding import crop_to
@@ -72,18 +72,20 @@ def _forward(model: MaskDiffusionModel, mask: th.Tensor) -> list[State]:
 
 def _backward(model: MaskDiffusionModel, images: th.Tensor) -> tuple[list[State], list[State]]:
     """Mask number 0 while it is drawn, and the network's predictions of it."""
-    states, guesses = [], []
+    states: list[State] = []
+    guesses: list[State] = []
 
-    def note(state: dict[str, Any]) -> None:
+    def note(state: StepReport) -> None:
         timestep = _original(model, state["timestep"])
         states.append((timestep, state["sample"].clone()))
         guesses.append((timestep, state["pred_xstart"].clone()))
 
     model.draw(images, 0, callback=note)
     chosen = _moments(len(states))
-    return tuple(
+    drawn, predicted = (
         [(row[i][0], crop_to(row[i][1], images)) for i in chosen] for row in (states, guesses)
     )
+    return drawn, predicted
 
 
 def _original(model: MaskDiffusionModel, timestep: int) -> int:
