@@ -138,14 +138,14 @@ class TrainLoop:
         arguments), or a function from the first step to such an iterator, with which a resumed
         run sees the images that would have followed.
     :param settings: see LoopConfig; by default its own, without clipping, as in the original.
+        The arguments before it, which are the original's, and `fields` replace fields of it.
+    :param use_fp16: the original's spelling of `precision="fp16"`.
+    :param schedule_sampler: which timesteps to train on; uniform by default.
     :param folder: where checkpoints are written; by default `get_blob_logdir()`.
     :param start: where to begin; by default found by `find_start` in the folder.
-    :param schedule_sampler: which timesteps to train on; uniform by default.
     :param sample_fn: called as `sample_fn(network with averaged weights, step)` on rank 0, every
         `sample_interval` steps.
     :param progress: show a progress bar on rank 0.
-    :param use_fp16: the original's spelling of `precision="fp16"`.
-    :param fields: replace fields of `settings`; the original's `batch_size`, `lr` and so on.
     """
 
     def __init__(
@@ -154,15 +154,27 @@ class TrainLoop:
         model: th.nn.Module,
         diffusion: GaussianDiffusion,
         data: Iterator[Batch] | Callable[[int], Iterator[Batch]],
+        batch_size: int | None = None,
+        microbatch: int | None = None,
+        lr: float | None = None,
+        ema_rate: float | str | None = None,
+        log_interval: int | None = None,
+        save_interval: int | None = None,
+        resume_checkpoint: str | None = None,
+        use_fp16: bool = False,
+        fp16_scale_growth: float | None = None,
+        schedule_sampler: ScheduleSampler | None = None,
+        weight_decay: float | None = None,
+        lr_anneal_steps: int | None = None,
         settings: LoopConfig | None = None,
         folder: str = "",
         start: Start | None = None,
-        schedule_sampler: ScheduleSampler | None = None,
         sample_fn: Callable[[th.nn.Module, int], None] | None = None,
         progress: bool = False,
-        use_fp16: bool = False,
         **fields: Any,
     ):
+        names = {f.name for f in dataclasses.fields(LoopConfig)}
+        fields |= {k: v for k, v in locals().items() if k in names and v is not None}
         settings = dataclasses.replace(settings or LoopConfig(max_grad_norm=0.0), **fields)
         self.settings = settings
         self.folder = folder or get_blob_logdir()

@@ -55,3 +55,10 @@ def test_number_of_classes_stays():
     from guided_diffusion.networks.config import NUM_CLASSES
 
     assert NUM_CLASSES == 1000
+
+
+def test_the_training_loop_names_the_original_arguments():
+    """Not only through `**fields`: editors and readers see them."""
+    expected = API["guided_diffusion.train_util"]["TrainLoop"]["class"]
+    own = inspect.signature(importlib.import_module("guided_diffusion.train_util").TrainLoop)
+    assert set(parameters(expected)) - {"*"} <= set(own.parameters)
