@@ -5,6 +5,7 @@ so no class appears that was not there.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -27,11 +28,11 @@ class RandomGamma(v2.Transform):
         super().__init__()
         self.most = most
 
-    def make_params(self, flat_inputs: list) -> dict[str, float]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, float]:
         exponent = float(th.empty(()).uniform_(-1, 1))
         return {"gamma": self.most**exponent}
 
-    def transform(self, inpt, params: dict[str, float]):
+    def transform(self, inpt: th.Tensor, params: dict[str, float]) -> th.Tensor:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         return self._call_kernel(v2.functional.adjust_gamma, inpt, gamma=params["gamma"])
@@ -47,10 +48,10 @@ class _Flip(v2.Transform):
         for one, other in swaps:
             self.table[one], self.table[other] = other, one
 
-    def make_params(self, flat_inputs: list) -> dict[str, bool]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, bool]:
         return {"flip": bool(th.rand(()) < 0.5)}
 
-    def transform(self, inpt, params: dict[str, bool]):
+    def transform(self, inpt: th.Tensor, params: dict[str, bool]) -> th.Tensor:
         if not params["flip"]:
             return inpt
         flipped = self.mirror(inpt)
@@ -146,11 +147,11 @@ class _Blur(v2.Transform):
         super().__init__()
         self.widest = widest
 
-    def make_params(self, flat_inputs: list) -> dict[str, float]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, float]:
         side = min(v2.functional.get_size(flat_inputs[0]))
         return {"sigma": max(0.1, float(th.rand(())) * self.widest * side)}
 
-    def transform(self, inpt, params: dict[str, float]):
+    def transform(self, inpt: th.Tensor, params: dict[str, float]) -> th.Tensor:
         reach = max(1, round(3 * params["sigma"]))
         if isinstance(inpt, tv_tensors.Mask) or min(inpt.shape[-2:]) <= reach:
             return inpt
@@ -167,10 +168,10 @@ class _Noise(v2.Transform):
         super().__init__()
         self.most = most
 
-    def make_params(self, flat_inputs: list) -> dict[str, float]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, float]:
         return {"sigma": float(th.rand(())) * self.most}
 
-    def transform(self, inpt, params: dict[str, float]):
+    def transform(self, inpt: th.Tensor, params: dict[str, float]) -> th.Tensor:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         noise = 255 * params["sigma"] * th.randn(inpt.shape)
@@ -187,7 +188,7 @@ class _CutOut(v2.Transform):
         super().__init__()
         self.largest = largest
 
-    def make_params(self, flat_inputs: list) -> dict[str, int]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, Any]:
         sizes = v2.functional.get_size(flat_inputs[0])
         parts = [max(1, round(float(th.rand(())) * self.largest * size)) for size in sizes]
         corners = [int(th.randint(size - part + 1, ())) for size, part in zip(sizes, parts)]
@@ -197,7 +198,7 @@ class _CutOut(v2.Transform):
             "grey": int(th.randint(256, ())),
         }
 
-    def transform(self, inpt, params: dict):
+    def transform(self, inpt: th.Tensor, params: dict[str, Any]) -> th.Tensor:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         painted = inpt.clone()
@@ -215,7 +216,7 @@ class _Elastic(v2.Transform):
         super().__init__()
         self.p = p
 
-    def forward(self, *inputs):
+    def forward(self, *inputs: th.Tensor) -> Any:
         side = min(v2.functional.get_size(inputs[0]))
         if float(th.rand(())) >= self.p or side < 12:
             return inputs if len(inputs) > 1 else inputs[0]
@@ -232,7 +233,7 @@ class _Zoom(v2.Transform):
         super().__init__()
         self.smallest = smallest
 
-    def make_params(self, flat_inputs: list) -> dict[str, int]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, Any]:
         height, width = v2.functional.get_size(flat_inputs[0])
         share = float(th.empty(()).uniform_(self.smallest, 1))
         part = {"height": max(1, round(height * share)), "width": max(1, round(width * share))}
@@ -243,7 +244,7 @@ class _Zoom(v2.Transform):
             **part,
         }
 
-    def transform(self, inpt, params: dict):
+    def transform(self, inpt: th.Tensor, params: dict[str, Any]) -> th.Tensor:
         return self._call_kernel(
             v2.functional.resized_crop, inpt, **params, interpolation=_BILINEAR, antialias=True
         )

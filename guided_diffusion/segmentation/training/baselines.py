@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -41,7 +41,7 @@ _MULTIPLE = 32
 class BaselineConfig(LearningConfig):
     """Training a baseline."""
 
-    TITLE: ClassVar[str] = "Training a baseline"
+    TITLE = "Training a baseline"
 
     network: str = flag(
         "smp",

@@ -9,6 +9,7 @@ that labels need no warping.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import numpy as np
 import torch as th
@@ -26,17 +27,25 @@ from guided_diffusion.segmentation.training.dataset import LabelledImages, draw_
 _KEPT_BYTES = 2**30
 
 
-class _Lazy(Sequence):
-    """`count` things that are got when wanted."""
+class _OnDemand(Sequence[np.ndarray]):
+    """A sequence of `length` arrays, each fetched by its index when it is accessed."""
 
-    def __init__(self, count: int, get: Callable[[int], np.ndarray]):
-        self.count, self.get = count, get
+    def __init__(self, length: int, fetch: Callable[[int], np.ndarray]):
+        self.length, self.fetch = length, fetch
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.get(index)
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self.fetch(i) for i in range(self.length)[index]]
+        return self.fetch(range(self.length)[index])
 
 
 def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
@@ -53,8 +62,8 @@ def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
 
     size = sum(array.nbytes for array in read(0))
     kept = functools.lru_cache(maxsize=max(1, _KEPT_BYTES // size))(read)
-    images = _Lazy(len(paths), lambda index: kept(index)[0])
-    masks = _Lazy(len(paths), lambda index: kept(index)[1])
+    images = _OnDemand(len(paths), lambda index: kept(index)[0])
+    masks = _OnDemand(len(paths), lambda index: kept(index)[1])
     window = reading.geometry().height_width if reading.resize == "native" else None
     return LabelledImages(tuple(paths), images, masks, window)
 

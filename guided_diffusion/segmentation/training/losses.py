@@ -38,6 +38,8 @@ class SegmentationLoss(nn.Module):
     :param weights: of the classes in the cross-entropy, `[C]`.
     """
 
+    weights: th.Tensor | None
+
     def __init__(self, kind: str = "ce+dice", weights: th.Tensor | None = None):
         super().__init__()
         if kind not in LOSSES:

@@ -71,19 +71,17 @@ def _forward(model: MaskDiffusionModel, mask: th.Tensor) -> list[State]:
 
 
 def _backward(model: MaskDiffusionModel, images: th.Tensor) -> tuple[list[State], list[State]]:
-    """Mask number 0 while it is drawn, and the network's predictions of it."""
+    """The first mask at moments of its sampling, and the network's prediction of it at each."""
     states, guesses = [], []
 
-    def note(state: dict[str, Any]) -> None:
+    def record(state: dict[str, Any]) -> None:
         timestep = _original(model, state["timestep"])
-        states.append((timestep, state["sample"].clone()))
-        guesses.append((timestep, state["pred_xstart"].clone()))
+        states.append((timestep, crop_to(state["sample"], images).clone()))
+        guesses.append((timestep, crop_to(state["pred_xstart"], images).clone()))
 
-    model.draw(images, 0, callback=note)
+    model.draw(images, 0, callback=record)
     chosen = _moments(len(states))
-    return tuple(
-        [(row[i][0], crop_to(row[i][1], images)) for i in chosen] for row in (states, guesses)
-    )
+    return [states[i] for i in chosen], [guesses[i] for i in chosen]
 
 
 def _original(model: MaskDiffusionModel, timestep: int) -> int:
