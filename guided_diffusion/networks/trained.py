@@ -123,7 +123,7 @@ def _read_weights(path: str, kind: str) -> dict[str, th.Tensor]:
 def _from_config(
     path: str, stored: Mapping[str, Any], overrides: Mapping[str, Any], kind: str, for_tuning: bool
 ) -> NetworkRecord[AnyConfig]:
-    """What config.json says, with which the flags must agree."""
+    """The record in config.json, once the flags agree with it."""
     source = f"config.json beside {path}"
     found = stored.get("kind", "diffusion")
     if found != kind and found in KINDS:
@@ -150,7 +150,7 @@ def _from_flags(
     kind: str,
     for_tuning: bool,
 ) -> NetworkRecord[AnyConfig]:
-    """What the flags say, and the weights."""
+    """The record that the flags describe, completed from the weights."""
     diffusion = from_flags(DiffusionConfig, overrides)
     model: AnyConfig
     if kind == "diffusion":

@@ -75,7 +75,8 @@ class Consistency:
     :param batch_size: radiographs per step.
     :param confidence: lowest probability, 0 to 1, at which the teacher's class becomes a label.
     :param weight: weight of the loss after the ramp.
-    :param ramp: steps over which the weight rises.
+    :param ramp: steps over which the weight rises; 0 for none.
+    :param seed: seeds the order and the augmentation.
     :param flip: see `Augmentation`.
     :param swaps: see `Augmentation`.
     """
