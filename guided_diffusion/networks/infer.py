@@ -1,4 +1,4 @@
-"""The architecture of a diffusion U-Net from the shapes of its weights."""
+"""Inferring the architecture of a diffusion U-Net from the shapes of its weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags
 
-# shapes do not depend on these: of each group one flag must be given
+# flags that shapes do not depend on: the user must give one of each group
 _NOT_IN_SHAPES = (
     ("image_size",),
     ("num_head_channels", "num_heads"),
@@ -24,12 +24,13 @@ def infer_model_config(
     source: str,
     also_required: Sequence[str] = (),
 ) -> ModelConfig:
-    """The configuration of the diffusion network that a state_dict belongs to.
+    """Infer the configuration of a diffusion network from its state_dict.
 
-    :param overrides: the flags that the user gave; they supply what shapes cannot.
-    :param source: the checkpoint's name, for messages.
-    :param also_required: further flags that the caller needs and no shape determines.
-    :raises UserError: if it is not a diffusion U-Net, or flags are missing (naming them all).
+    :param state: the weights, under the network's own names.
+    :param overrides: the flags that the user gave, which supply what shapes cannot.
+    :param source: the checkpoint's path, for messages.
+    :param also_required: further flags that the caller needs.
+    :raises UserError: if it is not a diffusion U-Net, or naming all flags that are missing.
     """
     try:
         inferred, attention_levels = _from_shapes(state)
@@ -57,7 +58,7 @@ def infer_model_config(
 
 
 def _from_shapes(state: Mapping[str, th.Tensor]) -> tuple[dict[str, Any], list[int]]:
-    """Fields of the configuration, and the levels that have attention, 0 being the finest."""
+    """Fields of the configuration, and the levels with attention; 0 is the finest."""
 
     def count_blocks(part: str) -> int:
         return 1 + max(int(k.split(".")[1]) for k in state if k.startswith(f"{part}."))
@@ -67,8 +68,8 @@ def _from_shapes(state: Mapping[str, th.Tensor]) -> tuple[dict[str, Any], list[i
     blocks = count_blocks("output_blocks")
     if count_blocks("input_blocks") != blocks:
         raise KeyError("input_blocks")
-    # a decoder level ends with what doubles the size: a convolution or a second residual block
-    ends = [
+    # a decoder level ends in upsampling, by a convolution or a second residual block
+    last_blocks = [
         i
         for i in range(blocks)
         if any(
@@ -76,7 +77,7 @@ def _from_shapes(state: Mapping[str, th.Tensor]) -> tuple[dict[str, Any], list[i
             for key in state
         )
     ]
-    per_level = ends[0] + 1 if ends else blocks
+    per_level = last_blocks[0] + 1 if last_blocks else blocks
     levels = blocks // per_level
     first_blocks = [f"input_blocks.{1 + level * per_level}" for level in range(levels)]
     widths = [state[f"{block}.0.out_layers.3.weight"].shape[0] for block in first_blocks]

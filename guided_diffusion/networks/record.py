@@ -1,4 +1,4 @@
-"""What config.json says of a network."""
+"""What config.json says about a network."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Network_co = TypeVar("Network_co", bound=NetworkConfig, covariant=True)
 
 @dataclasses.dataclass(frozen=True)
 class NetworkRecord(Generic[Network_co]):
-    """All that is needed to rebuild a network, its diffusion process and the reading of images.
+    """All that is needed to rebuild a network, its diffusion process and how it reads images.
 
     classes: their names in the order of their labels, () where there are none.
     """
@@ -27,7 +27,7 @@ class NetworkRecord(Generic[Network_co]):
     def sections(self, kind: str) -> dict[str, Any]:
         """The sections of config.json, for `checkpoint.write_config`.
 
-        :param kind: of the network; see `trained.KINDS`.
+        :param kind: the kind of network, one of `trained.KINDS`.
         """
         return {
             "kind": kind,
@@ -39,10 +39,10 @@ class NetworkRecord(Generic[Network_co]):
 
 
 def read_record(sections: Mapping[str, Any], model_type: type[Network]) -> NetworkRecord[Network]:
-    """The record in a config.json.
+    """Build the record that a config.json holds.
 
-    :param sections: the contents of the file.
-    :param model_type: the configuration of the kind of network that it names.
+    :param sections: the content of the file.
+    :param model_type: the configuration class of that kind of network.
     :raises KeyError: if a section is missing.
     """
     return NetworkRecord(

@@ -1,9 +1,9 @@
-"""Reading a checkpoint: its weights, and the configuration that config.json or shapes give."""
+"""Reading a checkpoint: its weights, and the configuration from config.json or their shapes."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch as th
 
@@ -14,44 +14,42 @@ from guided_diffusion.networks.config import (
     ClassifierConfig,
     DiffusionConfig,
     ModelConfig,
-    NetworkConfig,
     SuperResConfig,
     check_flags,
 )
 from guided_diffusion.networks.infer import infer_model_config
+from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags, from_mapping
+from guided_diffusion.runtime.flags import from_flags
 
-Network = TypeVar("Network", bound=NetworkConfig)
+AnyConfig = ModelConfig | SuperResConfig | ClassifierConfig
+Network_co = TypeVar("Network_co", bound=AnyConfig, covariant=True)
 
-# kinds of network in config.json: their configuration, and the script that uses them
-KINDS: dict[str, tuple[type[NetworkConfig], str]] = {
+# kinds of network in config.json: the configuration of each, and the script that uses it
+KINDS: dict[str, tuple[type[AnyConfig], str]] = {
     "diffusion": (ModelConfig, "image_sample.py"),
     "segmentation_guided": (GuidedConfig, "image_sample.py"),
     "mask_diffusion": (MaskDiffusionConfig, "predict.py, which takes the segm.pth beside it"),
     "super_res": (SuperResConfig, "super_res_sample.py"),
     "classifier": (ClassifierConfig, "classifier_sample.py"),
 }
+# what DataParallel, DDP and torch.compile put before the names of parameters
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|\b_orig_mod\.")
 
 
-@dataclass(frozen=True)
-class Trained(Generic[Network]):
+@dataclass(frozen=True, kw_only=True)
+class Trained(NetworkRecord[Network_co]):
     """A checkpoint and what is known about it.
 
-    path: the file. model, diffusion, reading: its configurations. classes: names of the classes
-    in the order of their labels, () where unknown. weights: its state_dict.
+    path: the file. weights: its state_dict.
     """
 
     path: str
-    model: Network
-    diffusion: DiffusionConfig
-    reading: ReadingConfig
-    classes: tuple[str, ...]
     weights: Mapping[str, th.Tensor]
 
     def network(self, device: th.device | str) -> th.nn.Module:
-        """The network for inference, its parameters frozen; half precision on CUDA alone.
+        """The network for inference, its parameters frozen; half precision on CUDA only.
 
         :raises UserError: if the weights belong to another network.
         """
@@ -64,7 +62,7 @@ class Trained(Generic[Network]):
                 f"{self.path} does not fit the network that the flags describe: {reason}"
             ) from error
         half = self.model.use_fp16 and th.device(device).type == "cuda"
-        getattr(network, "convert_to_fp16" if half else "convert_to_fp32")()
+        (network.convert_to_fp16 if half else network.convert_to_fp32)()
         return network.to(device).eval().requires_grad_(False)
 
 
@@ -82,43 +80,27 @@ def read_trained(
 
     :param overrides: the flags that the user gave, checked against what is known.
     :param kind: the kind of network required, one of `KINDS`.
-    :param defaults: values of flags that were not given, where there is no config.json.
-    :param for_tuning: the network is to be trained further: on images of any size, and without
-        its noise schedule.
+    :param defaults: values for flags that the user did not give, if there is no config.json.
+    :param for_tuning: the network will be trained further, on images of any size; its noise
+        schedule need not be known.
     :raises UserError: if it is not a checkpoint of such a network, if a flag contradicts the
-        configuration (naming both values), or if a flag is required and was not given.
+        configuration (naming both values), or if a required flag is missing.
     """
     weights = _read_weights(path, kind)
     stored = checkpoint.read_config(path)
     if stored is None:
-        return _without_config(path, weights, {**(defaults or {}), **overrides}, kind, for_tuning)
-    source = f"config.json beside {path}"
-    try:
-        found = stored.get("kind", "diffusion")
-        if found != kind and found in KINDS:
-            raise UserError(
-                f"{path} is a network of kind {found}, not {kind}: it is for"
-                f" scripts/{KINDS[found][1]}"
-            )
-        model = from_mapping(KINDS[kind][0], stored["model"])
-        diffusion = from_mapping(DiffusionConfig, stored["diffusion"])
-        reading = ReadingConfig.from_dict(stored["reading"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source} lacks {error}: this package did not write it") from error
-    free = (*FREE_FLAGS, "image_size") if for_tuning else FREE_FLAGS
-    check_flags(overrides, model, source, free)
-    # a classifier's own config does not say what the sampled network predicts
-    schedule = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
-    shared = schedule if kind == "classifier" else tuple(overrides)
-    check_flags({k: v for k, v in overrides.items() if k in shared}, diffusion, source, free)
+        overrides = {**(defaults or {}), **overrides}
+        record = _from_flags(path, weights, overrides, kind, for_tuning)
+    else:
+        record = _from_config(path, stored, overrides, kind, for_tuning)
     changed = {k: v for k, v in overrides.items() if k in FREE_FLAGS}
     return Trained(
-        path,
-        from_flags(type(model), changed, model),
-        from_flags(DiffusionConfig, changed, diffusion),
-        reading,
-        tuple(stored.get("classes", ())),
-        weights,
+        model=from_flags(type(record.model), changed, record.model),
+        diffusion=from_flags(DiffusionConfig, changed, record.diffusion),
+        reading=record.reading,
+        classes=record.classes,
+        path=path,
+        weights=weights,
     )
 
 
@@ -135,37 +117,51 @@ def _read_weights(path: str, kind: str) -> dict[str, th.Tensor]:
         )
     if not isinstance(weights, dict) or not all(map(th.is_tensor, weights.values())):
         raise UserError(f"{path} holds more than weights: expected model*.pt or ema_*.pt")
-    return {_unwrapped(name): value for name, value in weights.items()}
+    return {_WRAPPERS.sub("", name): value for name, value in weights.items()}
 
 
-def _unwrapped(name: str) -> str:
-    """A parameter's name without what DataParallel, DDP and torch.compile put before it."""
-    return re.sub(r"^(module\.)+", "", re.sub(r"\b_orig_mod\.", "", name))
+def _from_config(
+    path: str, stored: Mapping[str, Any], overrides: Mapping[str, Any], kind: str, for_tuning: bool
+) -> NetworkRecord[AnyConfig]:
+    """The record in config.json, once the flags agree with it."""
+    source = f"config.json beside {path}"
+    found = stored.get("kind", "diffusion")
+    if found != kind and found in KINDS:
+        raise UserError(
+            f"{path} is a network of kind {found}, not {kind}: it is for scripts/{KINDS[found][1]}"
+        )
+    try:
+        record = read_record(stored, KINDS[kind][0])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source} lacks {error}: this package did not write it") from error
+    free = (*FREE_FLAGS, "image_size") if for_tuning else FREE_FLAGS
+    check_flags(overrides, record.model, source, free)
+    # a classifier's config.json does not say what the sampled network predicts
+    schedule = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
+    shared = schedule if kind == "classifier" else tuple(overrides)
+    check_flags({k: v for k, v in overrides.items() if k in shared}, record.diffusion, source, free)
+    return record
 
 
-def _without_config(
+def _from_flags(
     path: str,
     weights: Mapping[str, th.Tensor],
     overrides: Mapping[str, Any],
     kind: str,
     for_tuning: bool,
-) -> Trained:
+) -> NetworkRecord[AnyConfig]:
+    """The record that the flags describe, completed from the weights."""
     diffusion = from_flags(DiffusionConfig, overrides)
-    model: NetworkConfig
+    model: AnyConfig
     if kind == "diffusion":
         schedule = () if for_tuning else ("diffusion_steps", "noise_schedule")
-        inferred = infer_model_config(weights, overrides, path, schedule)
-        check_flags(overrides, inferred, f"the weights in {path}", FREE_FLAGS)
-        changed = {k: v for k, v in overrides.items() if k in FREE_FLAGS}
-        model = from_flags(ModelConfig, changed, inferred)
-        if "learn_sigma" not in overrides:
-            learned = {"learn_sigma": inferred.learn_sigma}
-            diffusion = from_flags(DiffusionConfig, learned, diffusion)
+        model = infer_model_config(weights, overrides, path, schedule)
+        check_flags(overrides, model, f"the weights in {path}", FREE_FLAGS)
+        diffusion = replace(diffusion, learn_sigma=model.learn_sigma)
     else:
         seen = {}
         if "in_channels" not in overrides and "input_blocks.0.0.weight" in weights:
             inputs = weights["input_blocks.0.0.weight"].shape[1]
             seen["in_channels"] = inputs // 2 if kind == "super_res" else inputs
         model = from_flags(KINDS[kind][0], {**seen, **overrides})
-    reading = ReadingConfig(model.image_size, model.in_channels)
-    return Trained(path, model, diffusion, reading, (), weights)
+    return NetworkRecord(model, diffusion, ReadingConfig(model.image_size, model.in_channels))

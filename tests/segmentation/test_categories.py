@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import (
+    BINARY,
     categories_for,
     from_plain,
     generic_categories,
     load_categories,
+    resolve_categories,
     to_plain,
 )
 
@@ -105,3 +107,41 @@ def test_table_for_a_number_of_classes(tmp_path):
     assert [c.name for c in categories_for(2, str(path))] == ["background", "lung"]
     with pytest.raises(UserError, match=r"two\.json lists 2 classes but 5"):
         categories_for(5, str(path))
+
+
+def never():
+    raise AssertionError("the masks need not be read")
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_binary_masks_have_two_classes(tmp_path, number):
+    assert resolve_categories(never, number, binary=True) == BINARY
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps([A, B]))
+    table = resolve_categories(never, number, str(path), binary=True)
+    assert [c.name for c in table] == ["background", "lung"]
+
+
+def test_binary_masks_contradict_other_numbers(tmp_path):
+    with pytest.raises(UserError, match="makes two classes, not 3"):
+        resolve_categories(never, 3, binary=True)
+    path = tmp_path / "three.json"
+    path.write_text(json.dumps(to_plain(generic_categories(3))))
+    with pytest.raises(UserError, match=r"three\.json lists 3 classes but 2"):
+        resolve_categories(never, path=str(path), binary=True)
+
+
+def test_a_number_or_a_table_spares_counting_the_masks(tmp_path):
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps([A, B]))
+    assert resolve_categories(never, 7) == load_categories()
+    assert resolve_categories(never, 3) == generic_categories(3)
+    assert resolve_categories(never, path=str(path)) == load_categories(str(path))
+    assert resolve_categories(never, 2, str(path)) == load_categories(str(path))
+    with pytest.raises(UserError, match=r"two\.json lists 2 classes but 3"):
+        resolve_categories(never, 3, str(path))
+
+
+def test_the_masks_are_counted_if_nothing_else_tells():
+    assert resolve_categories(lambda: 4) == generic_categories(4)
+    assert resolve_categories(lambda: 7) == load_categories()

@@ -1,5 +1,7 @@
 """The model file: what a segmentation network is, and how its kind is built."""
 
+import dataclasses
+
 import pytest
 import torch as th
 from conftest import TINY
@@ -50,3 +52,26 @@ def test_other_kinds_are_built_from_their_options(tmp_path, monkeypatch):
 def test_an_unknown_kind_is_named(tmp_path):
     with pytest.raises(UserError, match=r"segm.pth.*'quantum'.*unet"):
         load_model(saved(tmp_path, CONFIG, kind="quantum"))
+
+
+@pytest.mark.parametrize("swaps", [None, (), ((1, 2),), ((0, 1), (2, 0))])
+def test_the_classes_exchanged_in_training_are_kept(tmp_path, swaps):
+    config = dataclasses.replace(CONFIG, flip_swaps=swaps)
+    _, read, _ = load_model(saved(tmp_path, config))
+    assert read == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "swaps"),
+    [
+        ({}, None),
+        ({"flip": "none", "flip_swap": ""}, None),
+        ({"flip": "vertical"}, None),
+        ({"flip": "horizontal"}, ()),
+        ({"flip": "both", "flip_swap": "1:2"}, ((1, 2),)),
+        ({"flip_swap": "1:2"}, ((1, 2),)),
+    ],
+)
+def test_older_files_tell_the_exchanged_classes_by_their_flags(tmp_path, flags, swaps):
+    _, read, _ = load_model(saved(tmp_path, CONFIG, flip_swaps=None, origin=flags))
+    assert read.flip_swaps == swaps

@@ -1,7 +1,7 @@
-"""Joint augmentation of a radiograph and its mask, by torchvision's transforms.
+"""Joint augmentation of a radiograph and its mask with torchvision's transforms.
 
-Masks are always resampled by nearest neighbour, and what comes from outside the image is IGNORE,
-so no class appears that was not there.
+Masks are resampled by nearest neighbour and filled with IGNORE outside the image, so augmentation
+never introduces a class.
 """
 
 from collections.abc import Sequence
@@ -22,24 +22,24 @@ _BILINEAR = v2.InterpolationMode.BILINEAR
 
 
 class RandomGamma(v2.Transform):
-    """Raise grey values to a random power; log-uniform between 1/`most` and `most`."""
+    """Raise grey values to a random power, log-uniform between 1/`largest` and `largest`."""
 
-    def __init__(self, most: float):
+    def __init__(self, largest: float):
         super().__init__()
-        self.most = most
+        self.largest = largest
 
-    def make_params(self, flat_inputs: list) -> dict[str, float]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, float]:
         exponent = float(th.empty(()).uniform_(-1, 1))
-        return {"gamma": self.most**exponent}
+        return {"gamma": self.largest**exponent}
 
-    def transform(self, inpt: Any, params: dict[str, float]) -> Any:
+    def transform(self, inpt: th.Tensor, params: dict[str, float]) -> th.Tensor:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         return self._call_kernel(v2.functional.adjust_gamma, inpt, gamma=params["gamma"])
 
 
 class _Flip(v2.Transform):
-    """Mirror half of the images, and exchange the classes that have a side."""
+    """Mirror half of the images, exchanging pairs of classes such as left and right."""
 
     def __init__(self, horizontal: bool, swaps: Sequence[tuple[int, int]]):
         super().__init__()
@@ -48,10 +48,10 @@ class _Flip(v2.Transform):
         for one, other in swaps:
             self.table[one], self.table[other] = other, one
 
-    def make_params(self, flat_inputs: list) -> dict[str, bool]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, bool]:
         return {"flip": bool(th.rand(()) < 0.5)}
 
-    def transform(self, inpt: Any, params: dict[str, bool]) -> Any:
+    def transform(self, inpt: th.Tensor, params: dict[str, bool]) -> th.Tensor:
         if not params["flip"]:
             return inpt
         flipped = self.mirror(inpt)
@@ -61,14 +61,16 @@ class _Flip(v2.Transform):
 
 
 class Augmentation:
-    """A random change of image and mask that is a function of a seed.
+    """Random augmentation of image and mask, reproducible from a seed.
 
-    :param level: light: small shifts, scalings and changes of brightness; medium: also rotation,
-        contrast and gamma; heavy: also elastic deformation and crops; strong: more of all these,
-        and noise, blur and cut-out patches; none.
-    :param flip: "none", "horizontal", "vertical" or "both": half the images are mirrored.
-    :param swaps: classes that change places in a mirrored image.
+    :param level: "light": small shifts, scaling and brightness; "medium": also rotation, contrast
+        and gamma; "heavy": also elastic deformation and crops; "strong": stronger versions of all
+        these, with noise, blur and cutout; "none".
+    :param flip: "none", "horizontal", "vertical" or "both": directions in which to mirror half of
+        the images.
+    :param swaps: pairs of classes to exchange in mirrored images.
     :param transforms: torchvision v2 transforms to use instead of those of `level`.
+    :raises UserError: for an unknown level or flip.
     """
 
     def __init__(
@@ -92,16 +94,16 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 `[H x W x C]` and uint8 `[H x W]`, to the same shapes."""
+        """Augment an image, uint8 `[H x W x C]`, and its mask, uint8 `[H x W]`; shapes stay."""
         if self.transform is None:
             return image, mask
         with th.random.fork_rng(devices=[]):
             th.manual_seed(seed)
-            changed, moved = self.transform(
+            new_image, new_mask = self.transform(
                 tv_tensors.Image(th.tensor(image).movedim(-1, 0).contiguous()),
                 tv_tensors.Mask(th.tensor(mask)),
             )
-        return changed.movedim(0, -1).numpy(), moved.numpy()
+        return new_image.movedim(0, -1).numpy(), new_mask.numpy()
 
 
 def _transforms(level: str) -> list[v2.Transform]:
@@ -122,12 +124,12 @@ def _transforms(level: str) -> list[v2.Transform]:
         v2.RandomAffine(15, (0.1, 0.1), (0.8, 1.2), None, _BILINEAR, _OUTSIDE),
         _Elastic(0.7),
         _Zoom(0.6),
-        *strong_grey(),
+        *strong_intensity(),
     ]
 
 
-def strong_grey() -> list[v2.Transform]:
-    """Great changes of an image that leave every pixel in its place."""
+def strong_intensity() -> list[v2.Transform]:
+    """Strong changes of intensity, which leave every pixel in place."""
     return [
         v2.ColorJitter(brightness=0.3, contrast=0.5),
         RandomGamma(2.0),
@@ -138,40 +140,40 @@ def strong_grey() -> list[v2.Transform]:
 
 
 class _Blur(v2.Transform):
-    """Blur by a Gaussian of random width.
+    """Gaussian blur of random width.
 
-    :param widest: its standard deviation, as a share of the shorter side.
+    :param max_sigma: largest standard deviation, as a fraction of the shorter side.
     """
 
-    def __init__(self, widest: float):
+    def __init__(self, max_sigma: float):
         super().__init__()
-        self.widest = widest
+        self.max_sigma = max_sigma
 
-    def make_params(self, flat_inputs: list) -> dict[str, float]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, float]:
         side = min(v2.functional.get_size(flat_inputs[0]))
-        return {"sigma": max(0.1, float(th.rand(())) * self.widest * side)}
+        return {"sigma": max(0.1, float(th.rand(())) * self.max_sigma * side)}
 
-    def transform(self, inpt: Any, params: dict[str, float]) -> Any:
-        reach = max(1, round(3 * params["sigma"]))
-        if isinstance(inpt, tv_tensors.Mask) or min(inpt.shape[-2:]) <= reach:
+    def transform(self, inpt: th.Tensor, params: dict[str, float]) -> th.Tensor:
+        radius = max(1, round(3 * params["sigma"]))
+        if isinstance(inpt, tv_tensors.Mask) or min(inpt.shape[-2:]) <= radius:
             return inpt
-        return v2.functional.gaussian_blur(inpt, 2 * reach + 1, params["sigma"])
+        return v2.functional.gaussian_blur(inpt, 2 * radius + 1, params["sigma"])
 
 
 class _Noise(v2.Transform):
-    """Add white noise.
+    """Gaussian white noise of random strength.
 
-    :param most: its highest standard deviation, as a share of white.
+    :param max_sigma: largest standard deviation, as a fraction of the intensity range.
     """
 
-    def __init__(self, most: float):
+    def __init__(self, max_sigma: float):
         super().__init__()
-        self.most = most
+        self.max_sigma = max_sigma
 
-    def make_params(self, flat_inputs: list) -> dict[str, float]:
-        return {"sigma": float(th.rand(())) * self.most}
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, float]:
+        return {"sigma": float(th.rand(())) * self.max_sigma}
 
-    def transform(self, inpt: Any, params: dict[str, float]) -> Any:
+    def transform(self, inpt: th.Tensor, params: dict[str, float]) -> th.Tensor:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         noise = 255 * params["sigma"] * th.randn(inpt.shape)
@@ -179,18 +181,18 @@ class _Noise(v2.Transform):
 
 
 class _CutOut(v2.Transform):
-    """Paint a patch of the image in one grey (arXiv 1708.04552); the mask stays, to be guessed.
+    """Fill a patch with one grey value (arXiv 1708.04552), leaving the mask as it is.
 
-    :param largest: its longest side, as a share of the image's.
+    :param max_side: longest side of the patch, as a fraction of the image's.
     """
 
-    def __init__(self, largest: float):
+    def __init__(self, max_side: float):
         super().__init__()
-        self.largest = largest
+        self.max_side = max_side
 
-    def make_params(self, flat_inputs: list) -> dict[str, Any]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, Any]:
         sizes = v2.functional.get_size(flat_inputs[0])
-        parts = [max(1, round(float(th.rand(())) * self.largest * size)) for size in sizes]
+        parts = [max(1, round(float(th.rand(())) * self.max_side * size)) for size in sizes]
         corners = [int(th.randint(size - part + 1, ())) for size, part in zip(sizes, parts)]
         return {
             "rows": slice(corners[0], corners[0] + parts[0]),
@@ -198,7 +200,7 @@ class _CutOut(v2.Transform):
             "grey": int(th.randint(256, ())),
         }
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+    def transform(self, inpt: th.Tensor, params: dict[str, Any]) -> th.Tensor:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         painted = inpt.clone()
@@ -207,16 +209,16 @@ class _CutOut(v2.Transform):
 
 
 class _Elastic(v2.Transform):
-    """Deform some of the images smoothly, by about 2 % of their shorter side.
+    """Smooth elastic deformation with a standard deviation of 2 % of the shorter side.
 
-    :param p: share of the images.
+    :param p: probability of deforming an image.
     """
 
     def __init__(self, p: float):
         super().__init__()
         self.p = p
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: th.Tensor) -> Any:
         side = min(v2.functional.get_size(inputs[0]))
         if float(th.rand(())) >= self.p or side < 12:
             return inputs if len(inputs) > 1 else inputs[0]
@@ -227,16 +229,19 @@ class _Elastic(v2.Transform):
 
 
 class _Zoom(v2.Transform):
-    """Cut out a random part of the image and enlarge it to the whole image's size."""
+    """Crop at random and resize to the original size.
 
-    def __init__(self, smallest: float):
+    :param min_scale: shortest side of the crop, as a fraction of the image's.
+    """
+
+    def __init__(self, min_scale: float):
         super().__init__()
-        self.smallest = smallest
+        self.min_scale = min_scale
 
-    def make_params(self, flat_inputs: list) -> dict[str, Any]:
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, Any]:
         height, width = v2.functional.get_size(flat_inputs[0])
-        share = float(th.empty(()).uniform_(self.smallest, 1))
-        part = {"height": max(1, round(height * share)), "width": max(1, round(width * share))}
+        scale = float(th.empty(()).uniform_(self.min_scale, 1))
+        part = {"height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
         return {
             "top": int(th.randint(height - part["height"] + 1, ())),
             "left": int(th.randint(width - part["width"] + 1, ())),
@@ -244,7 +249,7 @@ class _Zoom(v2.Transform):
             **part,
         }
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+    def transform(self, inpt: th.Tensor, params: dict[str, Any]) -> th.Tensor:
         return self._call_kernel(
             v2.functional.resized_crop, inpt, **params, interpolation=_BILINEAR, antialias=True
         )

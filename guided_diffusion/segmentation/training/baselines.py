@@ -1,4 +1,4 @@
-"""Baselines to compare with fine-tuning: the same images and loop, other networks."""
+"""Baselines to compare with fine-tuning: other networks, the same images and training loop."""
 
 import argparse
 import dataclasses
@@ -31,9 +31,9 @@ from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 
 NETWORKS = ("smp", "unet", "features")
-# folders that are used when none are passed
+# default folders
 _TRAIN_FOLDERS = ("data/imgs", "data/masks")
-# input sizes derived from --scale are multiples of this, in pixels, which suits all networks
+# input sizes derived from --scale are rounded up to this many pixels, which suits every network
 _MULTIPLE = 32
 
 
@@ -45,38 +45,41 @@ class BaselineConfig(LearningConfig):
 
     network: str = flag(
         "smp",
-        "smp: segmentation_models_pytorch's U-Net; unet: this package's U-Net from random weights;"
-        " features: a pixel classifier on frozen features of a diffusion network",
+        "smp: the U-Net of segmentation_models_pytorch; unet: this package's U-Net, randomly"
+        " initialised; features: a pixel classifier on frozen features of a diffusion network",
         choices=NETWORKS,
     )
     checkpoint: str = flag(
-        "", "pretrained diffusion network: its image reading is used, by unet also its architecture"
+        "",
+        "pretrained diffusion network: images are read as it read them; unet copies its"
+        " architecture, features uses its weights",
     )
-    load: str = flag("", "model file to continue from: its network and its weights", "-f")
+    load: str = flag("", "segmentation model to continue training", "-f")
     scale: float = flag(
         0.5,
-        "size of the network's input as a fraction of the largest image, unless --image_size,"
-        " --load or --checkpoint sets it",
+        "input size as a fraction of the largest image, unless --image_size, --load or"
+        " --checkpoint sets it",
         "-s",
     )
-    validation: float = flag(0.0, "percentage of the training images held out to validate on", "-v")
-    amp: bool = flag(False, "mixed precision: fp16 on a GPU")
+    validation: float = flag(0.0, "percentage of the training images held out for validation", "-v")
+    amp: bool = flag(False, "mixed precision (fp16) on a GPU")
     encoder: str = flag("resnet34", "encoder of the smp network")
-    encoder_weights: str = flag("none", "imagenet (downloaded), a file of weights, or none")
+    encoder_weights: str = flag("none", "imagenet (downloaded), a weights file, or none")
     feature_blocks: str = flag(
-        "5,6,7,8,12", "decoder blocks whose outputs are the features, counted from 0, the deepest"
+        "5,6,7,8,12", "decoder blocks whose outputs are the features; 0 is the deepest"
     )
     feature_timesteps: str = flag(
-        "50,150,250", "timesteps of the noised images, out of 1000 (rescaled to other diffusions)"
+        "50,150,250",
+        "timesteps at which features are taken, out of 1000 (rescaled for other diffusions)",
     )
     shared_head: bool = flag(
-        False, "one classifier for all timesteps, whose probabilities are averaged"
+        False, "share one classifier between timesteps, averaging its probabilities over them"
     )
 
     def check(self) -> None:
         super().check()
         if not 0 < self.scale <= 1:
-            raise UserError(f"--scale {self.scale}: must be in (0, 1]; 1: the images' own size")
+            raise UserError(f"--scale {self.scale}: must be in (0, 1]; 1: the original size")
         if not 0 <= self.validation < 100:
             raise UserError(f"--validation {self.validation}: a percentage, must be in [0, 100)")
 
@@ -99,7 +102,7 @@ def prepare(overrides: Mapping[str, Any]) -> Finetuner | None:
     settings.check()
     folders = Folders.from_flags(overrides, default=_TRAIN_FOLDERS)
     if folders.val and settings.validation:
-        raise UserError("--validation splits the training images: leave it out, or VAL_IMG")
+        raise UserError("--validation holds out training images: omit either the flag or VAL_IMG")
     loaded = load_model(settings.load) if settings.load else None
     pretrained = (
         read_trained(settings.checkpoint, overrides, for_tuning=True)
@@ -130,11 +133,17 @@ def prepare(overrides: Mapping[str, Any]) -> Finetuner | None:
 
 
 def split(data: LabelledImages, percent: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Images to train on, and `percent` of them, but at least one, to validate on instead."""
+    """Hold out a random `percent` of the images, at least one.
+
+    :return: the images to train on and those to validate on.
+    :raises UserError: if none are left to train on.
+    """
     order = np.random.default_rng(rng.derive_seed(seed, "validation")).permutation(len(data))
     count = max(1, round(len(data) * percent / 100))
     if count >= len(data):
-        raise UserError(f"--validation {percent}: leaves none of {len(data)} images for training")
+        raise UserError(
+            f"--validation {percent}: leaves none of the {len(data)} images for training"
+        )
     return data.choose(sorted(order[count:])), data.choose(sorted(order[:count]))
 
 
@@ -145,21 +154,21 @@ def _reading(
     loaded: SegmentationConfig | None,
     pretrained: Trained[ModelConfig] | None,
 ) -> ReadingConfig:
-    """How to read images: as --load or --checkpoint was, or, by default, to suit the images."""
+    """How to read images: as --load or --checkpoint did, or else to suit the images."""
     if loaded is not None:
         return from_flags(ReadingConfig, overrides, loaded.reading)
     if pretrained is not None:
         reading = dataclasses.replace(pretrained.reading, resize="pad")
         return from_flags(ReadingConfig, overrides, reading)
     paths = [image for _, image, _ in pair_files(*train_dirs)]
-    found: dict[str, Any] = {"resize": "pad"}
+    suited: dict[str, Any] = {"resize": "pad"}
     if "in_channels" not in overrides:
-        found["in_channels"] = 1 if sample_is_grey(paths) else 3
+        suited["in_channels"] = 1 if sample_is_grey(paths) else 3
     if "image_size" not in overrides:
         sizes = np.array([read_image(path, 1).shape for path in paths])
         sides = np.ceil(settings.scale * sizes.max(axis=0) / _MULTIPLE).astype(int) * _MULTIPLE
-        found["image_size"] = tuple(sides.tolist())
-    return from_flags(ReadingConfig, {**found, **overrides})
+        suited["image_size"] = tuple(sides.tolist())
+    return from_flags(ReadingConfig, {**suited, **overrides})
 
 
 def _smp(
@@ -202,7 +211,7 @@ def _unet(
         }
         network = from_flags(ModelConfig, {**overrides, **own}).with_explicit_channel_mult()
     config = dataclasses.replace(config, model=network)
-    messages = ["this package's U-Net from random weights"]
+    messages = ["this package's U-Net, randomly initialised"]
     return InitialNetwork(config.build(), config, messages=messages)
 
 
@@ -216,7 +225,7 @@ def _features(
         raise UserError("--network features needs --checkpoint: a pretrained diffusion network")
     if pretrained.model.class_cond:
         raise UserError(
-            f"{pretrained.path} is class-conditional: features need a network without classes"
+            f"{pretrained.path} is class-conditional: --network features needs an unconditional one"
         )
     network = dataclasses.replace(pretrained.model, use_fp16=False)
     wanted = _integers("feature_blocks", settings.feature_blocks)
@@ -259,8 +268,8 @@ def _continue(
         )
     if len(config.categories) != classes:
         raise UserError(
-            f"--load {settings.load} has {len(config.categories)} classes, the masks {classes}:"
-            " pass --out_channels if they mean the same"
+            f"--load {settings.load} has {len(config.categories)} classes, the masks have"
+            f" {classes}: pass --out_channels if the classes are the same"
         )
     return InitialNetwork(model, config, messages=[f"starting from {settings.load}"])
 

@@ -1,15 +1,15 @@
-"""Learning from unlabelled radiographs: what the teacher is sure of, the student learns.
+"""Learning from unlabelled radiographs: a teacher's confident predictions label the student's view.
 
-The teacher is the average of the student's weights (arXiv 1703.01780); it sees a weakly augmented
-view, and where its class probability passes a threshold, that class is the label of the same pixel
-of a strongly augmented view (arXiv 2001.07685, equation 4). Both views have the same geometry, so
-that labels need no warping.
+The teacher, a moving average of the student's weights (arXiv 1703.01780), sees a weakly augmented
+view. Where its class probability reaches a threshold, that class becomes the label of the same
+pixel in a strongly augmented view (arXiv 2001.07685, equation 4). Both views share one geometry,
+so labels need no warping.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch as th
@@ -20,28 +20,36 @@ from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
-from guided_diffusion.segmentation.training.augment import Augmentation, strong_grey
+from guided_diffusion.segmentation.training.augment import Augmentation, strong_intensity
 from guided_diffusion.segmentation.training.dataset import LabelledImages, draw_order
 
-# bytes of images kept in memory; further ones are read from their files again
-_KEPT_BYTES = 2**30
+# bytes of images to cache; the least recently used are read from disk again
+_CACHE_BYTES = 2**30
 
 
-class _LazySequence(Sequence[np.ndarray]):
-    """Lazily loaded sequence of arrays."""
+class _OnDemand(Sequence[np.ndarray]):
+    """A sequence of `length` arrays, each fetched by its index when it is accessed."""
 
-    def __init__(self, length: int, load: Callable[[int], np.ndarray]):
-        self.length, self.load = length, load
+    def __init__(self, length: int, fetch: Callable[[int], np.ndarray]):
+        self.length, self.fetch = length, fetch
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.load(index)
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self.fetch(i) for i in range(self.length)[index]]
+        return self.fetch(range(self.length)[index])
 
 
 def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
-    """The radiographs under a folder, read when wanted; their masks are 0, in the padding IGNORE.
+    """The radiographs under a folder, read on demand; masks are 0 inside them, IGNORE in padding.
 
     :raises UserError: if there are none.
     """
@@ -53,9 +61,9 @@ def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
         return reading.prepare(image), mask
 
     size = sum(array.nbytes for array in read(0))
-    kept = functools.lru_cache(maxsize=max(1, _KEPT_BYTES // size))(read)
-    images = _LazySequence(len(paths), lambda index: kept(index)[0])
-    masks = _LazySequence(len(paths), lambda index: kept(index)[1])
+    cached = functools.lru_cache(maxsize=max(1, _CACHE_BYTES // size))(read)
+    images = _OnDemand(len(paths), lambda index: cached(index)[0])
+    masks = _OnDemand(len(paths), lambda index: cached(index)[1])
     window = reading.geometry().height_width if reading.resize == "native" else None
     return LabelledImages(tuple(paths), images, masks, window)
 
@@ -64,12 +72,13 @@ class Consistency:
     """Batches of unlabelled radiographs in two views, and the loss between them.
 
     :param data: see `load_unlabelled`.
-    :param batch_size: radiographs a step.
-    :param confidence: probability from which the teacher's class counts.
-    :param weight: of the loss.
-    :param ramp: step from which it has its full weight.
-    :param flip: as of `Augmentation`.
-    :param swaps: as of `Augmentation`.
+    :param batch_size: radiographs per step.
+    :param confidence: lowest probability, 0 to 1, at which the teacher's class becomes a label.
+    :param weight: weight of the loss after the ramp.
+    :param ramp: steps over which the weight rises; 0 for none.
+    :param seed: seeds the order and the augmentation.
+    :param flip: see `Augmentation`.
+    :param swaps: see `Augmentation`.
     """
 
     def __init__(
@@ -90,16 +99,19 @@ class Consistency:
         self.ramp = ramp
         self.seed = seed
         self.weak = Augmentation("light", flip, swaps)
-        self.strong = Augmentation(transforms=strong_grey())
+        self.strong = Augmentation(transforms=strong_intensity())
 
     def weight(self, step: int) -> float:
-        """Of the loss at a step: exp(-5 (1 - t)^2) of the full one (arXiv 1703.01780, appendix)."""
+        """Weight of the loss, rising as exp(-5 (1 - t)^2) (arXiv 1703.01780, appendix)."""
         progress = min(1.0, step / self.ramp) if self.ramp else 1.0
         return self.full_weight * math.exp(-5 * (1 - progress) ** 2)
 
     def views(self, step: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """A function of (seed, step): weak and strong images `[N x C x H x W]` in [-1, 1], and
-        masks `[N x H x W]`, 0 or, outside the radiograph, IGNORE."""
+        """The batch of a step, a function of (seed, step) alone.
+
+        :return: weakly and strongly augmented images `[N x C x H x W]` in [-1, 1], and masks
+            `[N x H x W]`: 0 inside the radiograph, IGNORE outside.
+        """
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
         chosen = [draw_order(n, len(self.data), self.seed, "unlabelled") for n in numbers]
         seeds = [rng.derive_seed(self.seed, "weak", n) for n in numbers]
@@ -112,7 +124,7 @@ class Consistency:
         return weak, normalize(np.stack(strong)), masks
 
     def labels(self, scores: th.Tensor, masks: th.Tensor) -> th.Tensor:
-        """The teacher's classes `[N x H x W]`, IGNORE where it is not sure or nothing is known.
+        """The teacher's classes `[N x H x W]`, IGNORE where it is unsure or the mask is IGNORE.
 
         :param scores: its logits `[N x C x H x W]`.
         """
@@ -122,6 +134,6 @@ class Consistency:
 
 
 def consistency_loss(scores: th.Tensor, labels: th.Tensor) -> th.Tensor:
-    """Cross-entropy of logits `[N x C x H x W]`, summed over labelled pixels, a mean over all."""
+    """Cross-entropy of logits `[N x C x H x W]`, summed over labelled pixels, divided by all."""
     total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
     return total / labels.numel()

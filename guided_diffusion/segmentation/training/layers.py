@@ -1,4 +1,4 @@
-"""Which parts of a network train, and how fast: freezing and learning rates by layer."""
+"""Which parts of a network are trained, and how fast: freezing, layer-wise learning rates."""
 
 from collections.abc import Collection
 from typing import Any
@@ -9,37 +9,38 @@ from guided_diffusion.unet import SegmentationUNetModel
 
 
 def freeze(model: SegmentationUNetModel, encoder: float, decoder: float) -> list[str]:
-    """Let only a share of the network train, and its output layer always.
+    """Freeze all of a network but a fraction of its blocks and its output layer.
 
-    :param encoder: share of the middle and input blocks, from the middle outwards.
-    :param decoder: share of the output blocks, from the output inwards.
-    :return: names of the parts that stay as they are.
+    :param encoder: fraction of the middle and input blocks to train, 0 to 1, counted from the
+        middle.
+    :param decoder: fraction of the output blocks to train, 0 to 1, counted from the output.
+    :return: the names of the frozen parts.
     """
-    parts = from_the_output_on(model)
+    parts = blocks_from_output(model)
     decoding = [part for part in parts if part[0].startswith("output_blocks")]
     encoding = [part for part in parts if part[0].startswith(("middle_block", "input_blocks"))]
     frozen = []
-    for share, blocks in ((encoder, encoding), (decoder, decoding)):
-        for name, block in blocks[round(share * len(blocks)) :]:
+    for fraction, blocks in ((encoder, encoding), (decoder, decoding)):
+        for name, block in blocks[round(fraction * len(blocks)) :]:
             block.requires_grad_(False)
             frozen.append(name)
-    if encoder < 1:  # every block hears of the timestep; frozen ones must hear the same as before
+    if encoder < 1:  # frozen blocks must get the embedding that they were trained with
         model.time_embed.requires_grad_(False)
         frozen.append("time_embed")
     return frozen
 
 
-def from_the_output_on(model: SegmentationUNetModel) -> list[tuple[str, th.nn.Module]]:
-    """Output layer, decoder, middle and encoder, by name, in the order of the gradient."""
+def blocks_from_output(model: SegmentationUNetModel) -> list[tuple[str, th.nn.Module]]:
+    """Names and modules of the output layer, decoder, middle and encoder, in backward order."""
 
-    def inwards(name: str) -> list[tuple[str, th.nn.Module]]:
+    def backwards(name: str) -> list[tuple[str, th.nn.Module]]:
         return [(f"{name}.{i}", block) for i, block in reversed([*enumerate(getattr(model, name))])]
 
     return [
         ("out", model.out),
-        *inwards("output_blocks"),
+        *backwards("output_blocks"),
         ("middle_block", model.middle_block),
-        *inwards("input_blocks"),
+        *backwards("input_blocks"),
     ]
 
 
@@ -49,17 +50,18 @@ def parameter_groups(
     fresh: Collection[str] = (),
     head_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups of parameters with a factor "lr_scale" on the learning rate of each.
+    """The parameter groups of an optimiser, each with a factor "lr_scale" on the learning rate.
 
-    :param layer_decay: factor from each block of a U-Net to the next, from the output on (as in
-        arXiv 1801.06146, section 3.2, and arXiv 2003.10555); the timestep embedding, which speaks
-        to all of them, learns as slowly as the first block. Other networks know no decay.
-    :param fresh: names of parameters that were not pretrained: no decay, but `head_lr_scale`.
+    :param layer_decay: factor from each block of a U-Net to the next, from output to input (as in
+        arXiv 1801.06146, section 3.2, and arXiv 2003.10555). The timestep embedding, which feeds
+        every block, learns as slowly as the first. Other networks have no decay.
+    :param fresh: names of parameters that were not pretrained.
+    :param head_lr_scale: factor for those, in place of the decay.
     """
     scales = {}
     if layer_decay != 1 and isinstance(model, SegmentationUNetModel):
-        parts = from_the_output_on(model)
-        scales = {name: layer_decay**place for place, (name, _) in enumerate(parts)}
+        parts = blocks_from_output(model)
+        scales = {name: layer_decay**distance for distance, (name, _) in enumerate(parts)}
         scales["time_embed"] = scales[parts[-1][0]]
     groups: dict[float, list[th.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

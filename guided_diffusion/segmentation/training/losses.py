@@ -13,30 +13,37 @@ WEIGHTINGS = ("none", "sqrt", "inverse")
 
 
 def class_weights(pixels: np.ndarray, weighting: str) -> th.Tensor | None:
-    """Weights of the classes in the cross-entropy, float32 `[C]` with mean 1 over present classes.
+    """Class weights of the cross-entropy, float32 `[C]`, averaging 1 over the classes present.
 
-    :param pixels: pixels of each class in the training masks.
-    :param weighting: "none", "inverse" frequency, or its square root "sqrt". Absent classes get 1.
+    Classes without pixels get 1.
+
+    :param pixels: number of pixels of each class in the training masks, `[C]`.
+    :param weighting: "inverse" class frequency, its square root "sqrt", or "none".
+    :return: None for "none".
+    :raises UserError: for any other weighting.
     """
     if weighting not in WEIGHTINGS:
         raise UserError(f"--class_weighting {weighting}: choose one of {', '.join(WEIGHTINGS)}")
     if weighting == "none":
         return None
-    share = pixels / max(1, pixels.sum())
+    frequency = pixels / max(1, pixels.sum())
     power = 0.5 if weighting == "sqrt" else 1.0
-    present = share > 0
-    weights = np.ones(len(share))
-    weights[present] = share[present] ** -power
+    present = frequency > 0
+    weights = np.ones(len(frequency))
+    weights[present] = frequency[present] ** -power
     weights[present] /= weights[present].mean()
     return th.from_numpy(weights.astype(np.float32))
 
 
 class SegmentationLoss(nn.Module):
-    """Cross-entropy, soft Dice (arXiv 1606.04797) or their sum; IGNORE counts nowhere.
+    """Cross-entropy, soft Dice (arXiv 1606.04797) or their sum, without IGNORE pixels.
 
     :param kind: "ce+dice", "ce" or "dice".
-    :param weights: of the classes in the cross-entropy, `[C]`.
+    :param weights: class weights of the cross-entropy, `[C]`; None for equal ones.
+    :raises UserError: for any other kind.
     """
+
+    weights: th.Tensor | None
 
     def __init__(self, kind: str = "ce+dice", weights: th.Tensor | None = None):
         super().__init__()
@@ -48,11 +55,11 @@ class SegmentationLoss(nn.Module):
         if "dice" in kind:
             from monai.losses import MaskedDiceLoss  # importing monai takes seconds
 
-            # over the batch, so that a class absent from one image does not count as missed
+            # over the batch: a class that one image lacks must not count as missed there
             self.dice = MaskedDiceLoss(include_background=True, batch=True)
 
     def forward(self, scores: th.Tensor, masks: th.Tensor) -> th.Tensor:
-        """Mean loss of logits `[N x C x H x W]` against class indices `[N x H x W]`."""
+        """Mean loss, a scalar, of logits `[N x C x H x W]` for class indices `[N x H x W]`."""
         scores = scores.float()
         known = masks != IGNORE
         loss = scores.new_zeros(())

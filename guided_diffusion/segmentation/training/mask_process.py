@@ -1,6 +1,7 @@
-"""Noise becoming a mask, and a mask becoming noise, as pictures."""
+"""Pictures of the diffusion of masks: a mask turning into noise, and noise into a mask."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -9,13 +10,12 @@ from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime import rng
 from guided_diffusion.sampling.images import to_uint8
 from guided_diffusion.sampling.pictures import image_grid, write_gif
-from guided_diffusion.sampling.solvers import StepReport
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.networks.mask_diffusion import MaskDiffusionModel, decode, encode
 from guided_diffusion.segmentation.networks.padding import crop_to
 
-# moments that the strip shows of each direction
-_SHOWN = 8
+# timesteps shown per row
+_COLUMNS = 8
 
 
 def write_process(
@@ -25,26 +25,26 @@ def write_process(
     categories: Sequence[Category],
     stem: str,
 ) -> None:
-    """Write STEM.png, a strip of three rows, and STEM.gif, the same moments one by one.
+    """Write STEM.png, a grid of three rows, and STEM.gif, an animation of the first two.
 
-    The rows: the mask as noise is added; a mask as it is drawn from noise; what the network takes
-    that for meanwhile. Classes have their colours, noise mixes them. The first column of each row
-    is the radiograph.
+    The rows: the mask as noise is added; a mask as it is sampled from noise; the network's
+    prediction of that mask at each timestep. Classes are shown in their colours, which noise
+    blends. Each row starts with the radiograph.
 
-    :param images: one radiograph, `[1 x C x H x W]` in [-1, 1].
+    :param images: the radiograph, `[1 x C x H x W]` in [-1, 1].
     :param mask: its class map, uint8 `[H x W]`.
     """
     device = next(model.parameters()).device
     forward = _forward(model, encode(th.from_numpy(mask)[None], len(categories)).to(device))
-    backward, guesses = _backward(model, images.to(device))
+    backward, predictions = _backward(model, images.to(device))
     shown = to_uint8(images[:1])[0]
     shown = np.broadcast_to(shown, (*shown.shape[:2], 3))
-    rows = (forward, backward, guesses)
+    rows = (forward, backward, predictions)
     cells, captions = [], []
-    for name, row in zip(("to noise", "from noise", "its guess"), rows):
+    for name, row in zip(("to noise", "from noise", "predicted"), rows):
         cells += [shown, *(_coloured(state, categories) for _, state in row)]
         captions += [name, *(f"t {timestep}" for timestep, _ in row)]
-    write_image(f"{stem}.png", image_grid(np.stack(cells), captions, columns=_SHOWN + 1))
+    write_image(f"{stem}.png", image_grid(np.stack(cells), captions, columns=_COLUMNS + 1))
     frames = [
         image_grid(np.stack([shown, _coloured(state, categories)]), ["", f"t {timestep}"])
         for timestep, state in (*forward, *backward)
@@ -55,45 +55,42 @@ def write_process(
 State = tuple[int, th.Tensor]
 
 
-def _moments(count: int) -> list[int]:
-    """Numbers from 0 to `count` - 1, evenly spread; as many as are shown, some twice if need be."""
-    return np.linspace(0, count - 1, _SHOWN).round().astype(int).tolist()
+def _shown_indices(count: int) -> list[int]:
+    """The indices to show of `count`, evenly spaced; some repeat if there are too few."""
+    return np.linspace(0, count - 1, _COLUMNS).round().astype(int).tolist()
 
 
 def _forward(model: MaskDiffusionModel, mask: th.Tensor) -> list[State]:
-    """A class map `[1 x C x H x W]` at timesteps from first to last, with the same noise."""
+    """An encoded mask `[1 x C x H x W]` from first to last timestep, with the same noise."""
     noise = rng.normal(model.seed, "sample", [0], mask.shape[1:]).to(mask.device)
     states = []
-    for t in _moments(model.diffusion.num_timesteps):
+    for t in _shown_indices(model.diffusion.num_timesteps):
         times = th.full((1,), t, device=mask.device)
-        states.append((_original(model, t), model.diffusion.q_sample(mask, times, noise)))
+        states.append((_full_timestep(model, t), model.diffusion.q_sample(mask, times, noise)))
     return states
 
 
 def _backward(model: MaskDiffusionModel, images: th.Tensor) -> tuple[list[State], list[State]]:
-    """Mask number 0 while it is drawn, and the network's predictions of it."""
-    states: list[State] = []
-    guesses: list[State] = []
+    """A mask while it is sampled, and the network's prediction of it at each timestep."""
+    states, predictions = [], []
 
-    def note(state: StepReport) -> None:
-        timestep = _original(model, state["timestep"])
-        states.append((timestep, state["sample"].clone()))
-        guesses.append((timestep, state["pred_xstart"].clone()))
+    def record(state: dict[str, Any]) -> None:
+        timestep = _full_timestep(model, state["timestep"])
+        states.append((timestep, crop_to(state["sample"], images).clone()))
+        predictions.append((timestep, crop_to(state["pred_xstart"], images).clone()))
 
-    model.draw(images, 0, callback=note)
-    chosen = _moments(len(states))
-    drawn, predicted = (
-        [(row[i][0], crop_to(row[i][1], images)) for i in chosen] for row in (states, guesses)
-    )
-    return drawn, predicted
+    model.draw(images, 0, callback=record)
+    shown = _shown_indices(len(states))
+    return [states[i] for i in shown], [predictions[i] for i in shown]
 
 
-def _original(model: MaskDiffusionModel, timestep: int) -> int:
+def _full_timestep(model: MaskDiffusionModel, timestep: int) -> int:
+    """A timestep of the respaced process as one of the full process."""
     return model.diffusion.timestep_map[timestep]
 
 
 def _coloured(state: th.Tensor, categories: Sequence[Category]) -> np.ndarray:
-    """`[1 x C x H x W]` as uint8 `[H x W x 3]`: the classes' colours, mixed by their shares."""
+    """An encoded mask `[1 x C x H x W]` as uint8 RGB `[H x W x 3]`, blending class colours."""
     colors = np.array([category.color for category in categories], np.float32)
     shares = decode(state)[0].movedim(0, -1).cpu().numpy()
     return np.rint(shares @ colors).astype(np.uint8)

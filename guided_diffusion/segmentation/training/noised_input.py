@@ -1,4 +1,4 @@
-"""Training images as the diffusion shows them: at random timesteps, with the noise of each."""
+"""Training images at chosen or random timesteps of the diffusion, noised accordingly."""
 
 import dataclasses
 
@@ -11,7 +11,11 @@ from guided_diffusion.runtime.errors import UserError
 
 
 def parse_range(text: str, steps: int) -> tuple[int, int] | None:
-    """`"0,150"` to the lowest and the highest timestep; "" to None."""
+    """Parse `"0,150"` into the lowest and highest timestep; "" gives None.
+
+    :param steps: number of timesteps of the diffusion.
+    :raises UserError: unless 0 <= low <= high < steps.
+    """
     if not text:
         return None
     try:
@@ -20,20 +24,20 @@ def parse_range(text: str, steps: int) -> tuple[int, int] | None:
         low, high = 0, -1
     if not 0 <= low <= high < steps:
         raise UserError(
-            f"--timestep_range {text}: expected two timesteps LOW,HIGH of the diffusion's"
-            f" 0 to {steps - 1}"
+            f"--timestep_range {text}: expected two timesteps LOW,HIGH between 0 and {steps - 1}"
         )
     return low, high
 
 
 class NoisedInput:
-    """Takes training images to timesteps of the diffusion (arXiv 2006.11239, equation 4).
+    """Diffuses training images to given timesteps (arXiv 2006.11239, equation 4).
 
-    :param diffusion: of the pretrained network.
-    :param timestep: of all images, of the diffusion's steps, unless there is a `span`.
-    :param span: lowest and highest timestep; each image gets one of them at random.
-    :param noise: add the timestep's noise; otherwise the network is told the timestep alone.
-    :param seed: of timesteps and noise.
+    :param diffusion: the pretrained network's diffusion process.
+    :param timestep: timestep of all images, in the diffusion's steps; ignored if there is a `span`.
+    :param span: lowest and highest timestep; each image's is drawn uniformly between them.
+    :param noise: whether to noise the images; if not, only the network's timestep changes.
+    :param seed: seeds timesteps and noise.
+    :raises UserError: if a timestep is not one of the diffusion's.
     """
 
     def __init__(
@@ -58,10 +62,11 @@ class NoisedInput:
         self.signal = np.sqrt(process.alphas_cumprod)
 
     def __call__(self, images: th.Tensor, first: int) -> tuple[th.Tensor, th.Tensor | None]:
-        """Images `[N x C x H x W]` in [-1, 1] to noised ones and their timesteps `[N]`.
+        """Diffuse images `[N x C x H x W]`, in [-1, 1] before the noise.
 
-        :param first: number of the first image in the run, counted over all steps.
-        :return: timesteps in the network's units; None where all images have the network's own.
+        :param first: index of the first image within the run, counted over all steps.
+        :return: the images, and their timesteps `[N]` in the network's units, or None where the
+            network's default timestep applies.
         """
         numbers = range(first, first + len(images))
         share = rng.uniforms(self.seed, "timestep", numbers)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import parse_swaps
-from guided_diffusion.segmentation.training.augment import LEVELS, Augmentation, strong_grey
+from guided_diffusion.segmentation.training.augment import LEVELS, Augmentation, strong_intensity
 
 
 def picture(height: int, width: int, seed: int = 0):
@@ -60,7 +60,7 @@ def test_strong_changes_of_grey_leave_every_pixel_in_its_place():
     image, mask = picture(48, 48)
     image = np.kron(image[:6, :6], np.ones((8, 8, 1), np.uint8))
     mask = np.kron(mask[:6, :6], np.ones((8, 8), np.uint8))
-    grey = Augmentation(transforms=strong_grey())
+    grey = Augmentation(transforms=strong_intensity())
     agreement = []
     for seed in range(40):
         changed, moved = grey(image, mask, seed)

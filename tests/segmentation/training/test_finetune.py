@@ -167,7 +167,7 @@ def test_more_images_a_step_than_there_are(script, pretrained, tmp_path):
 
 
 @pytest.mark.parametrize(("share", "trained"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
-def test_the_decoder_trains_from_the_output_on(share, trained):
+def test_the_decoder_is_unfrozen_from_the_output(share, trained):
     model = TINY.build_segmentation(3, None, 1)
     freeze(model, 1.0, share)
     training = [all(p.requires_grad for p in b.parameters()) for b in model.output_blocks]
