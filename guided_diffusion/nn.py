@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch as th
 import torch.nn as nn
@@ -51,17 +52,21 @@ class GroupNorm32(nn.GroupNorm):
             return call(x, self.weight, self.bias, scale, shift, (self.num_groups, self.eps))
         y = self(x)
         if not th.is_grad_enabled():
-            if scale is not None:
+            if scale is not None and shift is not None:
                 th.addcmul(shift, y, scale + 1, out=y)
             return F.silu(y, inplace=True)
-        return F.silu(y if scale is None else th.addcmul(shift, y, scale + 1))
+        if scale is not None and shift is not None:
+            y = th.addcmul(shift, y, scale + 1)
+        return F.silu(y)
 
 
 class _NormSiLU(th.autograd.Function):
     """`GroupNorm32.silu`, keeping nothing but its input for the backward pass."""
 
     @staticmethod
-    def _norm(x, weight, bias, groups, eps):
+    def _norm(
+        x: th.Tensor, weight: th.Tensor, bias: th.Tensor, groups: int, eps: float
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         images, channels = x.shape[:2]
         positions = x.numel() // max(1, images * channels)
         with th.autocast("cpu", enabled=False):
@@ -70,20 +75,27 @@ class _NormSiLU(th.autograd.Function):
             )
 
     @staticmethod
-    def forward(x, weight, bias, scale, shift, settings):
+    def forward(
+        x: th.Tensor,
+        weight: th.Tensor,
+        bias: th.Tensor,
+        scale: th.Tensor | None,
+        shift: th.Tensor | None,
+        settings: tuple[int, float],
+    ) -> th.Tensor:
         y = _NormSiLU._norm(x, weight, bias, *settings)[0]
-        if scale is not None:
+        if scale is not None and shift is not None:
             th.addcmul(shift, y, scale + 1, out=y)
         return F.silu(y, inplace=True)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: th.Tensor) -> None:
         *tensors, ctx.settings = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @th.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         x, weight, bias, scale, shift = ctx.saved_tensors
         normed, mean, rstd = _NormSiLU._norm(x, weight, bias, *ctx.settings)
         argument = normed if scale is None else th.addcmul(shift, normed, scale + 1)
@@ -135,16 +147,16 @@ class _Convolution3x3(th.autograd.Function):
     """A 3x3 convolution with stride and padding 1."""
 
     @staticmethod
-    def forward(x, weight, bias):
+    def forward(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: th.Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     @th.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         grad = grad.contiguous()
@@ -189,19 +201,19 @@ _CONVOLUTIONS = {1: nn.Conv1d, 2: Conv2d, 3: nn.Conv3d}
 _AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
-def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
+def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """A convolution over `dims` spatial dimensions (1, 2 or 3)."""
     if dims not in _CONVOLUTIONS:
         raise ValueError(f"convolutions exist for 1, 2 and 3 dimensions, not for {dims}")
     return _CONVOLUTIONS[dims](*args, **kwargs)
 
 
-def linear(*args, **kwargs) -> nn.Linear:
+def linear(*args: Any, **kwargs: Any) -> nn.Linear:
     """A fully connected layer."""
     return nn.Linear(*args, **kwargs)
 
 
-def avg_pool_nd(dims: int, *args, **kwargs) -> nn.Module:
+def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """Average pooling over `dims` spatial dimensions (1, 2 or 3)."""
     if dims not in _AVERAGE_POOLS:
         raise ValueError(f"average pooling exists for 1, 2 and 3 dimensions, not for {dims}")

@@ -8,8 +8,8 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch as th
 import torch.nn as nn
@@ -55,7 +55,9 @@ class Upsample(nn.Module):
     :param out_channels: channels after the convolution, by default those of the input.
     """
 
-    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+    def __init__(
+        self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None
+    ):
         super().__init__()
         self.channels = channels
         self.out_channels = out_channels or channels
@@ -95,7 +97,9 @@ class Downsample(nn.Module):
     :param out_channels: channels after the convolution, by default those of the input.
     """
 
-    def __init__(self, channels, use_conv, dims=2, out_channels=None):
+    def __init__(
+        self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None
+    ):
         super().__init__()
         self.channels = channels
         self.out_channels = out_channels or channels
@@ -133,16 +137,16 @@ class ResBlock(TimestepBlock):
 
     def __init__(
         self,
-        channels,
-        emb_channels,
-        dropout,
-        out_channels=None,
-        use_conv=False,
-        use_scale_shift_norm=False,
-        dims=2,
-        use_checkpoint=False,
-        up=False,
-        down=False,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        use_conv: bool = False,
+        use_scale_shift_norm: bool = False,
+        dims: int = 2,
+        use_checkpoint: bool | str = False,
+        up: bool = False,
+        down: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -160,6 +164,7 @@ class ResBlock(TimestepBlock):
             nn.SiLU(),
             conv_nd(dims, channels, self.out_channels, 3, padding=1),
         )
+        self.resample: nn.Module
         if up:
             self.resample = Upsample(channels, False, dims)
         elif down:
@@ -174,6 +179,7 @@ class ResBlock(TimestepBlock):
             nn.Dropout(p=dropout),
             zero_module(conv_nd(dims, self.out_channels, self.out_channels, 3, padding=1)),
         )
+        self.skip_connection: nn.Module
         if self.out_channels == channels:
             self.skip_connection = nn.Identity()
         else:
@@ -202,13 +208,15 @@ class ResBlock(TimestepBlock):
         )
         return self.skip_connection(self.resample(x)) + h
 
-    def _entered(self, x):
+    def _entered(self, x: th.Tensor) -> th.Tensor:
         norm, activation, _ = self.in_layers
         return self.resample(_norm_silu(norm, activation, x))
 
-    def _convolved(self, conv, compute, dropout=None):
+    def _convolved(
+        self, conv: nn.Module, compute: Callable[[], th.Tensor], dropout: nn.Module | None = None
+    ) -> th.Tensor:
         """conv(dropout(compute())), the input computed again if so wanted, unless it is random."""
-        if dropout is not None and dropout.p > 0 and dropout.training:
+        if isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training:
             return conv(dropout(compute()))
         return _recomputed(conv, compute, self.use_checkpoint == NORMS)
 
@@ -218,20 +226,20 @@ class ResBlock(TimestepBlock):
         steer = self.emb_layers(emb)[0]
         if self.use_scale_shift_norm:
             scale, shift = steer.chunk(2)
-            norm = self.out_layers[0]
-            norm.bias.copy_(norm.bias * (1 + scale) + shift)
-            norm.weight.mul_(1 + scale)
+            bias = self.out_layers.get_parameter("0.bias")
+            bias.copy_(bias * (1 + scale) + shift)
+            self.out_layers.get_parameter("0.weight").mul_(1 + scale)
         else:
-            self.in_layers[-1].bias.add_(steer)
+            self.in_layers.get_parameter("2.bias").add_(steer)
         self.folded = True
 
 
-def _whole(use_checkpoint):
+def _whole(use_checkpoint: bool | str) -> bool:
     """Whether a block keeps nothing but its inputs for the backward pass."""
     return bool(use_checkpoint) and use_checkpoint != NORMS
 
 
-def _recomputed(layer, compute, flag):
+def _recomputed(layer: nn.Module, compute: Callable[[], th.Tensor], flag: bool) -> th.Tensor:
     """layer(compute()); with `flag`, the backward pass computes the layer's input again.
 
     For inputs that are large and cheap, such as a norm's output, which a convolution needs for its
@@ -244,10 +252,10 @@ def _recomputed(layer, compute, flag):
         return layer(h)
     recognised = h.data_ptr(), h.shape, h.dtype
 
-    def pack(saved):
+    def pack(saved: th.Tensor) -> th.Tensor | None:
         return None if (saved.data_ptr(), saved.shape, saved.dtype) == recognised else saved
 
-    def unpack(kept):
+    def unpack(kept: th.Tensor | None) -> th.Tensor:
         if kept is not None:
             return kept
         with th.no_grad():
@@ -257,12 +265,21 @@ def _recomputed(layer, compute, flag):
         return layer(h)
 
 
-def _norm_silu(norm, activation, x, scale=None, shift=None):
+def _norm_silu(
+    norm: nn.Module,
+    activation: nn.Module,
+    x: th.Tensor,
+    scale: th.Tensor | None = None,
+    shift: th.Tensor | None = None,
+) -> th.Tensor:
     """activation(norm(x) * (1 + scale) + shift); by one call, if the norm is of this package."""
-    if hasattr(norm, "silu"):
-        return norm.silu(x, scale, shift)
+    fused: Callable[..., th.Tensor] | None = getattr(norm, "silu", None)
+    if fused is not None:
+        return fused(x, scale, shift)
     h = norm(x)
-    return activation(h if scale is None else th.addcmul(shift, h, scale + 1))
+    if scale is not None and shift is not None:
+        h = th.addcmul(shift, h, scale + 1)
+    return activation(h)
 
 
 class AttentionBlock(nn.Module):
@@ -278,11 +295,11 @@ class AttentionBlock(nn.Module):
 
     def __init__(
         self,
-        channels,
-        num_heads=1,
-        num_head_channels=-1,
-        use_checkpoint=False,
-        use_new_attention_order=False,
+        channels: int,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_checkpoint: bool | str = False,
+        use_new_attention_order: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -309,11 +326,11 @@ class AttentionBlock(nn.Module):
         h = _recomputed(self.qkv, compute, self.use_checkpoint == NORMS)
         return x + self.proj_out(self.attention(h)).view_as(x)
 
-    def _normed(self, x):
+    def _normed(self, x: th.Tensor) -> th.Tensor:
         return self.norm(x).flatten(2)
 
 
-def count_flops_attn(model, _x, y):
+def count_flops_attn(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
     """Count an attention module's operations for the `thop` package: two T x T x C products."""
     batch, channels, *positions = y[0].shape
     model.total_ops += th.DoubleTensor([4 * batch * math.prod(positions) ** 2 * channels])
@@ -330,7 +347,7 @@ def _attend(q: th.Tensor, k: th.Tensor, v: th.Tensor) -> th.Tensor:
 class QKVAttentionLegacy(nn.Module):
     """Attention whose input channels are ordered head by head, each with its q, k and v."""
 
-    def __init__(self, n_heads):
+    def __init__(self, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
 
@@ -339,14 +356,14 @@ class QKVAttentionLegacy(nn.Module):
         return _attend(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
 
     @staticmethod
-    def count_flops(model, _x, y):
-        return count_flops_attn(model, _x, y)
+    def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
+        count_flops_attn(model, _x, y)
 
 
 class QKVAttention(nn.Module):
     """Attention whose input channels are all queries, then all keys, then all values."""
 
-    def __init__(self, n_heads):
+    def __init__(self, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
 
@@ -355,8 +372,8 @@ class QKVAttention(nn.Module):
         return _attend(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
 
     @staticmethod
-    def count_flops(model, _x, y):
-        return count_flops_attn(model, _x, y)
+    def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
+        count_flops_attn(model, _x, y)
 
 
 class AttentionPool2d(nn.Module):
@@ -405,25 +422,25 @@ class _EncoderTrunk(nn.Module):
 
     def __init__(
         self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout,
-        channel_mult,
-        conv_resample,
-        dims,
-        num_classes,
-        use_checkpoint,
-        use_fp16,
-        num_heads,
-        num_head_channels,
-        num_heads_upsample,
-        use_scale_shift_norm,
-        resblock_updown,
-        use_new_attention_order,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        num_classes: int | None = None,
+        use_checkpoint: bool | str = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
     ):
         super().__init__()
         self.image_size = image_size
@@ -462,11 +479,12 @@ class _EncoderTrunk(nn.Module):
         self._downsampling = 1
         for level in range(len(self.channel_mult)):
             for _ in range(num_res_blocks):
-                layers = [self._res_block(width, self._width(level))]
+                layers: list[nn.Module] = [self._res_block(width, self._width(level))]
                 width = self._width(level)
                 layers += self._attention(width, self.num_heads)
                 self._append_input(TimestepEmbedSequential(*layers), width)
             if level < len(self.channel_mult) - 1:
+                shrink: nn.Module
                 if resblock_updown:
                     shrink = self._res_block(width, width, down=True)
                 else:
@@ -480,6 +498,10 @@ class _EncoderTrunk(nn.Module):
             self._res_block(width, width),
         )
         self._channels = width
+        self._add_output()
+
+    def _add_output(self) -> None:
+        """Add the layers after the middle block, if a subclass does not do so by itself."""
 
     def _width(self, level: int) -> int:
         return int(self.channel_mult[level] * self.model_channels)
@@ -488,7 +510,7 @@ class _EncoderTrunk(nn.Module):
         self.input_blocks.append(block)
         self._skip_channels.append(width)
 
-    def _res_block(self, channels: int, out_channels: int, **updown) -> ResBlock:
+    def _res_block(self, channels: int, out_channels: int, **updown: bool) -> ResBlock:
         return ResBlock(
             channels,
             self._emb_channels,
@@ -571,67 +593,27 @@ class UNetModel(_EncoderTrunk):
     :param use_new_attention_order: see AttentionBlock.
     """
 
-    def __init__(
-        self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout=0,
-        channel_mult=(1, 2, 4, 8),
-        conv_resample=True,
-        dims=2,
-        num_classes=None,
-        use_checkpoint=False,
-        use_fp16=False,
-        num_heads=1,
-        num_head_channels=-1,
-        num_heads_upsample=-1,
-        use_scale_shift_norm=False,
-        resblock_updown=False,
-        use_new_attention_order=False,
-    ):
-        super().__init__(
-            image_size,
-            in_channels,
-            model_channels,
-            out_channels,
-            num_res_blocks,
-            attention_resolutions,
-            dropout,
-            channel_mult,
-            conv_resample,
-            dims,
-            num_classes,
-            use_checkpoint,
-            use_fp16,
-            num_heads,
-            num_head_channels,
-            num_heads_upsample,
-            use_scale_shift_norm,
-            resblock_updown,
-            use_new_attention_order,
-        )
+    def _add_output(self) -> None:
         width, skip_channels = self._channels, list(self._skip_channels)
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(self.channel_mult))):
-            for i in range(num_res_blocks + 1):
-                layers = [self._res_block(width + skip_channels.pop(), self._width(level))]
+            for i in range(self.num_res_blocks + 1):
+                layers: list[nn.Module] = [
+                    self._res_block(width + skip_channels.pop(), self._width(level))
+                ]
                 width = self._width(level)
                 layers += self._attention(width, self.num_heads_upsample)
-                if level and i == num_res_blocks:
-                    if resblock_updown:
+                if level and i == self.num_res_blocks:
+                    if self.resblock_updown:
                         layers.append(self._res_block(width, width, up=True))
                     else:
-                        layers.append(Upsample(width, conv_resample, dims=dims))
+                        layers.append(Upsample(width, self.conv_resample, dims=self.dims))
                     self._downsampling //= 2
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
         self.out = nn.Sequential(
             normalization(width),
             nn.SiLU(),
-            zero_module(conv_nd(dims, width, out_channels, 3, padding=1)),
+            zero_module(conv_nd(self.dims, width, self.out_channels, 3, padding=1)),
         )
 
     def _torso(self) -> list[nn.Module]:
@@ -673,12 +655,14 @@ class ConditionalUNetModel(UNetModel):
     :param cond_channels: channels of the condition, which follow those of the noisy input.
     """
 
-    def __init__(self, image_size, in_channels, *args, cond_channels: int, **kwargs):
+    def __init__(
+        self, image_size: int, in_channels: int, *args: Any, cond_channels: int, **kwargs: Any
+    ):
         super().__init__(image_size, in_channels + cond_channels, *args, **kwargs)
         self.cond_channels = cond_channels
 
     def forward(
-        self, x: th.Tensor, timesteps: th.Tensor, cond: th.Tensor | None = None, **kwargs
+        self, x: th.Tensor, timesteps: th.Tensor, cond: th.Tensor | None = None, **kwargs: Any
     ) -> th.Tensor:
         """As UNetModel's; `cond` is `[N x cond_channels x ...]`, of the size of `x`; absent: 0."""
         if cond is None:
@@ -714,11 +698,19 @@ class SuperResModel(ConditionalUNetModel):
     Takes UNetModel's arguments; `in_channels` counts one of the two images.
     """
 
-    def __init__(self, image_size, in_channels, *args, **kwargs):
+    def __init__(self, image_size: int, in_channels: int, *args: Any, **kwargs: Any):
         super().__init__(image_size, in_channels, *args, cond_channels=in_channels, **kwargs)
 
-    def forward(self, x, timesteps, low_res=None, **kwargs):
+    def forward(
+        self,
+        x: th.Tensor,
+        timesteps: th.Tensor,
+        low_res: th.Tensor | None = None,
+        **kwargs: Any,
+    ) -> th.Tensor:
         """As UNetModel's; `low_res` is `[N x C x h x w]` of any smaller size."""
+        if low_res is None:
+            raise ValueError("a super-resolution network needs the image to sharpen, low_res")
         enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
         return super().forward(x, timesteps, enlarged, **kwargs)
 
@@ -734,46 +726,45 @@ class EncoderUNetModel(_EncoderTrunk):
 
     def __init__(
         self,
-        image_size,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_resolutions,
-        dropout=0,
-        channel_mult=(1, 2, 4, 8),
-        conv_resample=True,
-        dims=2,
-        use_checkpoint=False,
-        use_fp16=False,
-        num_heads=1,
-        num_head_channels=-1,
-        num_heads_upsample=-1,
-        use_scale_shift_norm=False,
-        resblock_updown=False,
-        use_new_attention_order=False,
-        pool="adaptive",
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        use_checkpoint: bool | str = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
     ):
         super().__init__(
-            image_size,
-            in_channels,
-            model_channels,
-            out_channels,
-            num_res_blocks,
-            attention_resolutions,
-            dropout,
-            channel_mult,
-            conv_resample,
-            dims,
-            None,
-            use_checkpoint,
-            use_fp16,
-            num_heads,
-            num_head_channels,
-            num_heads_upsample,
-            use_scale_shift_norm,
-            resblock_updown,
-            use_new_attention_order,
+            image_size=image_size,
+            in_channels=in_channels,
+            model_channels=model_channels,
+            out_channels=out_channels,
+            num_res_blocks=num_res_blocks,
+            attention_resolutions=attention_resolutions,
+            dropout=dropout,
+            channel_mult=channel_mult,
+            conv_resample=conv_resample,
+            dims=dims,
+            use_checkpoint=use_checkpoint,
+            use_fp16=use_fp16,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            num_heads_upsample=num_heads_upsample,
+            use_scale_shift_norm=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            use_new_attention_order=use_new_attention_order,
         )
         self.pool = pool
         width, features = self._channels, sum(self._skip_channels) + self._channels
@@ -853,9 +844,9 @@ class SegmentationUNetModel(UNetModel):
     :param timestep: the timestep at which radiographs enter, in the network's own units.
     """
 
-    def __init__(self, *args, depth: int | None = None, timestep: float = 1, **kwargs):
-        names = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks")
-        names += ("attention_resolutions", "dropout", "channel_mult")
+    def __init__(self, *args: Any, depth: int | None = None, timestep: float = 1, **kwargs: Any):
+        names = ["image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks"]
+        names += ["attention_resolutions", "dropout", "channel_mult"]
         if len(args) > len(names):
             raise TypeError("give the arguments after channel_mult by name")
         kwargs.update(zip(names, args))
@@ -894,14 +885,16 @@ class SegmentationUNetModel(UNetModel):
             raise ValueError(
                 "the timestep is folded into the weights: it cannot be chosen any more"
             )
-        if timesteps is None and not self.is_folded:
+        if timesteps is None:  # ignored once it is folded
             timesteps = th.full((len(x),), float(self.timestep), device=x.device)
         sides = x.shape[2:]
         missing = [-side % self.size_multiple for side in sides]
         if any(missing):
             x = F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
         scores = super().forward(x, timesteps, y)
-        return scores[(..., *(slice(side) for side in sides))] if any(missing) else scores
+        for dim, side in enumerate(sides, 2):
+            scores = scores.narrow(dim, 0, side)
+        return scores
 
     def folded(self, timestep: float | None = None) -> "SegmentationUNetModel":
         """A copy for inference, with a timestep's embedding folded into its weights.
@@ -924,8 +917,8 @@ class SegmentationUNetModel(UNetModel):
         twin.is_folded = True
         return twin
 
-    def _embed(self, timesteps, y=None):
-        return None if self.is_folded else super()._embed(timesteps, y)
+    def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
+        return timesteps if self.is_folded else super()._embed(timesteps, y)
 
     @th.no_grad()
     def load_pretrained(self, state_dict: Mapping[str, th.Tensor]) -> LoadReport:
@@ -969,7 +962,7 @@ def _copy_fitting(
     fitting, misfits = {}, []
     for theirs, tensor in overrides.items():
         ours = names[theirs]
-        if ours not in own:
+        if ours is None or ours not in own:
             continue
         if own[ours].shape == tensor.shape:
             fitting[theirs] = ours
