@@ -1,8 +1,6 @@
 """Samples against reference images: figures, and the nearest reference image of every sample."""
 
-import csv
 import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,7 @@ from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json, save_json, write_atomically
+from guided_diffusion.runtime.files import read_json, save_json, write_csv
 from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.features import (
@@ -173,11 +171,11 @@ def load_reference(path: str, reading: ReadingConfig) -> ImageSet:
         return ImageSet(path, images, [f"{path}[{number}]" for number in range(len(images))])
     paths = list_images(path)
     with ThreadPoolExecutor() as pool, progress_bar(len(paths), "image", desc="reading") as bar:
-        images = []
+        loaded = []
         for image in pool.map(reading.load, paths):
-            images.append(image)
+            loaded.append(image)
             bar.update()
-    return ImageSet(path, np.stack(images), paths)
+    return ImageSet(path, np.stack(loaded), paths)
 
 
 def compare(
@@ -257,18 +255,19 @@ def write_neighbours(
     shape = samples.images.shape
     pixels = min(_PIXEL_SIDE, shape[1]) * min(_PIXEL_SIDE, shape[2]) * shape[3]
     difference = by_pixels.distance / np.sqrt(pixels)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(
-        ["sample", "nearest_by_features", "distance", "nearest_by_pixels", "rms_difference"]
-    )
     order = np.argsort(difference, kind="stable")
-    for k in order:
-        one, other = reference.names[by_features.index[k]], reference.names[by_pixels.index[k]]
-        distance = f"{by_features.distance[k]:.6g}"
-        rows.writerow([samples.names[k], one, distance, other, f"{difference[k]:.3f}"])
-    table = text.getvalue().encode()
-    write_atomically(bf.join(folder, "nearest.csv"), lambda file: file.write(table))
+    rows = [
+        (
+            samples.names[k],
+            reference.names[by_features.index[k]],
+            f"{by_features.distance[k]:.6g}",
+            reference.names[by_pixels.index[k]],
+            f"{difference[k]:.3f}",
+        )
+        for k in order
+    ]
+    header = ["sample", "nearest_by_features", "distance", "nearest_by_pixels", "rms_difference"]
+    write_csv(bf.join(folder, "nearest.csv"), header, rows)
     for page, first in enumerate(range(0, len(order), _PAGE)):
         images, captions = [], []
         for k in order[first : first + _PAGE]:

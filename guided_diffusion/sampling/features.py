@@ -109,7 +109,9 @@ def ddpm_features(trained: Trained, share: float, device: th.device | str) -> Ex
     steps = trained.diffusion.diffusion_steps
     timestep = round(share * (steps - 1))
     seen: list[th.Tensor] = []
-    network.middle_block.register_forward_hook(lambda _, __, output: seen.append(output))
+    network.get_submodule("middle_block").register_forward_hook(
+        lambda _, __, output: seen.append(output)
+    )
     entry = network_timestep(timestep, trained.diffusion)
 
     def extract(images: th.Tensor) -> th.Tensor:

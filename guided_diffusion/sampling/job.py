@@ -288,15 +288,16 @@ class SampleJob:
         for index in range(count):
             picture = read_image(self._path(folder, index), channels)
             images[index] = picture.reshape(height, width, channels)
-        labels = self.labels.of(range(count)) if self.labels else None
-        arrays = [images] if labels is None else [images, np.array(labels, np.int64)]
+        arrays = [images]
+        shown = range(min(count, _GRID_IMAGES))
+        captions = [self.names[index] if self.names else str(index) for index in shown]
+        if self.labels:
+            labels = self.labels.of(range(count))
+            arrays.append(np.array(labels, np.int64))
+            captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
         shape = "x".join(map(str, images.shape))
         path = bf.join(folder, f"samples_{shape}.npz")
         write_atomically(path, lambda file: np.savez(file, *arrays))
-        shown = range(min(count, _GRID_IMAGES))
-        captions = [self.names[index] if self.names else str(index) for index in shown]
-        if labels is not None:
-            captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
         write_image(bf.join(folder, "grid.png"), image_grid(images[: len(shown)], captions))
         if self.settings.save_process:
             self._write_process(folder)

@@ -1,8 +1,7 @@
 """How likely images are under a diffusion network: the variational bound, in bits per dimension."""
 
-import csv
 import dataclasses
-import io
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from guided_diffusion.images.reading import normalize
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.files import write_atomically, write_csv
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.folder import results_folder
@@ -126,12 +125,10 @@ def _numbered_batches(
 
 def _write(folder: str, paths: Sequence[str], terms: dict[str, np.ndarray]) -> None:
     for name in _SAVED_TERMS:
-        path, mean = bf.join(folder, f"{name}_terms.npz"), terms[name].mean(axis=0)
-        write_atomically(path, lambda file, mean=mean: np.savez(file, mean))
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "total_bpd", "prior_bpd"])
-    for path, total, prior in zip(paths, terms["total_bpd"], terms["prior_bpd"]):
-        rows.writerow([path, f"{total:.6f}", f"{prior:.6f}"])
-    table = text.getvalue().encode()
-    write_atomically(bf.join(folder, "likelihood.csv"), lambda file: file.write(table))
+        save = functools.partial(np.savez, arr_0=terms[name].mean(axis=0))
+        write_atomically(bf.join(folder, f"{name}_terms.npz"), save)
+    rows = [
+        (path, f"{total:.6f}", f"{prior:.6f}")
+        for path, total, prior in zip(paths, terms["total_bpd"], terms["prior_bpd"])
+    ]
+    write_csv(bf.join(folder, "likelihood.csv"), ["image", "total_bpd", "prior_bpd"], rows)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -160,7 +160,9 @@ def guided_job(
     count = min(settings.num_samples, len(names))
     network = trained.network(dist_util.dev())
     if settings.guidance_scale != 1 and trained.model.use_ablated_segmentations:
-        model = ClassifierFree(network, settings.guidance_scale, 0, "cond")
+        model: Callable[..., th.Tensor] = ClassifierFree(
+            network, settings.guidance_scale, 0, "cond"
+        )
     else:
         model = guided(network, settings, trained)
     return SampleJob(

@@ -1,6 +1,6 @@
 """How good samples are, by their features among those of real images."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,7 +8,8 @@ import numpy as np
 _CHUNK = 1024
 
 
-class Neighbours(NamedTuple):
+@dataclass(frozen=True)
+class Neighbours:
     """The nearest real image of every sample: its number `[M]` and its distance `[M]`."""
 
     index: np.ndarray
