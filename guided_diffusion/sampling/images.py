@@ -25,7 +25,7 @@ def sample_images(
     steps: int = 20,
     seed: int = 0,
     device: th.device | str = "cpu",
-    options: SamplerOptions = SamplerOptions(),
+    options: SamplerOptions | None = None,
 ) -> th.Tensor:
     """Sample the images with these numbers; they do not depend on how images are batched.
 
@@ -49,7 +49,7 @@ def sample_images(
         (len(indices), *shape),
         steps=steps,
         noise=rng.normal(seed, "sample", indices, shape).to(device),
-        options=replace(options, noise_fn=noise, device=device),
+        options=replace(options or SamplerOptions(), noise_fn=noise, device=device),
     )
 
 

@@ -89,30 +89,6 @@ def guided(
     return ClassifierFree(network, settings.guidance_scale, trained.model.num_classes)
 
 
-def check_classifier(classifier: Trained, trained: Trained) -> None:
-    """Refuse a classifier that cannot guide a diffusion network.
-
-    :raises UserError: naming in what the two differ.
-    """
-    sides = (classifier, trained)
-    pairs = [
-        (name, *(getattr(side.model, name) for side in sides))
-        for name in ("image_size", "in_channels")
-    ]
-    pairs += [
-        (name, *(getattr(side.diffusion, name) for side in sides))
-        for name in ("diffusion_steps", "noise_schedule", "rescale_timesteps")
-    ]
-    if trained.model.class_cond and trained.classes and classifier.classes:
-        pairs.append(("classes", classifier.classes, trained.classes))
-    for name, theirs, ours in pairs:
-        if theirs != ours:
-            raise UserError(
-                f"{classifier.path} cannot guide {trained.path}: {name} is {theirs} there and"
-                f" {ours} here"
-            )
-
-
 class _Stopped(Exception):
     """A signal came in the middle of a batch."""
 

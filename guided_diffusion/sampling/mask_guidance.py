@@ -20,10 +20,10 @@ from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.sampling.config import Labels, SampleConfig
 from guided_diffusion.sampling.guidance import ClassifierFree
-from guided_diffusion.sampling.job import SampleJob, guided
+from guided_diffusion.sampling.job import SampleJob, class_labels, guided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,23 @@ class GuidingMasks:
         }
 
 
-def read_trained_image_network(path: str, overrides: Mapping[str, Any]) -> Trained:
+def image_job(overrides: Mapping[str, Any]) -> SampleJob:
+    """The job of `image_sample.py`, with or without masks.
+
+    :param overrides: the flags given on the command line.
+    :raises UserError: if the network cannot do what they ask.
+    """
+    settings = from_flags(GuidedSampleConfig, overrides)
+    trained = _read_trained(settings.model_path, overrides)
+    masks = guiding_masks(settings, trained)
+    labels = class_labels(settings, trained)
+    if masks is not None:
+        return _guided_job(settings, trained, labels, masks)
+    model = guided(trained.network(dist_util.dev()), settings, trained)
+    return SampleJob(settings, trained, model, labels)
+
+
+def _read_trained(path: str, overrides: Mapping[str, Any]) -> Trained:
     """`read_trained` for a network that class maps may guide, or not, as its config.json says.
 
     :raises UserError: if the flags ask for guidance that it does not know.
@@ -149,7 +165,7 @@ def _parse_classes(text: str, classes: int) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def guided_job(
+def _guided_job(
     settings: GuidedSampleConfig, trained: Trained, labels: Labels | None, masks: GuidingMasks
 ) -> SampleJob:
     """The images of all masks, or of the first --num_samples where that are fewer.
