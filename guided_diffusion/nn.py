@@ -89,13 +89,13 @@ class _NormSiLU(th.autograd.Function):
         return F.silu(y, inplace=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Sequence[Any], output: th.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: th.Tensor) -> None:
         *tensors, ctx.settings = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @th.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         x, weight, bias, scale, shift = ctx.saved_tensors
         normed, mean, rstd = _NormSiLU._norm(x, weight, bias, *ctx.settings)
         argument = normed if scale is None else th.addcmul(shift, normed, scale + 1)
@@ -151,12 +151,12 @@ class _Convolution3x3(th.autograd.Function):
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Sequence[Any], output: th.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: th.Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     @th.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         grad = grad.contiguous()

@@ -1,6 +1,6 @@
-"""The networks of arXiv 2105.05233, and a segmentation network that grows out of them.
+"""The networks of arXiv 2105.05233, and a segmentation network built on the same U-Net.
 
-This file also works in the place of guided-diffusion's own `unet.py`: beyond torch it needs only
+This file is a drop-in replacement for guided-diffusion's own `unet.py`: beyond torch it needs only
 the names imported below, and every class keeps its constructor and its state_dict.
 """
 
@@ -26,7 +26,7 @@ from .nn import (
     zero_module,
 )
 
-# a value of use_checkpoint
+# the value of use_checkpoint that recomputes only normalisation, activation and resampling
 NORMS = "norms"
 
 
@@ -38,7 +38,7 @@ class TimestepBlock(nn.Module):
 
 
 class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
-    """A sequence that hands the timestep embedding to those members that take one."""
+    """A sequence that passes the timestep embedding to the layers that take one."""
 
     def forward(self, x: th.Tensor, emb: th.Tensor) -> th.Tensor:
         for layer in self:
@@ -47,12 +47,12 @@ class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
 
 
 class Upsample(nn.Module):
-    """Double the size by repeating pixels, then optionally convolve.
+    """Double the spatial size by nearest-neighbour upsampling, then optionally convolve.
 
     :param channels: channels of the input.
     :param use_conv: follow with a 3x3 convolution.
-    :param dims: spatial dimensions; of three, the first keeps its size.
-    :param out_channels: channels after the convolution, by default those of the input.
+    :param dims: number of spatial dimensions; with 3, the first keeps its size.
+    :param out_channels: channels after the convolution; defaults to `channels`.
     """
 
     def __init__(
@@ -77,24 +77,24 @@ class Upsample(nn.Module):
 
 
 def _upsample_nearest_2x(x: th.Tensor) -> th.Tensor:
-    """`[N x C x H x W]` with every pixel four times; on a CPU faster than interpolation."""
+    """Upsample `[N x C x H x W]` to `[N x C x 2H x 2W]`; on CPU, faster than `F.interpolate`."""
     n, c, h, w = x.shape
     rows = x[..., None].expand(n, c, h, w, 2).reshape(n, c, h, 1, 2 * w)
     return rows.expand(n, c, h, 2, 2 * w).reshape(n, c, 2 * h, 2 * w)
 
 
 def _is_tracing() -> bool:
-    """Whether the network is being compiled or exported: then the sizes must stay symbols."""
+    """Whether the network is being compiled or traced, when sizes must stay symbolic."""
     return th.compiler.is_compiling() or th.jit.is_tracing()
 
 
 class Downsample(nn.Module):
-    """Halve the size by a strided 3x3 convolution or by averaging.
+    """Halve the spatial size with a strided 3x3 convolution or average pooling.
 
     :param channels: channels of the input.
-    :param use_conv: convolve instead of averaging.
-    :param dims: spatial dimensions; of three, the first keeps its size.
-    :param out_channels: channels after the convolution, by default those of the input.
+    :param use_conv: convolve instead of average pooling.
+    :param dims: number of spatial dimensions; with 3, the first keeps its size.
+    :param out_channels: channels after the convolution; defaults to `channels`.
     """
 
     def __init__(
@@ -119,20 +119,20 @@ class Downsample(nn.Module):
 
 
 class ResBlock(TimestepBlock):
-    """Two normalised convolutions around a residual connection, steered by the timestep.
+    """A residual block of two normalised convolutions, conditioned on the timestep embedding.
 
     :param channels: channels of the input.
     :param emb_channels: length E of the timestep embedding.
-    :param dropout: share of activations dropped before the second convolution.
-    :param out_channels: channels of the output, by default those of the input.
-    :param use_conv: where the number of channels changes, 3x3 instead of 1x1 on the residual path.
+    :param dropout: dropout probability before the second convolution, in [0, 1].
+    :param out_channels: channels of the output; defaults to `channels`.
+    :param use_conv: if the number of channels changes, use a 3x3 skip convolution instead of 1x1.
     :param use_scale_shift_norm: the embedding scales and shifts the second norm's output
         (adaptive group normalisation, arXiv 2105.05233 section 3.1) instead of being added.
-    :param dims: spatial dimensions.
-    :param use_checkpoint: recompute activations in the backward pass: True for all of the block,
-        "norms" for those of norms alone.
-    :param up: double the size inside the block.
-    :param down: halve the size inside the block.
+    :param dims: number of spatial dimensions.
+    :param use_checkpoint: recompute activations in the backward pass: True for the whole block,
+        "norms" only for the outputs of normalisation, activation and resampling.
+    :param up: upsample by 2 inside the block.
+    :param down: downsample by 2 inside the block.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class ResBlock(TimestepBlock):
             self.in_layers[-1], functools.partial(self._in_layers_forward, x)
         )
         norm, activation, dropout, conv = self.out_layers
-        steer: Sequence[th.Tensor] = ()
+        steer = ()
         if not self.folded:
             embedded = self.emb_layers(emb).to(h.dtype)
             embedded = embedded[(...,) + (None,) * (h.ndim - 2)]
@@ -217,53 +217,49 @@ class ResBlock(TimestepBlock):
         return self.resample(_norm_silu(norm, activation, x))
 
     def _conv_recomputing_input(
-        self,
-        conv: nn.Module,
-        compute: Callable[[], th.Tensor],
-        dropout: nn.Module | None = None,
+        self, conv: nn.Module, compute: Callable[[], th.Tensor], dropout: nn.Module | None = None
     ) -> th.Tensor:
-        """conv(dropout(compute())); recomputes the input if so configured, unless it is random."""
+        """conv(dropout(compute())); with "norms", recompute the input unless dropout is active."""
         if isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training:
             return conv(dropout(compute()))
-        return _layer_recomputing_input(conv, compute, self.use_checkpoint == NORMS)
+        return _apply_recomputing_input(conv, compute, self.use_checkpoint == NORMS)
 
     @th.no_grad()
     def fold(self, emb: th.Tensor) -> None:
-        """Take a constant embedding `[1 x E]` into the weights; from then on `emb` is ignored."""
+        """Fold a constant embedding `[1 x E]` into the weights; `emb` is ignored afterwards."""
         steer = self.emb_layers(emb)[0]
         if self.use_scale_shift_norm:
             scale, shift = steer.chunk(2)
-            weight, bias = self.out_layers[0].parameters()
+            bias = self.out_layers.get_parameter("0.bias")
             bias.copy_(bias * (1 + scale) + shift)
-            weight.mul_(1 + scale)
+            self.out_layers.get_parameter("0.weight").mul_(1 + scale)
         else:
-            _, bias = self.in_layers[-1].parameters()
-            bias.add_(steer)
+            self.in_layers.get_parameter("2.bias").add_(steer)
         self.folded = True
 
 
 def _checkpoints_block(use_checkpoint: bool | str) -> bool:
-    """Whether a block keeps nothing but its inputs for the backward pass."""
+    """Whether a block saves only its inputs for the backward pass."""
     return bool(use_checkpoint) and use_checkpoint != NORMS
 
 
-def _layer_recomputing_input(
+def _apply_recomputing_input(
     layer: nn.Module, compute: Callable[[], th.Tensor], flag: bool
 ) -> th.Tensor:
-    """layer(compute()); with `flag`, the backward pass computes the layer's input again.
+    """layer(compute()); with `flag`, recompute the layer's input in the backward pass.
 
-    For inputs that are large and cheap, such as a norm's output, which a convolution needs for its
-    weights' gradient. A compiler chooses by itself what to keep.
+    Meant for inputs that are large but cheap to compute, such as the normalised activations that
+    a convolution saves for its weight gradient. torch.compile makes this choice by itself.
 
-    :param compute: gives the same bits every time, from tensors that are kept anyway.
+    :param compute: deterministic, and a function of tensors that autograd saves anyway.
     """
     h = compute()
     if not flag or not th.is_grad_enabled() or th.compiler.is_compiling():
         return layer(h)
-    recognised = h.data_ptr(), h.shape, h.dtype
+    recomputable = h.data_ptr(), h.shape, h.dtype
 
     def pack(saved: th.Tensor) -> th.Tensor | None:
-        return None if (saved.data_ptr(), saved.shape, saved.dtype) == recognised else saved
+        return None if (saved.data_ptr(), saved.shape, saved.dtype) == recomputable else saved
 
     def unpack(kept: th.Tensor | None) -> th.Tensor:
         if kept is not None:
@@ -282,8 +278,9 @@ def _norm_silu(
     scale: th.Tensor | None = None,
     shift: th.Tensor | None = None,
 ) -> th.Tensor:
-    """activation(norm(x) * (1 + scale) + shift); by one call, if the norm is of this package."""
-    if callable(fused := getattr(norm, "silu", None)):
+    """activation(norm(x) * (1 + scale) + shift), fused if `norm` is a GroupNorm32."""
+    fused: Callable[..., th.Tensor] | None = getattr(norm, "silu", None)
+    if fused is not None:
         return fused(x, scale, shift)
     h = norm(x)
     if scale is not None and shift is not None:
@@ -292,14 +289,14 @@ def _norm_silu(
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention between all positions, around a residual connection.
+    """Residual self-attention over all spatial positions.
 
     :param channels: channels of input and output.
-    :param num_heads: heads, where `num_head_channels` is -1.
-    :param num_head_channels: channels a head; weights `num_heads`.
-    :param use_checkpoint: recompute activations in the backward pass: True for all of the block,
-        "norms" for those of norms alone.
-    :param use_new_attention_order: split queries, keys and values before the heads.
+    :param num_heads: number of heads, used if `num_head_channels` is -1.
+    :param num_head_channels: channels per head; overrides `num_heads`.
+    :param use_checkpoint: recompute activations in the backward pass: True for the whole block,
+        "norms" only for the output of normalisation.
+    :param use_new_attention_order: split queries, keys and values before splitting heads.
     """
 
     def __init__(
@@ -334,7 +331,7 @@ class AttentionBlock(nn.Module):
 
     def _forward(self, x: th.Tensor) -> th.Tensor:
         compute = functools.partial(self._flat_norm, x)
-        h = _layer_recomputing_input(self.qkv, compute, self.use_checkpoint == NORMS)
+        h = _apply_recomputing_input(self.qkv, compute, self.use_checkpoint == NORMS)
         return x + self.proj_out(self.attention(h)).view_as(x)
 
     def _flat_norm(self, x: th.Tensor) -> th.Tensor:
@@ -342,21 +339,24 @@ class AttentionBlock(nn.Module):
 
 
 def count_flops_attn(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
-    """Count an attention module's operations for the `thop` package: two T x T x C products."""
+    """Add an attention layer's operations to `model.total_ops`, for the `thop` package.
+
+    Counts two matrix products of T x T x C; `y[0]` is the output, `[N x C x ...]`.
+    """
     batch, channels, *positions = y[0].shape
     model.total_ops += th.DoubleTensor([4 * batch * math.prod(positions) ** 2 * channels])
 
 
-def _attend(q: th.Tensor, k: th.Tensor, v: th.Tensor) -> th.Tensor:
+def _scaled_dot_product(q: th.Tensor, k: th.Tensor, v: th.Tensor) -> th.Tensor:
     """softmax(q^T k / sqrt(C)) v for `[N x heads x C x T]`, as `[N x heads*C x T]`."""
-    # the fused kernels want the channels last and refuse strided tensors
+    # the fused kernels need contiguous tensors with channels last
     q, k, v = (part.transpose(-1, -2).contiguous() for part in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(-1, -2).flatten(1, 2)
 
 
 class QKVAttentionLegacy(nn.Module):
-    """Attention whose input channels are ordered head by head, each with its q, k and v."""
+    """Attention over channels grouped by head: q, k, v of head 0, then of head 1, and so on."""
 
     def __init__(self, n_heads: int):
         super().__init__()
@@ -364,7 +364,7 @@ class QKVAttentionLegacy(nn.Module):
 
     def forward(self, qkv: th.Tensor) -> th.Tensor:
         """`[N x (heads * 3 * C) x T]` to `[N x (heads * C) x T]`."""
-        return _attend(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
+        return _scaled_dot_product(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
 
     @staticmethod
     def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
@@ -372,7 +372,7 @@ class QKVAttentionLegacy(nn.Module):
 
 
 class QKVAttention(nn.Module):
-    """Attention whose input channels are all queries, then all keys, then all values."""
+    """Attention over channels grouped by role: q of all heads, then k, then v."""
 
     def __init__(self, n_heads: int):
         super().__init__()
@@ -380,7 +380,7 @@ class QKVAttention(nn.Module):
 
     def forward(self, qkv: th.Tensor) -> th.Tensor:
         """`[N x (3 * heads * C) x T]` to `[N x (heads * C) x T]`."""
-        return _attend(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
+        return _scaled_dot_product(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
 
     @staticmethod
     def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
@@ -388,12 +388,12 @@ class QKVAttention(nn.Module):
 
 
 class AttentionPool2d(nn.Module):
-    """Pool a feature map to one vector by attention from its mean (as in CLIP, arXiv 2103.00020).
+    """Attention pooling with the mean as the query (CLIP, arXiv 2103.00020).
 
     :param spacial_dim: height and width of the feature map.
     :param embed_dim: channels C of the feature map.
-    :param num_heads_channels: channels a head.
-    :param output_dim: length of the result, by default C.
+    :param num_heads_channels: channels per head.
+    :param output_dim: length of the result; defaults to C.
     """
 
     def __init__(
@@ -425,164 +425,11 @@ def _expect_channels(x: th.Tensor, channels: int) -> None:
 
 
 class _EncoderTrunk(nn.Module):
-    """What every network here shares: timestep embedding, contracting half, middle block.
+    """What all networks here share: timestep embedding, encoder and middle block.
 
-    After construction, `_channels` is the width behind the middle block, `_skip_channels` the
-    width of every input block's output and `_downsampling` the factor between input and middle.
-    """
-
-    image_size: int
-    in_channels: int
-    model_channels: int
-    out_channels: int
-    num_res_blocks: int
-    attention_resolutions: Collection[int]
-    dropout: float
-    channel_mult: tuple[float, ...]
-    conv_resample: bool
-    dims: int
-    num_classes: int | None
-    use_checkpoint: bool | str
-    num_heads: int
-    num_head_channels: int
-    num_heads_upsample: int
-    use_scale_shift_norm: bool
-    resblock_updown: bool
-    use_new_attention_order: bool
-
-    def __init__(self, *, use_fp16: bool, **arguments: Any):
-        """:param arguments: those of UNetModel, which become attributes."""
-        super().__init__()
-        vars(self).update(arguments)
-        self.channel_mult = tuple(self.channel_mult)
-        if self.num_heads_upsample == -1:
-            self.num_heads_upsample = self.num_heads
-        self.dtype = th.float16 if use_fp16 else th.float32
-
-        self._emb_channels = 4 * self.model_channels
-        self.time_embed = nn.Sequential(
-            linear(self.model_channels, self._emb_channels),
-            nn.SiLU(),
-            linear(self._emb_channels, self._emb_channels),
-        )
-        if self.num_classes is not None:
-            self.label_emb = nn.Embedding(self.num_classes, self._emb_channels)
-
-        width = self._width(0)
-        first = conv_nd(self.dims, self.in_channels, width, 3, padding=1)
-        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
-        self._skip_channels = [width]
-        self._downsampling = 1
-        for level in range(len(self.channel_mult)):
-            for _ in range(self.num_res_blocks):
-                layers: list[nn.Module] = [self._res_block(width, self._width(level))]
-                width = self._width(level)
-                layers += self._attention(width, self.num_heads)
-                self._append_input(TimestepEmbedSequential(*layers), width)
-            if level < len(self.channel_mult) - 1:
-                shrink: nn.Module
-                if self.resblock_updown:
-                    shrink = self._res_block(width, width, down=True)
-                else:
-                    shrink = Downsample(width, self.conv_resample, dims=self.dims)
-                self._append_input(TimestepEmbedSequential(shrink), width)
-                self._downsampling *= 2
-
-        self.middle_block = TimestepEmbedSequential(
-            self._res_block(width, width),
-            self._attention_block(width, self.num_heads),
-            self._res_block(width, width),
-        )
-        self._channels = width
-
-    def _width(self, level: int) -> int:
-        return int(self.channel_mult[level] * self.model_channels)
-
-    def _append_input(self, block: nn.Module, width: int) -> None:
-        self.input_blocks.append(block)
-        self._skip_channels.append(width)
-
-    def _res_block(self, channels: int, out_channels: int, **updown: bool) -> ResBlock:
-        return ResBlock(
-            channels,
-            self._emb_channels,
-            self.dropout,
-            out_channels=out_channels,
-            use_scale_shift_norm=self.use_scale_shift_norm,
-            dims=self.dims,
-            use_checkpoint=self.use_checkpoint,
-            **updown,
-        )
-
-    def _attention_block(self, channels: int, num_heads: int) -> AttentionBlock:
-        return AttentionBlock(
-            channels,
-            num_heads=num_heads,
-            num_head_channels=self.num_head_channels,
-            use_checkpoint=self.use_checkpoint,
-            use_new_attention_order=self.use_new_attention_order,
-        )
-
-    def _attention(self, channels: int, num_heads: int) -> list[nn.Module]:
-        if self._downsampling not in self.attention_resolutions:
-            return []
-        return [self._attention_block(channels, num_heads)]
-
-    def _body(self) -> list[nn.Module]:
-        return [self.input_blocks, self.middle_block]
-
-    def convert_to_fp16(self) -> None:
-        """Keep the convolutions of the body in float16 (the first and last layers excepted)."""
-        for part in self._body():
-            part.apply(convert_module_to_f16)
-        self.dtype = th.float16
-
-    def convert_to_fp32(self) -> None:
-        """Undo `convert_to_fp16`."""
-        for part in self._body():
-            part.apply(convert_module_to_f32)
-        self.dtype = th.float32
-
-    def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
-        return emb if y is None else emb + self.label_emb(y)
-
-    def _encode(self, x: th.Tensor, emb: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
-        """Output of the middle block, and of every input block."""
-        h, skips = x.to(self.dtype), []
-        for block in self.input_blocks:
-            h = block(h, emb)
-            skips.append(h)
-        return self.middle_block(h, emb), skips
-
-
-class UNetModel(_EncoderTrunk):
-    """The U-Net of arXiv 2105.05233 (section 3): residual blocks, attention, timestep embedding.
-
-    :param image_size: height and width it is meant for; kept for reference, any size that
-        2^(levels-1) divides works.
-    :param in_channels: channels of the input.
-    :param model_channels: width of the finest level.
-    :param out_channels: channels of the output.
-    :param num_res_blocks: residual blocks a level.
-    :param attention_resolutions: downsampling factors at which attention follows each residual
-        block: with 4, it happens where the feature map is 4 times smaller than the input.
-    :param dropout: share of activations dropped in the residual blocks.
-    :param channel_mult: width of each level as a multiple of `model_channels`, finest first;
-        fractions are allowed.
-    :param conv_resample: resample by convolution where `resblock_updown` is False.
-    :param dims: spatial dimensions, 1 to 3.
-    :param num_classes: makes the network class-conditional.
-    :param use_checkpoint: recompute activations in the backward pass, for less memory: True for
-        all of a block; "norms" for the outputs of norms, activations and resampling alone, so that
-        the results of convolutions and attention are kept.
-    :param use_fp16: the body computes in float16; call `convert_to_fp16` to convert its weights.
-    :param num_heads: attention heads, where `num_head_channels` is -1.
-    :param num_head_channels: channels an attention head.
-    :param num_heads_upsample: heads of the expanding half, by default `num_heads`.
-    :param use_scale_shift_norm: see ResBlock.
-    :param resblock_updown: resample inside residual blocks, as BigGAN does.
-    :param use_new_attention_order: see AttentionBlock.
+    The arguments are documented at UNetModel. Attributes for subclasses: `_channels`, the middle
+    block's width; `_skip_channels`, the width of each input block's output; `_downsampling`, the
+    factor between the input and the middle block.
     """
 
     def __init__(
@@ -607,31 +454,182 @@ class UNetModel(_EncoderTrunk):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
     ):
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        super().__init__(**arguments)
+        super().__init__()
+        self.image_size = image_size
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.out_channels = out_channels
+        self.num_res_blocks = num_res_blocks
+        self.attention_resolutions = attention_resolutions
+        self.dropout = dropout
+        self.channel_mult = tuple(channel_mult)
+        self.conv_resample = conv_resample
+        self.dims = dims
+        self.num_classes = num_classes
+        self.use_checkpoint = use_checkpoint
+        self.dtype = th.float16 if use_fp16 else th.float32
+        self.num_heads = num_heads
+        self.num_head_channels = num_head_channels
+        self.num_heads_upsample = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resblock_updown = resblock_updown
+        self.use_new_attention_order = use_new_attention_order
+
+        self._emb_channels = 4 * model_channels
+        self.time_embed = nn.Sequential(
+            linear(model_channels, self._emb_channels),
+            nn.SiLU(),
+            linear(self._emb_channels, self._emb_channels),
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, self._emb_channels)
+
+        width = self._width(0)
+        first = conv_nd(dims, in_channels, width, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
+        self._skip_channels = [width]
+        self._downsampling = 1
+        for level in range(len(self.channel_mult)):
+            for _ in range(num_res_blocks):
+                layers: list[nn.Module] = [self._res_block(width, self._width(level))]
+                width = self._width(level)
+                layers += self._maybe_attention(width, self.num_heads)
+                self._append_input_block(TimestepEmbedSequential(*layers), width)
+            if level < len(self.channel_mult) - 1:
+                shrink: nn.Module
+                if resblock_updown:
+                    shrink = self._res_block(width, width, down=True)
+                else:
+                    shrink = Downsample(width, conv_resample, dims=dims)
+                self._append_input_block(TimestepEmbedSequential(shrink), width)
+                self._downsampling *= 2
+
+        self.middle_block = TimestepEmbedSequential(
+            self._res_block(width, width),
+            self._attention_block(width, self.num_heads),
+            self._res_block(width, width),
+        )
+        self._channels = width
+        self._build_output_layers()
+
+    def _build_output_layers(self) -> None:
+        """Hook: build what follows the middle block."""
+
+    def _width(self, level: int) -> int:
+        return int(self.channel_mult[level] * self.model_channels)
+
+    def _append_input_block(self, block: nn.Module, width: int) -> None:
+        self.input_blocks.append(block)
+        self._skip_channels.append(width)
+
+    def _res_block(self, channels: int, out_channels: int, **updown: bool) -> ResBlock:
+        return ResBlock(
+            channels,
+            self._emb_channels,
+            self.dropout,
+            out_channels=out_channels,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            dims=self.dims,
+            use_checkpoint=self.use_checkpoint,
+            **updown,
+        )
+
+    def _attention_block(self, channels: int, num_heads: int) -> AttentionBlock:
+        return AttentionBlock(
+            channels,
+            num_heads=num_heads,
+            num_head_channels=self.num_head_channels,
+            use_checkpoint=self.use_checkpoint,
+            use_new_attention_order=self.use_new_attention_order,
+        )
+
+    def _maybe_attention(self, channels: int, num_heads: int) -> list[nn.Module]:
+        if self._downsampling not in self.attention_resolutions:
+            return []
+        return [self._attention_block(channels, num_heads)]
+
+    def _fp16_modules(self) -> list[nn.Module]:
+        return [self.input_blocks, self.middle_block]
+
+    def convert_to_fp16(self) -> None:
+        """Convert the convolutions of all blocks to float16, but not the output layer's."""
+        for part in self._fp16_modules():
+            part.apply(convert_module_to_f16)
+        self.dtype = th.float16
+
+    def convert_to_fp32(self) -> None:
+        """Undo `convert_to_fp16`."""
+        for part in self._fp16_modules():
+            part.apply(convert_module_to_f32)
+        self.dtype = th.float32
+
+    def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        return emb if y is None else emb + self.label_emb(y)
+
+    def _encode(self, x: th.Tensor, emb: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
+        """Outputs of the middle block and of each input block, in that order."""
+        h, skips = x.to(self.dtype), []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        return self.middle_block(h, emb), skips
+
+
+class UNetModel(_EncoderTrunk):
+    """The U-Net of arXiv 2105.05233 (section 3): residual blocks, attention, timestep embedding.
+
+    :param image_size: nominal height and width in pixels, kept for reference; any size divisible
+        by 2^(levels-1) works.
+    :param in_channels: channels of the input.
+    :param model_channels: base number of channels, which `channel_mult` multiplies.
+    :param out_channels: channels of the output.
+    :param num_res_blocks: residual blocks per level.
+    :param attention_resolutions: downsampling factors at which attention follows each residual
+        block; 4 means feature maps 4 times smaller than the input.
+    :param dropout: dropout probability in the residual blocks, in [0, 1].
+    :param channel_mult: width of each level as a multiple of `model_channels`, finest first;
+        may be fractional.
+    :param conv_resample: resample with learned convolutions, unless `resblock_updown`.
+    :param dims: number of spatial dimensions, 1 to 3.
+    :param num_classes: number of classes if the network is class-conditional, else None.
+    :param use_checkpoint: save memory by recomputing activations in the backward pass: True for
+        whole blocks; "norms" only for the outputs of normalisation, activation and resampling, so
+        that the outputs of convolutions and attention are kept.
+    :param use_fp16: run the blocks in float16; call `convert_to_fp16` to convert their weights.
+    :param num_heads: number of attention heads, used if `num_head_channels` is -1.
+    :param num_head_channels: channels per attention head.
+    :param num_heads_upsample: number of heads in the decoder; defaults to `num_heads`.
+    :param use_scale_shift_norm: see ResBlock.
+    :param resblock_updown: resample inside residual blocks, as BigGAN does.
+    :param use_new_attention_order: see AttentionBlock.
+    """
+
+    def _build_output_layers(self) -> None:
         width, skip_channels = self._channels, list(self._skip_channels)
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(self.channel_mult))):
-            for i in range(num_res_blocks + 1):
-                out_width = self._width(level)
-                layers: list[nn.Module] = [self._res_block(width + skip_channels.pop(), out_width)]
+            for i in range(self.num_res_blocks + 1):
+                layers: list[nn.Module] = [
+                    self._res_block(width + skip_channels.pop(), self._width(level))
+                ]
                 width = self._width(level)
-                layers += self._attention(width, self.num_heads_upsample)
-                if level and i == num_res_blocks:
-                    if resblock_updown:
+                layers += self._maybe_attention(width, self.num_heads_upsample)
+                if level and i == self.num_res_blocks:
+                    if self.resblock_updown:
                         layers.append(self._res_block(width, width, up=True))
                     else:
-                        layers.append(Upsample(width, conv_resample, dims=dims))
+                        layers.append(Upsample(width, self.conv_resample, dims=self.dims))
                     self._downsampling //= 2
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
         self.out = nn.Sequential(
             normalization(width),
             nn.SiLU(),
-            zero_module(conv_nd(dims, width, out_channels, 3, padding=1)),
+            zero_module(conv_nd(self.dims, width, self.out_channels, 3, padding=1)),
         )
 
-    def _body(self) -> list[nn.Module]:
-        return [*super()._body(), self.output_blocks]
+    def _fp16_modules(self) -> list[nn.Module]:
+        return [*super()._fp16_modules(), self.output_blocks]
 
     def forward(self, x: th.Tensor, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
         """Apply the network.
@@ -655,16 +653,16 @@ class UNetModel(_EncoderTrunk):
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """The last layer computes in the precision of the images, as in the original."""
-    if device_type == "meta":  # has no autocast
+    """Run the output layer in the precision of the images, as the original package does."""
+    if device_type == "meta":  # does not support autocast
         return contextlib.nullcontext()
     return th.autocast(device_type, enabled=False)
 
 
 class ConditionalUNetModel(UNetModel):
-    """A U-Net that sees, beside the noisy input, an image that conditions it.
+    """A U-Net conditioned on an image that is concatenated to the noisy input.
 
-    Takes UNetModel's arguments; `in_channels` counts those of the noisy input alone.
+    Takes UNetModel's arguments; `in_channels` counts the channels of the noisy input only.
 
     :param cond_channels: channels of the condition, which follow those of the noisy input.
     """
@@ -678,63 +676,71 @@ class ConditionalUNetModel(UNetModel):
     def forward(
         self, x: th.Tensor, timesteps: th.Tensor, cond: th.Tensor | None = None, **kwargs: Any
     ) -> th.Tensor:
-        """As UNetModel's; `cond` is `[N x cond_channels x ...]`, of the size of `x`; absent: 0."""
+        """As UNetModel's; `cond` is `[N x cond_channels x ...]`, sized as `x`, zeros if None."""
         if cond is None:
             cond = x.new_zeros(len(x), self.cond_channels, *x.shape[2:])
         return super().forward(th.cat([x, cond.to(x.dtype)], dim=1), timesteps, **kwargs)
 
     @th.no_grad()
     def load_widened(self, state_dict: Mapping[str, th.Tensor], at: int = 0) -> "LoadReport":
-        """Copy what fits of a pretrained network without condition.
+        """Load the matching weights of a pretrained unconditional network.
 
-        Its input layer is widened with zeros, so the network computes what that one did until it
-        has learnt to look at the rest. An output layer of other channels starts fresh.
+        The input convolution is padded with zero weights, so the network initially computes what
+        the pretrained one did and learns to use the other channels. An output layer with another
+        number of channels stays as initialised.
 
-        :param at: the input channel that the pretrained network's first becomes: 0 where it was
-            trained on what is the noisy input here, and behind that where it is the condition.
-        :return: what was loaded, what starts fresh, what was dropped.
-        :raises ValueError: if nothing fits, naming what differs.
+        :param at: the input channel here that corresponds to the pretrained network's first: 0 if
+            it was trained on what is the noisy input here, `in_channels` if on the condition.
+        :return: which tensors were loaded, left as initialised, and dropped.
+        :raises ValueError: if nothing matches, saying what differs.
         """
-        own, weights = self.state_dict(), dict(state_dict)
+        own, overrides = self.state_dict(), dict(state_dict)
         first = "input_blocks.0.0.weight"
-        if first in weights:
-            weight, channels = weights[first], own[first].shape[1]
+        if first in overrides:
+            weight, channels = overrides[first], own[first].shape[1]
             last = at + weight.shape[1]
             if last <= channels:
-                weights[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
-                weights[first][:, at:last] = weight
-        return _copy_fitting(own, weights, {name: name for name in weights})
+                overrides[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
+                overrides[first][:, at:last] = weight
+        return _copy_matching(own, overrides, {name: name for name in overrides})
 
 
 class SuperResModel(ConditionalUNetModel):
-    """A U-Net that sharpens: the enlarged low-resolution image joins the noisy input's channels.
+    """A super-resolution U-Net, conditioned on the bilinearly upsampled low-resolution image.
 
-    Takes UNetModel's arguments; `in_channels` counts one of the two images.
+    Takes UNetModel's arguments; `in_channels` counts the channels of one of the two images.
     """
 
     def __init__(self, image_size: int, in_channels: int, *args: Any, **kwargs: Any):
         super().__init__(image_size, in_channels, *args, cond_channels=in_channels, **kwargs)
 
     def forward(
-        self, x: th.Tensor, timesteps: th.Tensor, low_res: th.Tensor | None = None, **kwargs: Any
+        self,
+        x: th.Tensor,
+        timesteps: th.Tensor,
+        low_res: th.Tensor | None = None,
+        **kwargs: Any,
     ) -> th.Tensor:
-        """As UNetModel's; `low_res` is `[N x C x h x w]` of any smaller size."""
+        """As UNetModel's; `low_res` is `[N x in_channels x h x w]` of any size.
+
+        :raises ValueError: if `low_res` is missing.
+        """
         if low_res is None:
-            raise ValueError("a super-resolution network needs low_res")
+            raise ValueError("a super-resolution network needs the image to sharpen, low_res")
         enlarged = F.interpolate(low_res, x.shape[2:], mode="bilinear")
         return super().forward(x, timesteps, enlarged, **kwargs)
 
 
 class EncoderUNetModel(_EncoderTrunk):
-    """The contracting half of the U-Net with a classifier's head (arXiv 2105.05233, section 4).
+    """The encoder of the U-Net with a classification head (arXiv 2105.05233, section 4).
 
     Takes UNetModel's arguments; `out_channels` is the number of classes.
 
-    :param pool: "adaptive" averages the last feature map, "attention" pools it by attention,
-        "spatial" and "spatial_v2" feed the averages of every block to two fully connected layers.
+    :param pool: "adaptive" averages the last feature map; "attention" applies attention pooling to
+        it; "spatial" and "spatial_v2" feed the mean of every block's output to an MLP with one
+        hidden layer.
+    :raises ValueError: if `pool` is none of these.
     """
-
-    pool: str
 
     def __init__(
         self,
@@ -758,8 +764,27 @@ class EncoderUNetModel(_EncoderTrunk):
         use_new_attention_order: bool = False,
         pool: str = "adaptive",
     ):
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        super().__init__(num_classes=None, **arguments)
+        super().__init__(
+            image_size=image_size,
+            in_channels=in_channels,
+            model_channels=model_channels,
+            out_channels=out_channels,
+            num_res_blocks=num_res_blocks,
+            attention_resolutions=attention_resolutions,
+            dropout=dropout,
+            channel_mult=channel_mult,
+            conv_resample=conv_resample,
+            dims=dims,
+            use_checkpoint=use_checkpoint,
+            use_fp16=use_fp16,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            num_heads_upsample=num_heads_upsample,
+            use_scale_shift_norm=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            use_new_attention_order=use_new_attention_order,
+        )
+        self.pool = pool
         width, features = self._channels, sum(self._skip_channels) + self._channels
         if pool == "adaptive":
             self.out = nn.Sequential(
@@ -795,7 +820,7 @@ class EncoderUNetModel(_EncoderTrunk):
             )
 
     def forward(self, x: th.Tensor, timesteps: th.Tensor) -> th.Tensor:
-        """`[N x in_channels x ...]` and `[N]` to `[N x out_channels]` logits."""
+        """Map `[N x in_channels x ...]` and timesteps `[N]` to logits `[N x out_channels]`."""
         h, skips = self._encode(x, self._embed(timesteps))
         if self.pool.startswith("spatial"):
             maps = [*skips, h]
@@ -804,10 +829,10 @@ class EncoderUNetModel(_EncoderTrunk):
 
 
 class LoadReport(NamedTuple):
-    """What became of a pretrained checkpoint, by the names of the tensors.
+    """The result of loading a pretrained checkpoint, as lists of tensor names.
 
-    loaded: copied into the network. fresh: of the network, left as initialised. dropped: of the
-    checkpoint, without a place in the network.
+    loaded: the network's tensors that were copied. fresh: the network's tensors that were left as
+    initialised. dropped: the checkpoint's tensors that were not used.
     """
 
     loaded: list[str]
@@ -826,22 +851,21 @@ class LoadReport(NamedTuple):
 
 
 class SegmentationUNetModel(UNetModel):
-    """The diffusion U-Net as a segmentation network: radiographs in, class scores out.
+    """The diffusion U-Net as a segmentation network: radiographs in, logits out.
 
-    A radiograph enters at a fixed small timestep, as if it were almost free of noise
+    Radiographs are fed in at a small fixed timestep, as nearly noise-free images
     (arXiv 2307.14066, section 2). Takes UNetModel's arguments; `out_channels` is the number of
-    classes, and images of any size are padded to what the depth divides and cropped back.
+    classes. Images of any size are padded to a multiple of `size_multiple` and the logits cropped.
 
-    :param depth: keep only this many of the finest levels of `channel_mult`, in both halves;
-        absent, all.
-    :param timestep: the timestep at which radiographs enter, in the network's own units.
+    :param depth: how many of the finest levels of `channel_mult` to keep, in encoder and decoder;
+        None keeps all.
+    :param timestep: the fixed timestep, in the network's own units.
+    :raises ValueError: if `depth` is not between 1 and the number of levels.
     """
 
     def __init__(self, *args: Any, depth: int | None = None, timestep: float = 1, **kwargs: Any):
-        names = [
-            *("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks"),
-            *("attention_resolutions", "dropout", "channel_mult"),
-        ]
+        names = ["image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks"]
+        names += ["attention_resolutions", "dropout", "channel_mult"]
         if len(args) > len(names):
             raise TypeError("give the arguments after channel_mult by name")
         kwargs.update(zip(names, args))
@@ -855,12 +879,12 @@ class SegmentationUNetModel(UNetModel):
 
     @property
     def depth(self) -> int:
-        """Number of levels."""
+        """Number of resolution levels."""
         return len(self.channel_mult)
 
     @property
     def size_multiple(self) -> int:
-        """What sides are padded to a multiple of, in pixels."""
+        """Height and width are padded to a multiple of this, in pixels."""
         return 2 ** (self.depth - 1)
 
     def forward(
@@ -869,34 +893,35 @@ class SegmentationUNetModel(UNetModel):
         timesteps: th.Tensor | None = None,
         y: th.Tensor | None = None,
     ) -> th.Tensor:
-        """Class scores (logits) of radiographs.
+        """Logits for radiographs.
 
         :param x: `[N x in_channels x H x W]` in [-1, 1], of any size.
-        :param timesteps: `[N]` to override the fixed timestep.
+        :param timesteps: `[N]`, overrides the fixed timestep.
         :param y: `[N]` class indices of a class-conditional network.
         :return: `[N x classes x H x W]`.
         """
         if self.is_folded and timesteps is not None:
-            raise ValueError("the timestep is folded into the weights and can no longer be chosen")
-        if timesteps is None:
+            raise ValueError(
+                "the timestep is folded into the weights: it cannot be chosen any more"
+            )
+        if timesteps is None:  # ignored once it is folded
             timesteps = th.full((len(x),), float(self.timestep), device=x.device)
         sides = x.shape[2:]
         missing = [-side % self.size_multiple for side in sides]
-        if not any(missing):
-            return super().forward(x, timesteps, y)
-        x = F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
+        if any(missing):
+            x = F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
         scores = super().forward(x, timesteps, y)
-        for axis, side in enumerate(sides, 2):
-            scores = scores.narrow(axis, 0, side)
+        for dim, side in enumerate(sides, 2):
+            scores = scores.narrow(dim, 0, side)
         return scores
 
     def folded(self, timestep: float | None = None) -> "SegmentationUNetModel":
-        """A copy for inference, with a timestep's embedding folded into its weights.
+        """A copy for inference with the timestep embedding folded into the weights.
 
-        Its forward takes images alone. Its weights are no checkpoint.
+        Its forward takes images only. Its weights cannot be used as a checkpoint.
 
-        :param timestep: in the network's own units; by default `self.timestep`.
-        :raises ValueError: if the network is class-conditional or folded already.
+        :param timestep: in the network's own units; defaults to `self.timestep`.
+        :raises ValueError: if the network is class-conditional or already folded.
         """
         if self.num_classes is not None or self.is_folded:
             reason = "folded already" if self.is_folded else "class-conditional"
@@ -912,26 +937,25 @@ class SegmentationUNetModel(UNetModel):
         return twin
 
     def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
-        # a folded network ignores it
         return timesteps if self.is_folded else super()._embed(timesteps, y)
 
     @th.no_grad()
     def load_pretrained(self, state_dict: Mapping[str, th.Tensor]) -> LoadReport:
-        """Copy what fits of a pretrained diffusion network of the same or of greater depth.
+        """Load the matching weights of a pretrained diffusion network, of equal or greater depth.
 
-        Of a deeper network the finest levels of both halves are taken and the middle block starts
-        fresh; the output layer always does, since it means noise there and classes here.
+        From a deeper network, only the finest levels are taken and the middle block stays as
+        initialised. So does the output layer in any case: it predicts noise there, classes here.
 
-        :return: what was loaded, what starts fresh, what was dropped.
-        :raises ValueError: if nothing fits, naming what differs.
+        :return: which tensors were loaded, left as initialised, and dropped.
+        :raises ValueError: if nothing matches, saying what differs.
         """
         blocks = {k.split(".")[1] for k in state_dict if k.startswith("output_blocks.")}
         surplus = len(blocks) - len(self.output_blocks)
-        names = {name: self._own_name(name, surplus) for name in state_dict}
-        return _copy_fitting(self.state_dict(), state_dict, names)
+        names = {name: self._target_name(name, surplus) for name in state_dict}
+        return _copy_matching(self.state_dict(), state_dict, names)
 
-    def _own_name(self, name: str, surplus: int) -> str | None:
-        """Where a pretrained tensor belongs, given how many more output blocks that network has."""
+    def _target_name(self, name: str, surplus: int) -> str | None:
+        """This network's name for a pretrained tensor; `surplus`: extra output blocks there."""
         part, _, rest = name.partition(".")
         if part == "out" and rest.startswith("2."):
             return None
@@ -943,20 +967,20 @@ class SegmentationUNetModel(UNetModel):
         return f"output_blocks.{int(index) - surplus}.{rest}"
 
 
-def _copy_fitting(
+def _copy_matching(
     own: Mapping[str, th.Tensor],
-    weights: Mapping[str, th.Tensor],
+    overrides: Mapping[str, th.Tensor],
     names: Mapping[str, str | None],
 ) -> LoadReport:
-    """Copy those of the given tensors that have the shape of a network's.
+    """Copy pretrained tensors into a network where names and shapes match.
 
     :param own: the network's state_dict.
-    :param names: where each given tensor belongs, None for nowhere.
-    :raises ValueError: if nothing fits, naming what differs.
+    :param overrides: the pretrained tensors by name.
+    :param names: the network's name for each pretrained tensor, None to drop it.
+    :raises ValueError: if nothing matches, saying what differs.
     """
-    fitting: dict[str, str] = {}
-    misfits = []
-    for theirs, tensor in weights.items():
+    fitting, misfits = {}, []
+    for theirs, tensor in overrides.items():
         ours = names[theirs]
         if ours is None or ours not in own:
             continue
@@ -968,12 +992,12 @@ def _copy_fitting(
         reason = "; ".join(misfits[:3]) or "no tensor has a name of this network"
         raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
     for theirs, ours in fitting.items():
-        own[ours].copy_(weights[theirs])
+        own[ours].copy_(overrides[theirs])
     loaded = list(fitting.values())
     return LoadReport(
         loaded=loaded,
         fresh=[name for name in own if name not in set(loaded)],
-        dropped=[name for name in weights if name not in fitting],
+        dropped=[name for name in overrides if name not in fitting],
     )
 
 

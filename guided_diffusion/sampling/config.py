@@ -1,4 +1,4 @@
-"""The flags of sampling and what they mean: which sampler, how many steps, which classes."""
+"""Sampling flags, and the sampler, step count and classes that they select."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.solvers import SAMPLERS, WITH_ETA, checked_sampler
 
-# default of the samplers that are made for few steps
+# default step count of the fast samplers
 DEFAULT_STEPS = 20
 _FEW = [name for name, sampler in SAMPLERS.items() if sampler.few_steps]
 _ALL = [name for name in SAMPLERS if name not in _FEW]
@@ -52,9 +52,9 @@ class SampleConfig:
 
 
 def choose_sampler(settings: SampleConfig, diffusion: SpacedDiffusion) -> tuple[str, int]:
-    """Name of the sampler and number of steps that the flags ask for.
+    """The sampler's name and the number of steps that the flags select.
 
-    :raises UserError: if they contradict each other or the sampler cannot do what they ask.
+    :raises UserError: if the flags contradict each other or the sampler does not support them.
     """
     name = settings.sampler or ("ddim" if settings.use_ddim else "ddpm")
     if settings.use_ddim and name != "ddim":
@@ -67,10 +67,10 @@ def choose_sampler(settings: SampleConfig, diffusion: SpacedDiffusion) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """The class of every image that a class-conditional network samples.
+    """Assigns a class to each image of a class-conditional network.
 
-    names: names of the classes, () where unknown. number: how many classes there are. chosen: the
-    labels to use in turn; () draws them at random. seed: seed of the draw.
+    names: class names, () if unknown. number: how many classes there are. chosen: labels to cycle
+    through; () draws them uniformly at random. seed: seed for drawing them.
     """
 
     names: tuple[str, ...]
@@ -79,7 +79,7 @@ class Labels:
     seed: int
 
     def of(self, indices: Sequence[int]) -> list[int]:
-        """Labels of the images with these numbers."""
+        """Labels of the images with these indices."""
         if self.chosen:
             return [self.chosen[index % len(self.chosen)] for index in indices]
         return (rng.uniforms(self.seed, "class", indices) * self.number).astype(int).tolist()
@@ -89,11 +89,11 @@ class Labels:
 
 
 def parse_labels(text: str, names: Sequence[str], number: int, seed: int) -> Labels:
-    """Parse `--class_labels`: each part is the name of a class or else the number of one.
+    """Parse `--class_labels`, a comma-separated list of class names or numbers.
 
-    :param names: the names that config.json lists, if any.
-    :param number: how many classes the network has.
-    :raises UserError: if there is no such class.
+    :param names: class names from config.json, empty if unknown.
+    :param number: how many classes the network has, if `names` is empty.
+    :raises UserError: if a class does not exist.
     """
     number = len(names) or number
     chosen = []

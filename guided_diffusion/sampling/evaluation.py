@@ -1,4 +1,4 @@
-"""Samples against reference images: figures, and the nearest reference image of every sample."""
+"""Evaluate samples against reference images: metrics, and nearest neighbours to spot copies."""
 
 import dataclasses
 import os
@@ -36,9 +36,9 @@ from guided_diffusion.sampling.quality import (
     nearest_real,
 )
 
-# images are compared pixel by pixel at no more than this side
+# images are downsampled to at most this size for pixel distances
 _PIXEL_SIDE = 32
-# samples on a page of nearest images, and how many of them in a row
+# samples per page of nearest neighbours, and per row
 _PAGE, _TRIPLES_A_ROW = 32, 4
 
 
@@ -59,7 +59,7 @@ class EvaluateSamplesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 `[N x H x W x C]` and a name for each."""
+    """Images, uint8 `[N x H x W x C]`, with a name for each."""
 
     source: str
     images: np.ndarray
@@ -69,11 +69,12 @@ class ImageSet:
 def evaluate(
     samples_path: str, reference_path: str, overrides: Mapping[str, Any], device: th.device
 ) -> None:
-    """Compare and write metrics.json, nearest.csv and pages of nearest images.
+    """Compare samples with real images; write metrics.json, nearest.csv and nearest/page_*.png.
 
-    :param samples_path: .npz file or folder of a sampling script, folder or glob of images.
+    :param samples_path: .npz file or folder from a sampling script, or folder or glob of images.
     :param reference_path: the real images: folder, glob or .npz file.
-    :param overrides: the given flags.
+    :param overrides: the flags given on the command line.
+    :raises UserError: if the two sets or the flags do not fit together.
     """
     settings = from_flags(EvaluateSamplesConfig, overrides)
     trained = None
@@ -118,9 +119,9 @@ def _check_channels(samples: ImageSet, trained: Trained) -> None:
 
 
 def load_samples(path: str) -> ImageSet:
-    """The samples, of one size.
+    """Load the samples.
 
-    :raises UserError: if they are none, or differ in size.
+    :raises UserError: if there are none, or their sizes differ.
     """
     if path.endswith(".npz"):
         images, _ = read_npz(path)
@@ -143,7 +144,7 @@ def load_samples(path: str) -> ImageSet:
 def reference_reading(
     samples_path: str, shape: Sequence[int], overrides: Mapping[str, Any], trained: Trained | None
 ) -> ReadingConfig:
-    """How reference images are read: as the samples' network learned to see them, where known."""
+    """How to read reference images: as the sampled network's training images were, if known."""
     folder = samples_path if bf.isdir(samples_path) else bf.dirname(samples_path)
     record = bf.join(folder, SETTINGS_NAME) if folder else SETTINGS_NAME
     if bf.exists(record):
@@ -159,7 +160,10 @@ def reference_reading(
 
 
 def load_reference(path: str, reading: ReadingConfig) -> ImageSet:
-    """The real images at the samples' size."""
+    """Load the real images at the samples' size.
+
+    :raises UserError: if an .npz file holds images of another size.
+    """
     if path.endswith(".npz"):
         images, _ = read_npz(path)
         height, width = reading.geometry().height_width
@@ -185,14 +189,14 @@ def compare(
     settings: EvaluateSamplesConfig,
     device: th.device,
 ) -> tuple[dict[str, Any], dict[str, Neighbours]]:
-    """All figures, and the nearest reference images by features and by pixels."""
+    """All metrics, and each sample's nearest reference images by features and by pixels."""
     real = extractor(reference.images, settings.batch_size, device)
     fake = extractor(samples.images, settings.batch_size, device)
     neighbours = {
         "features": nearest_real(real, fake),
         "pixels": nearest_real(_pixels(reference.images), _pixels(samples.images)),
     }
-    # as many real images in the place of the samples, among the others: what is to be hoped for
+    # the attainable values: hold out as many real images and evaluate them as if samples
     order = np.random.default_rng(0).permutation(len(real))
     count = min(len(fake), len(real) // 2)
     held_out, others = real[order[:count]], real[order[count:]]
@@ -220,15 +224,14 @@ def _figures(real: np.ndarray, fake: np.ndarray, nearest: Neighbours, k: int) ->
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
-    """Pixels `[N x D]` in [0, 255] of images that are averaged down, so that distances by D are
-    comparable."""
+    """Area-downsampled images as pixel vectors `[N x D]` in [0, 255]."""
     planes = (normalize(images) + 1) * 127.5
     side = [min(_PIXEL_SIDE, length) for length in planes.shape[2:]]
     return F.interpolate(planes, side, mode="area").flatten(1).numpy()
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """The figures as a table for people."""
+    """The metrics as a printable table."""
     samples, real = results["of_samples"], results["of_real_images"]
     lines = [
         f"features: {results['features']}",
@@ -249,26 +252,34 @@ def report(results: Mapping[str, Any]) -> str:
 def write_neighbours(
     folder: str, samples: ImageSet, reference: ImageSet, neighbours: Mapping[str, Neighbours]
 ) -> None:
-    """nearest.csv, and pages that show each sample, its nearest reference image by features and
-    its nearest by pixels; the samples whose pixels are nearest come first."""
+    """Write nearest.csv and pages showing each sample with its nearest reference images.
+
+    Each sample is followed by its nearest by features and by pixels. Samples are sorted by pixel
+    distance, so that likely copies come first.
+    """
     by_features, by_pixels = neighbours["features"], neighbours["pixels"]
     shape = samples.images.shape
     pixels = min(_PIXEL_SIDE, shape[1]) * min(_PIXEL_SIDE, shape[2]) * shape[3]
     difference = by_pixels.distance / np.sqrt(pixels)
-    header = ["sample", "nearest_by_features", "distance", "nearest_by_pixels", "rms_difference"]
-    rows = []
     order = np.argsort(difference, kind="stable")
-    for k in order:
-        one, other = reference.names[by_features.indices[k]], reference.names[by_pixels.indices[k]]
-        distance = f"{by_features.distance[k]:.6g}"
-        rows.append([samples.names[k], one, distance, other, f"{difference[k]:.3f}"])
+    rows = [
+        (
+            samples.names[k],
+            reference.names[by_features.index[k]],
+            f"{by_features.distance[k]:.6g}",
+            reference.names[by_pixels.index[k]],
+            f"{difference[k]:.3f}",
+        )
+        for k in order
+    ]
+    header = ["sample", "nearest_by_features", "distance", "nearest_by_pixels", "rms_difference"]
     write_csv(bf.join(folder, "nearest.csv"), header, rows)
     for page, first in enumerate(range(0, len(order), _PAGE)):
         images, captions = [], []
         for k in order[first : first + _PAGE]:
             images.append(samples.images[k])
-            images.append(reference.images[by_features.indices[k]])
-            images.append(reference.images[by_pixels.indices[k]])
+            images.append(reference.images[by_features.index[k]])
+            images.append(reference.images[by_pixels.index[k]])
             captions += [f"sample {samples.names[k]}", "by features", f"pixels {difference[k]:.1f}"]
         picture = image_grid(np.stack(images), captions, columns=3 * _TRIPLES_A_ROW)
         write_image(bf.join(folder, "nearest", f"page_{page:03d}.png"), picture)

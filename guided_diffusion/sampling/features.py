@@ -1,4 +1,4 @@
-"""Networks that turn images into features for comparing sets of images."""
+"""Feature extractors for comparing sets of images."""
 
 import urllib.error
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 
-# torchvision's networks: the side of the images they were trained on, and the name of their weights
+# torchvision's name, input size in pixels and weights of each network
 _TORCHVISION = {
     "inception": ("inception_v3", 299, "IMAGENET1K_V1"),
     "resnet18": ("resnet18", 224, "IMAGENET1K_V1"),
@@ -28,17 +28,17 @@ _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images to features.
+    """Maps images to feature vectors.
 
-    name: what the features are, for people. size: the side of the images it takes, 0 for any.
-    extract: float `[N x C x H x W]` in [-1, 1] to `[N x D]`.
+    name: description of the features. extract: maps float `[N x C x H x W]` in [-1, 1] to
+    `[N x D]`.
     """
 
     name: str
     extract: Callable[[th.Tensor], th.Tensor]
 
     def __call__(self, images: np.ndarray, batch_size: int, device: th.device) -> np.ndarray:
-        """Features float32 `[N x D]` of uint8 images `[N x H x W x C]`."""
+        """Features, float32 `[N x D]`, of uint8 images `[N x H x W x C]`."""
         found = []
         with th.inference_mode(), progress_bar(len(images), "image", desc="features") as bar:
             for first in range(0, len(images), batch_size):
@@ -49,11 +49,11 @@ class Extractor:
 
 
 def torchvision_features(name: str, weights: str, device: th.device | str) -> Extractor:
-    """The last layer but one of a classifier of ImageNet.
+    """Penultimate-layer features of an ImageNet classifier.
 
     :param name: inception, resnet18 or resnet50.
-    :param weights: file of its state_dict; "" fetches torchvision's.
-    :raises UserError: if the weights cannot be had, or are of another network.
+    :param weights: file with its state_dict; "" downloads torchvision's.
+    :raises UserError: if the weights cannot be downloaded or belong to another network.
     """
     import torchvision.models  # takes seconds to import
 
@@ -94,11 +94,12 @@ def torchvision_features(name: str, weights: str, device: th.device | str) -> Ex
 
 
 def ddpm_features(trained: Trained, share: float, device: th.device | str) -> Extractor:
-    """The middle block of a diffusion network, averaged over positions.
+    """Features from the middle block of a diffusion network, averaged over positions.
 
-    Images enter without noise, as if they were of a small timestep.
+    Images are fed in without added noise, at a small timestep.
 
-    :param share: the timestep as a share of all.
+    :param share: the timestep as a fraction of the process, in [0, 1].
+    :raises UserError: if the network always needs a class.
     """
     network = trained.network(device)
     if trained.model.class_cond and not trained.model.cond_drop_prob:

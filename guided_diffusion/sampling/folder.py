@@ -1,4 +1,4 @@
-"""The folder of sampled images: found again by the same command, never mixed with another's."""
+"""Results folders: the same command finds its folder again, different ones never share one."""
 
 import itertools
 import json
@@ -16,11 +16,10 @@ SETTINGS_NAME = "sampling.json"
 
 
 def results_folder(out_dir: str, model_path: str, *below: str) -> str:
-    """Where the results of a command go that uses a trained network.
+    """Where a command that uses a trained network writes its results.
 
-    `out_dir` where it is given; else OPENAI_LOGDIR itself, as in the original package, unless a
-    training run lives there: then a folder in it, named by `below`, so that the run is not
-    disturbed; where OPENAI_LOGDIR is not set, that folder beside the checkpoint.
+    `out_dir` if given; else OPENAI_LOGDIR, as in the original package. If that holds a training
+    run, its subfolder `below`; if it is not set, that subfolder beside the checkpoint.
     """
     base = os.path.expanduser(os.environ.get("OPENAI_LOGDIR", ""))
     if out_dir or (base and not bf.exists(bf.join(base, checkpoint.CONFIG_NAME))):
@@ -29,11 +28,12 @@ def results_folder(out_dir: str, model_path: str, *below: str) -> str:
 
 
 def samples_folder(out_dir: str, model_path: str, name: str, identity: Mapping[str, Any]) -> str:
-    """The folder of sampled images of this identity: `results_folder` with `samples/NAME` below.
+    """The folder for samples with these settings: `results_folder` with `samples/NAME` below.
 
-    Commands that differ in what the name does not tell have several such folders: NAME_2, ...
+    If that holds samples with other settings, NAME_2 and so on.
 
-    :raises UserError: if images of another identity are in a folder that the user named.
+    :param identity: the settings that determine the images, as plain values.
+    :raises UserError: if a folder chosen by the user holds samples with other settings.
     """
     folder = results_folder(out_dir, model_path, "samples", name)
     if folder == results_folder(out_dir, model_path):  # the user's own choice
@@ -47,7 +47,7 @@ def samples_folder(out_dir: str, model_path: str, name: str, identity: Mapping[s
 
 
 def _difference(folder: str, identity: Mapping[str, Any]) -> str:
-    """In what the images in a folder differ from those of the identity; "": in nothing."""
+    """How the settings of a folder's images differ from `identity`; "" if they do not."""
     path = bf.join(folder, SETTINGS_NAME)
     if not bf.exists(path):
         images = [bf.join(folder, part) for part in ("png", "IMG", "MASK")]

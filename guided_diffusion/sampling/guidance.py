@@ -1,4 +1,4 @@
-"""Guidance: make samples more typical of their class or mask, at the price of variety."""
+"""Guidance: trade diversity for fidelity to the class or mask."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,15 @@ import torch.nn.functional as F
 
 
 class ClassifierFree:
-    """A conditional network whose predictions lean away from those without the condition.
+    """Classifier-free guidance of a conditional network (arXiv 2207.12598, equation 6).
 
-    prediction = without class + scale (with class - without class), equation 6 of
-    arXiv 2207.12598 with scale = 1 + w. Learned variances stay those with the class. Costs two
-    predictions each.
+    prediction = unconditional + scale (conditional - unconditional), with scale = 1 + w in the
+    paper's notation. Learned variances are the conditional ones. Each call predicts twice.
 
-    :param model: network trained with conditions dropped; called as model(x, timesteps, y=classes).
-    :param scale: 1 is the network itself.
-    :param null: the number that stands for "no class".
-    :param name: of the condition: "y", the class, or another argument of the network.
+    :param model: network trained with condition dropout, called as model(x, timesteps, y=classes).
+    :param scale: 1 gives the conditional prediction.
+    :param null: value of the condition that stands for "none".
+    :param name: the argument that holds the condition, by default the class "y".
     """
 
     def __init__(self, model: Callable[..., th.Tensor], scale: float, null: int, name: str = "y"):
@@ -39,10 +38,12 @@ class ClassifierFree:
 def classifier_gradient(
     classifier: Callable[..., th.Tensor], scale: float
 ) -> Callable[..., th.Tensor]:
-    """The `cond_fn` of samplers: scale times the gradient of log p(y | x_t) with respect to x_t
-    (arXiv 2105.05233, section 4).
+    """A `cond_fn` for samplers: scale times the gradient of log p(y | x_t) with respect to x_t.
+
+    Section 4 of arXiv 2105.05233.
 
     :param classifier: callable (x, timesteps) -> logits `[N x classes]`.
+    :return: callable (x, timesteps, y) -> gradient of the shape of `x`.
     """
 
     def gradient(x: th.Tensor, timesteps: th.Tensor, y: th.Tensor, **_: th.Tensor) -> th.Tensor:
@@ -56,7 +57,7 @@ def classifier_gradient(
 
 
 def ignoring_classes(model: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
-    """A network that has no classes, in places where one is handed the classes of the images."""
+    """Wrap an unconditional network so that it accepts and ignores classes."""
 
     def call(x: th.Tensor, timesteps: th.Tensor, y: th.Tensor, **kwargs: th.Tensor) -> th.Tensor:
         return model(x, timesteps, **kwargs)

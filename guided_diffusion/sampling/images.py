@@ -1,4 +1,4 @@
-"""Images from a trained network, each a function of the seed and of its own number."""
+"""Sampling images, each of which is a function of the seed and its index alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +27,13 @@ def sample_images(
     device: th.device | str = "cpu",
     options: SamplerOptions | None = None,
 ) -> th.Tensor:
-    """Sample the images with these numbers; they do not depend on how images are batched.
+    """Sample the images with these indices; the result does not depend on batching.
 
-    All noise is drawn on the CPU: a GPU computes the same images, up to rounding.
+    All noise is drawn on the CPU, so a GPU gives the same images up to rounding.
 
     :param model: network in eval mode on `device`.
     :param shape: `[C, H, W]` of an image.
-    :param indices: numbers of the images, from 0.
+    :param indices: indices of the images, from 0.
     :param sampler: a key of `solvers.SAMPLERS`.
     :param options: see `SamplerOptions`; `noise_fn` and `device` are set here.
     :return: float32 `[len(indices) x C x H x W]` in [-1, 1].
@@ -61,9 +61,9 @@ def preview_images(
     device: th.device | str,
     model_kwargs: dict[str, th.Tensor] | None = None,
 ) -> th.Tensor:
-    """The first `count` images in few steps, to watch training; see `sample_images`.
+    """The first `count` images in at most 20 steps, for training previews; see `sample_images`.
 
-    Noise at every step corrects the errors of a network that has not learnt much yet.
+    Stochastic sampling (eta 1) is more forgiving of an undertrained network.
     """
     steps = min(20, diffusion.num_timesteps)
     options = SamplerOptions(eta=1.0, model_kwargs=model_kwargs)
@@ -73,18 +73,18 @@ def preview_images(
 
 
 def to_uint8(images: th.Tensor) -> np.ndarray:
-    """`[N x C x H x W]` in [-1, 1] to uint8 `[N x H x W x C]`, as the original rounds."""
+    """Convert `[N x C x H x W]` in [-1, 1] to uint8 `[N x H x W x C]`, truncating."""
     scaled = ((images + 1) * 127.5).clamp(0, 255).to(th.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def save_grid(path: str, images: th.Tensor, columns: int | None = None) -> None:
-    """Write `[N x C x H x W]` in [-1, 1] as one PNG, row by row."""
+    """Write images `[N x C x H x W]` in [-1, 1] as a grid, in one PNG."""
     write_image(path, image_grid(to_uint8(images), columns=columns))
 
 
 def read_npz(path: str) -> tuple[np.ndarray, list[int] | None]:
-    """Images uint8 `[N x H x W x C]` from a file that a sampling script wrote, and their labels.
+    """Read a sampling script's .npz file: images, uint8 `[N x H x W x C]`, and labels if any.
 
     :raises UserError: if it is not such a file.
     """

@@ -1,8 +1,8 @@
-"""From a trained network to folders of images: what every sampling script shares.
+"""Sampling a folder of images from a trained network, as every sampling script does.
 
-An image is a function of the seed and of its number, so finished images are kept as PNG files and
-an interrupted command goes on with those that are missing, with any batch size and any number of
-ranks. The folder remembers in `sampling.json` what decided the images.
+Each image is a function of the seed and its index alone. Finished images are kept as PNG files, so
+an interrupted command resumes with the missing ones, at any batch size and number of ranks. The
+folder's `sampling.json` records the settings that determine the images.
 """
 
 import contextlib
@@ -39,16 +39,16 @@ from guided_diffusion.sampling.images import sample_images, to_uint8
 from guided_diffusion.sampling.pictures import image_grid, write_gif
 from guided_diffusion.sampling.solvers import SamplerOptions, StepReport
 
-# a run through all of more timesteps than these deserves a word
+# suggest a faster sampler when every timestep is visited and there are more than this
 _MANY_STEPS = 100
 _GRID_IMAGES = 64
-# images in the picture of the reverse process, and steps that it shows
+# images and steps shown in process.png
 _PROCESS_IMAGES = 4
 _PROCESS_STEPS = 12
 
 
 def identity_of(trained: Trained) -> dict[str, Any]:
-    """All of a checkpoint that decides what it samples, in plain values."""
+    """Everything about a checkpoint that determines its samples, as plain values."""
     return {
         "name": bf.basename(trained.path),
         **checkpoint.file_fingerprint(trained.path),
@@ -59,9 +59,9 @@ def identity_of(trained: Trained) -> dict[str, Any]:
 
 
 def class_labels(settings: SampleConfig, trained: Trained) -> Labels | None:
-    """The classes to sample with a network that may be class-conditional.
+    """The classes to sample; None if the network is not class-conditional.
 
-    :raises UserError: if classes are asked for that it does not have.
+    :raises UserError: if the flags name a class that the network does not have.
     """
     if trained.model.class_cond:
         return parse_labels(
@@ -75,9 +75,9 @@ def class_labels(settings: SampleConfig, trained: Trained) -> Labels | None:
 def guided(
     network: Callable[..., th.Tensor], settings: SampleConfig, trained: Trained
 ) -> Callable[..., th.Tensor]:
-    """The network with the guidance that the flags ask for.
+    """The network, with classifier-free guidance if the flags ask for it.
 
-    :raises UserError: if it was not trained for guidance.
+    :raises UserError: if the network was not trained for it.
     """
     if settings.guidance_scale == 1:
         return network
@@ -89,44 +89,21 @@ def guided(
     return ClassifierFree(network, settings.guidance_scale, trained.model.num_classes)
 
 
-def check_classifier(classifier: Trained, trained: Trained) -> None:
-    """Refuse a classifier that cannot guide a diffusion network.
-
-    :raises UserError: naming in what the two differ.
-    """
-    sides = (classifier, trained)
-    pairs = [
-        (name, *(getattr(side.model, name) for side in sides))
-        for name in ("image_size", "in_channels")
-    ]
-    pairs += [
-        (name, *(getattr(side.diffusion, name) for side in sides))
-        for name in ("diffusion_steps", "noise_schedule", "rescale_timesteps")
-    ]
-    if trained.model.class_cond and trained.classes and classifier.classes:
-        pairs.append(("classes", classifier.classes, trained.classes))
-    for name, theirs, ours in pairs:
-        if theirs != ours:
-            raise UserError(
-                f"{classifier.path} cannot guide {trained.path}: {name} is {theirs} there and"
-                f" {ours} here"
-            )
-
-
 class _Stopped(Exception):
-    """A signal came in the middle of a batch."""
+    """A signal arrived in the middle of a batch."""
 
 
 @dataclasses.dataclass
 class SampleJob:
-    """Images to be sampled into a folder.
+    """Images to sample into a folder.
 
-    settings: the flags. trained: the checkpoint. model: the network, or a callable around it, as
-    samplers want it. labels: the classes of the images, None where they have none. conditions: the
-    model's further arguments for images of given numbers. cond_fn: see `solvers.Sampler`. also:
-    further values that decide the images, to tell the folders of different commands apart. names:
-    of the images, which then lie in `IMG`; without names they are numbered, in `png`. prepare:
-    called with the folder before sampling, in one process.
+    settings: the flags. trained: the checkpoint. model: the network or a wrapper around it, called
+    as (x, timesteps, **conditions). labels: the classes of the images, None if there are none.
+    conditions: maps image indices to further arguments of the model. cond_fn: classifier
+    gradient, see `solvers.SamplerOptions`. also: further settings that determine the images,
+    recorded in `sampling.json`. names: file names of the images, which then go to `IMG`; by default
+    images are numbered and go to `png`. prepare: called with the folder before sampling, on the
+    main rank.
     """
 
     settings: SampleConfig
@@ -151,7 +128,7 @@ class SampleJob:
         self.shape = (self.trained.model.in_channels, size, size)
 
     def run(self) -> int:
-        """Sample what is missing and write everything; returns the command's exit code."""
+        """Sample the missing images and write all results; returns the exit code."""
         folder = self._open_folder()
         pending = dist_util.broadcast_object(self._pending(folder) if _is_main() else None)
         _say(self._announcement(folder, len(pending)))
@@ -166,7 +143,7 @@ class SampleJob:
         return 0
 
     def identity(self) -> dict[str, Any]:
-        """What decides the images; their number and the batches do not."""
+        """The settings that determine the images; not how many there are, nor the batch size."""
         settings = self.settings
         return {
             "checkpoint": identity_of(self.trained),
@@ -181,7 +158,7 @@ class SampleJob:
         }
 
     def _open_folder(self) -> str:
-        """The folder of the results, marked with what decides the images."""
+        """Create the results folder and record the settings in it; returns its path."""
         folder = None
         if _is_main():
             identity = self.identity()
@@ -200,14 +177,14 @@ class SampleJob:
         return f"{stem}_{self.sampler}_{self.steps}_seed{self.settings.seed}"
 
     def _pending(self, folder: str) -> list[int]:
-        """Numbers of the images that are still to be sampled."""
+        """Indices of the images still to be sampled."""
         paths = [self._path(folder, index) for index in range(self.settings.num_samples)]
         folders = {bf.dirname(path) for path in paths}
         finished = {bf.join(f, name) for f in folders if bf.isdir(f) for name in bf.listdir(f)}
         return [index for index, path in enumerate(paths) if path not in finished]
 
     def _path(self, folder: str, index: int) -> str:
-        """The file of an image."""
+        """The file of the image with this index."""
         if self.names:
             return bf.join(folder, "IMG", f"{self.names[index]}.png")
         return bf.join(folder, "png", f"{index:06d}.png")
@@ -231,7 +208,7 @@ class SampleJob:
         return line
 
     def _draw(self, indices: Sequence[int], callback: Callable[[StepReport], None]) -> th.Tensor:
-        """Images `[N x C x H x W]` in [-1, 1] of these numbers."""
+        """Sample the images with these indices: `[N x C x H x W]` in [-1, 1]."""
         device = dist_util.dev()
         arguments = self.conditions(indices) if self.conditions else {}
         if self.labels:
@@ -255,9 +232,9 @@ class SampleJob:
         )
 
     def _sample(self, folder: str, pending: Sequence[int]) -> str | None:
-        """Sample the pending images; the name of the signal that ended it, if one did.
+        """Sample the pending images; returns the name of the signal that stopped it, if any.
 
-        A signal ends the batch at its next step, since whole batches may take minutes.
+        A signal takes effect at the next sampling step, since a batch may take minutes.
         """
         size = self.settings.batch_size
         rounds = math.ceil(len(pending) / (size * dist_util.world_size()))
@@ -288,21 +265,22 @@ class SampleJob:
         for index in range(count):
             picture = read_image(self._path(folder, index), channels)
             images[index] = picture.reshape(height, width, channels)
-        labels = self.labels.of(range(count)) if self.labels else None
-        arrays = [images] if labels is None else [images, np.array(labels, np.int64)]
+        arrays = [images]
+        shown = range(min(count, _GRID_IMAGES))
+        captions = [self.names[index] if self.names else str(index) for index in shown]
+        if self.labels:
+            labels = self.labels.of(range(count))
+            arrays.append(np.array(labels, np.int64))
+            captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
         shape = "x".join(map(str, images.shape))
         path = bf.join(folder, f"samples_{shape}.npz")
         write_atomically(path, lambda file: np.savez(file, *arrays))
-        shown = range(min(count, _GRID_IMAGES))
-        captions = [self.names[index] if self.names else str(index) for index in shown]
-        if self.labels and labels is not None:
-            captions = [f"{captions[i]} {self.labels.name(labels[i])}" for i in shown]
         write_image(bf.join(folder, "grid.png"), image_grid(images[: len(shown)], captions))
         if self.settings.save_process:
             self._write_process(folder)
 
     def _write_process(self, folder: str) -> None:
-        """The predicted images on the way from noise: process.png and process.gif."""
+        """Write process.png and process.gif: the predicted images during sampling."""
         shown = set(np.linspace(0, self.steps - 1, _PROCESS_STEPS).round().astype(int).tolist())
         seen: list[tuple[int, np.ndarray]] = []
         indices = range(min(self.settings.num_samples, _PROCESS_IMAGES))

@@ -1,4 +1,4 @@
-"""How likely images are under a diffusion network: the variational bound, in bits per dimension."""
+"""Likelihood of images under a diffusion network: the variational bound in bits per dimension."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.folder import results_folder
 
-# numbers of the images of a batch, the images [N x C x H x W] in [-1, 1], the model's arguments
+# indices of a batch's images, the images [N x C x H x W] in [-1, 1], the model's arguments
 NumberedBatch = tuple[Sequence[int], th.Tensor, dict[str, th.Tensor]]
 
-# the terms that the original package saves, averaged over the images, one number a timestep
+# per-timestep terms, averaged over images, that the original package saves
 _SAVED_TERMS = ("vb", "mse", "xstart_mse")
 
 
@@ -56,10 +56,10 @@ def likelihood_terms(
 ) -> dict[str, np.ndarray]:
     """The terms of `GaussianDiffusion.calc_bpd_loop` for all images of the batches.
 
-    :param seed: the noise is a function of it and of the image's number; None draws it from
+    :param seed: the noise is a function of the seed and the image's index; None draws it from
         torch's global generator.
-    :param on_step: called once a batch and timestep.
-    :return: float64 `[N]` and, for the terms of each timestep from T - 1 to 0, `[N x T]`.
+    :param on_step: called once per batch and timestep.
+    :return: float64 arrays, `[N]` for totals and `[N x T]` for terms of timesteps T - 1 to 0.
     """
     gathered: dict[str, list[np.ndarray]] = {}
     for numbers, images, arguments in batches:
@@ -79,7 +79,10 @@ def likelihood_terms(
 
 
 def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
-    """Measure the images of a folder and write likelihood.csv and the terms of each timestep."""
+    """Measure the images of a folder; write likelihood.csv and the per-timestep terms.
+
+    :raises UserError: if there are no images or a flag is out of range.
+    """
     if not settings.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
     for name in ("num_samples", "batch_size"):
@@ -125,12 +128,10 @@ def _numbered_batches(
 
 def _write(folder: str, paths: Sequence[str], terms: dict[str, np.ndarray]) -> None:
     for name in _SAVED_TERMS:
-        mean = terms[name].mean(axis=0)
-        write_atomically(
-            bf.join(folder, f"{name}_terms.npz"), functools.partial(np.savez, arr_0=mean)
-        )
+        save = functools.partial(np.savez, arr_0=terms[name].mean(axis=0))
+        write_atomically(bf.join(folder, f"{name}_terms.npz"), save)
     rows = [
-        [path, f"{total:.6f}", f"{prior:.6f}"]
+        (path, f"{total:.6f}", f"{prior:.6f}")
         for path, total, prior in zip(paths, terms["total_bpd"], terms["prior_bpd"])
     ]
     write_csv(bf.join(folder, "likelihood.csv"), ["image", "total_bpd", "prior_bpd"], rows)

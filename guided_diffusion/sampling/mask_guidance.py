@@ -1,4 +1,4 @@
-"""Sampling images that show what a mask says (arXiv 2402.05210)."""
+"""Sampling images guided by segmentation masks (arXiv 2402.05210)."""
 
 import dataclasses
 import os
@@ -20,10 +20,10 @@ from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.sampling.config import Labels, SampleConfig
 from guided_diffusion.sampling.guidance import ClassifierFree
-from guided_diffusion.sampling.job import SampleJob, guided
+from guided_diffusion.sampling.job import SampleJob, class_labels, guided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class GuidedSampleConfig(SampleConfig):
 
 @dataclasses.dataclass(frozen=True)
 class GuidingMasks:
-    """Masks for which images are sampled; image k belongs to mask k // per_mask.
+    """Masks to sample images for; image k belongs to mask k // per_mask.
 
-    names: of the masks. paths: their files. per_mask: images for each. dropped: classes that are
-    left open. trained: the network.
+    names: names of the masks. paths: their files. per_mask: images per mask. dropped: classes left
+    unspecified. trained: the network.
     """
 
     names: tuple[str, ...]
@@ -51,15 +51,15 @@ class GuidingMasks:
     trained: Trained
 
     def image_names(self) -> list[str]:
-        """The names of the images: the masks' own, numbered where a mask has several."""
+        """Names of the images: those of the masks, numbered if a mask has several images."""
         if self.per_mask == 1:
             return list(self.names)
         return [f"{name}_{number}" for name in self.names for number in range(self.per_mask)]
 
     def mask(self, index: int) -> np.ndarray:
-        """What guides image `index`: class indices uint8 `[H x W]` at the network's size.
+        """The mask of image `index`: class indices, uint8 `[H x W]` at the network's size.
 
-        Classes that are left open and padding are background.
+        Unspecified classes and padding become background.
         """
         classes = self.trained.model.num_segmentation_classes
         mask = read_mask(self.paths[index // self.per_mask], classes)
@@ -67,20 +67,20 @@ class GuidingMasks:
         return np.where(np.isin(mask, (*self.dropped, IGNORE)), 0, mask).astype(np.uint8)
 
     def conditions(self, indices: Sequence[int]) -> dict[str, th.Tensor]:
-        """The network's argument for images of these numbers."""
+        """The network's `cond` for images with these indices, one-hot `[N x K x H x W]`."""
         masks = th.from_numpy(np.stack([self.mask(index) for index in indices]))
         classes = self.trained.model.num_segmentation_classes
         return {"cond": one_hot(masks, classes).to(dist_util.dev())}
 
     def write(self, count: int, folder: str) -> None:
-        """Write `MASK/NAME.png` for the first images, so that IMG and MASK are a dataset."""
+        """Write `MASK/NAME.png` for the first `count` images; IMG and MASK then form a dataset."""
         for index, name in enumerate(self.image_names()[:count]):
             path = bf.join(folder, "MASK", f"{name}.png")
             if not bf.exists(path):
                 write_image(path, self.mask(index))
 
     def identity(self) -> dict[str, Any]:
-        """What tells the images from those of other masks, as plain values."""
+        """The settings that distinguish these masks from others, as plain values."""
         crc = 0
         for name, path in zip(self.names, self.paths):
             with bf.BlobFile(path, "rb") as file:
@@ -92,10 +92,26 @@ class GuidingMasks:
         }
 
 
-def read_trained_image_network(path: str, overrides: Mapping[str, Any]) -> Trained:
-    """`read_trained` for a network that class maps may guide, or not, as its config.json says.
+def image_job(overrides: Mapping[str, Any]) -> SampleJob:
+    """The job of `image_sample.py`, with or without masks.
 
-    :raises UserError: if the flags ask for guidance that it does not know.
+    :param overrides: the flags given on the command line.
+    :raises UserError: if the network cannot do what they ask.
+    """
+    settings = from_flags(GuidedSampleConfig, overrides)
+    trained = _read_trained(settings.model_path, overrides)
+    masks = guiding_masks(settings, trained)
+    labels = class_labels(settings, trained)
+    if masks is not None:
+        return _guided_job(settings, trained, labels, masks)
+    model = guided(trained.network(dist_util.dev()), settings, trained)
+    return SampleJob(settings, trained, model, labels)
+
+
+def _read_trained(path: str, overrides: Mapping[str, Any]) -> Trained:
+    """`read_trained`, for a mask-guided or an ordinary network as its config.json says.
+
+    :raises UserError: if the flags ask for mask guidance that it was not trained for.
     """
     stored = checkpoint.read_config(path) if path else None
     guided = stored is not None and stored.get("kind") == "segmentation_guided"
@@ -105,9 +121,9 @@ def read_trained_image_network(path: str, overrides: Mapping[str, Any]) -> Train
 
 
 def guiding_masks(settings: GuidedSampleConfig, trained: Trained) -> GuidingMasks | None:
-    """The masks that the flags ask for; None for images without any.
+    """The masks that the flags select; None to sample without masks.
 
-    :raises UserError: if the network cannot do that.
+    :raises UserError: if the network was not trained for it, or a mask is invalid.
     """
     if not isinstance(trained.model, GuidedConfig):
         for name in ("seg_dir", "ablate_classes"):
@@ -149,19 +165,20 @@ def _parse_classes(text: str, classes: int) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def guided_job(
+def _guided_job(
     settings: GuidedSampleConfig, trained: Trained, labels: Labels | None, masks: GuidingMasks
 ) -> SampleJob:
-    """The images of all masks, or of the first --num_samples where that are fewer.
+    """The job for the images of all masks, at most --num_samples.
 
-    :raises UserError: if the network cannot be guided as the flags ask.
+    :raises UserError: if the network does not support the guidance that the flags ask for.
     """
     names = masks.image_names()
     count = min(settings.num_samples, len(names))
     network = trained.network(dist_util.dev())
-    model: Callable[..., th.Tensor]
     if settings.guidance_scale != 1 and trained.model.use_ablated_segmentations:
-        model = ClassifierFree(network, settings.guidance_scale, 0, "cond")
+        model: Callable[..., th.Tensor] = ClassifierFree(
+            network, settings.guidance_scale, 0, "cond"
+        )
     else:
         model = guided(network, settings, trained)
     return SampleJob(

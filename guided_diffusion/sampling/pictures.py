@@ -1,4 +1,4 @@
-"""Sampled images as pictures to look at: grids, with or without captions, and animations."""
+"""Image grids, with or without captions, and animations."""
 
 import io
 import math
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guided_diffusion.runtime.files import write_atomically
 
-# with captions, narrower images are enlarged by a whole factor so that the text fits
+# with captions, narrower images are enlarged by an integer factor to fit the text
 _MIN_WIDTH = 64
 _FONT_SIZE = 10
 _CAPTION_HEIGHT = 14
@@ -19,11 +19,11 @@ _GAP = 2
 def image_grid(
     images: np.ndarray, captions: Sequence[str] = (), columns: int | None = None
 ) -> np.ndarray:
-    """Images in rows, on black: uint8 `[H' x W']` or `[H' x W' x 3]`.
+    """Tile images on a black canvas: uint8 `[H' x W']` or `[H' x W' x 3]`.
 
     :param images: uint8 `[N x H x W x C]`.
-    :param captions: N lines of text, each below its image and cut to its width; () for none.
-    :param columns: images per row; None makes rows and columns about equal in number.
+    :param captions: N captions, drawn below the images and cut to their width; () for none.
+    :param columns: images per row; None makes the grid about square.
     """
     if captions:
         factor = math.ceil(_MIN_WIDTH / images.shape[2])
@@ -49,9 +49,9 @@ def image_grid(
 
 
 def write_gif(path: str, frames: Sequence[np.ndarray], seconds: float = 0.25) -> None:
-    """Write pictures of one size as an endless animation that pauses on the last.
+    """Write frames of equal size as a looping GIF that holds the last frame for 2 s.
 
-    :param seconds: how long each of the others is shown.
+    :param seconds: duration of each of the other frames.
     """
     pictures = [Image.fromarray(frame) for frame in frames]
     durations = [round(1000 * seconds)] * (len(frames) - 1) + [2000]

@@ -1,17 +1,18 @@
-"""How good samples are, by their features among those of real images."""
+"""Sample quality metrics on features of generated and real images."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
-# rows of a distance matrix that are in memory at once
+# rows of a distance matrix held in memory at once
 _CHUNK = 1024
 
 
-class Neighbours(NamedTuple):
-    """The nearest real image of every sample: its number `[M]` and its distance `[M]`."""
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest real image of each of M samples: its index `[M]` and its distance `[M]`."""
 
-    indices: np.ndarray
+    index: np.ndarray
     distance: np.ndarray
 
 
@@ -23,11 +24,11 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _radii(points: np.ndarray, k: int) -> np.ndarray:
-    """Distance of every point to its k-th nearest among the others."""
+    """Distance of each point to its k-th nearest neighbour."""
     radii = []
     for first in range(0, len(points), _CHUNK):
         rows = distances(points[first : first + _CHUNK], points)
-        # a point is no neighbour of itself; rounding may put a copy before it
+        # exclude each point itself: exactly 0 despite rounding, it sorts first
         rows[np.arange(len(rows)), first + np.arange(len(rows))] = 0
         radii.append(np.partition(rows, k, axis=1)[:, k])
     return np.concatenate(radii)
@@ -36,13 +37,14 @@ def _radii(points: np.ndarray, k: int) -> np.ndarray:
 def manifold_metrics(real: np.ndarray, samples: np.ndarray, k: int = 5) -> dict[str, float]:
     """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797, section 3).
 
-    A ball around every point reaches to its k-th nearest neighbour. Precision: the share of
-    samples that lie in a ball of a real image. Recall: the share of real images that lie in a ball
-    of a sample. Density: in how many balls of real images a sample lies, divided by k; may exceed
-    1. Coverage: the share of real images whose ball holds a sample.
+    Each point has a ball that reaches to its k-th nearest neighbour. Precision: fraction of samples
+    inside any real image's ball. Recall: fraction of real images inside any sample's ball. Density:
+    mean number of real images' balls that contain a sample, divided by k; may exceed 1. Coverage:
+    fraction of real images whose ball contains a sample.
 
-    :param real: features `[N x D]`; :param samples: features `[M x D]`.
-    :param k: below N and M.
+    :param real: features `[N x D]`.
+    :param samples: features `[M x D]`.
+    :param k: less than N and M.
     """
     real_radii, sample_radii = _radii(real, k), _radii(samples, k)
     in_real_balls = np.zeros(len(samples), np.int64)
@@ -63,20 +65,22 @@ def manifold_metrics(real: np.ndarray, samples: np.ndarray, k: int = 5) -> dict[
 
 
 def frechet_distance(real: np.ndarray, samples: np.ndarray) -> float:
-    """Squared Frechet distance of two normal distributions with the features' means and
-    covariances (arXiv 1706.08500, equation 6).
+    """Squared Frechet distance between Gaussians fitted to the features.
 
-    :param real: features `[N x D]`; :param samples: features `[M x D]`.
+    Equation 6 of arXiv 1706.08500.
+
+    :param real: features `[N x D]`.
+    :param samples: features `[M x D]`.
     """
     real, samples = real.astype(np.float64), samples.astype(np.float64)
     apart = real.mean(axis=0) - samples.mean(axis=0)
     covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (real, samples)]
     root = _symmetric_root(covariances[0])
-    # the roots of the eigenvalues of S1 S2, which are those of the symmetric S1^1/2 S2 S1^1/2
+    # tr (S1 S2)^1/2 from the eigenvalues of S1 S2, shared by the symmetric S1^1/2 S2 S1^1/2
     product = np.linalg.eigvalsh(root @ covariances[1] @ root)
     overlap = np.sqrt(np.maximum(product, 0)).sum()
     spread = np.trace(covariances[0] + covariances[1]) - 2 * overlap
-    return float(apart @ apart + max(spread, 0.0))  # rounding may put it below zero
+    return float(apart @ apart + max(spread, 0.0))  # rounding may make it negative
 
 
 def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
@@ -85,7 +89,7 @@ def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
 
 
 def nearest_real(real: np.ndarray, samples: np.ndarray) -> Neighbours:
-    """The real image whose features are nearest to those of each sample."""
+    """Each sample's nearest real image, by Euclidean distance of features."""
     index, distance = [], []
     for first in range(0, len(samples), _CHUNK):
         apart = distances(samples[first : first + _CHUNK], real)
@@ -95,6 +99,8 @@ def nearest_real(real: np.ndarray, samples: np.ndarray) -> Neighbours:
 
 
 def copying(real: np.ndarray, neighbours: Neighbours) -> float:
-    """The median distance of samples to their nearest real image, in units of that of real images
-    to theirs: near 1 or above for new images, near 0 for copies."""
+    """Median distance from samples to their nearest real image, relative to that between real ones.
+
+    Near 1 or above for novel images, near 0 for copies.
+    """
     return float(np.median(neighbours.distance) / max(np.median(_radii(real, 1)), 1e-12))

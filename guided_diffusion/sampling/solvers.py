@@ -1,9 +1,9 @@
-"""Samplers that take a diffusion from noise to images, most of them in few steps.
+"""Diffusion samplers, most of them for few steps.
 
 Every sampler is a function of a `Trajectory` (the network and the timesteps to visit) and x_T, and
 an entry of `SAMPLERS`; `sample` runs them. They visit only timesteps that the network was trained
-on and see the network through the x_0 that it predicts, so clipping, `denoised_fn`, guidance,
-respacing and every type of prediction work alike in all of them.
+on and use only its prediction of x_0, so clipping, `denoised_fn`, guidance, respacing and every
+parameterisation work the same in all of them.
 
 With alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t) and lambda_t = log(alpha_t / sigma_t), half
 the logarithm of the signal-to-noise ratio, the probability flow from timestep s to t is
@@ -29,15 +29,15 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 
 UNIPC_ORDER = 3
-# Where sigma / alpha shrinks by a larger factor within one step, Heun's second slope does harm: it
-# multiplies the change of x_0 by half this factor. On mixtures no run of 10 or more steps has such.
+# Where sigma / alpha shrinks by a larger factor within one step, Heun's correction hurts: it
+# multiplies the change of x_0 by half this factor. No run of 10 or more steps in the tests has it.
 HEUN_MAX_GROWTH = 10.0
 # Stands in for abar = 0, the last timestep of a schedule that ends in pure noise.
 TINY_ABAR = 1e-18
 
 
 class StepReport(TypedDict):
-    """What a callback sees after a step: the new sample and the predicted x_0 it was made of."""
+    """Passed to the callback after each step: the new sample and the predicted x_0 behind it."""
 
     step: int  # 0 first
     timestep: int
@@ -47,18 +47,18 @@ class StepReport(TypedDict):
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """What all samplers understand.
+    """Options common to all samplers.
 
     :param noise_fn: callable (x, timestep as int) -> standard normal noise like x, for samplers
-        that add noise; `th.randn_like` where None.
+        that add noise; defaults to `th.randn_like`.
     :param clip_denoised: clip every predicted x_0 to [-1, 1].
     :param denoised_fn: applied to every predicted x_0 before it is clipped.
     :param cond_fn: gradient of a classifier, see `condition_mean` (for `ddpm`) and
         `condition_score` (for the others) of GaussianDiffusion.
     :param model_kwargs: further arguments of the network and of `cond_fn`.
-    :param device: where to draw x_T; that of the noise or of the model where None.
-    :param eta: noise of samplers that take it: 0 is deterministic, 1 adds as much as ancestral
-        sampling.
+    :param device: where to draw x_T; defaults to the device of the noise or the model.
+    :param eta: noise level for samplers that take it: 0 is deterministic, 1 adds as much noise as
+        ancestral sampling.
     :param progress: show a progress bar.
     :param callback: called after every step.
     """
@@ -190,7 +190,7 @@ class Trajectory:
         return th.randn_like(x) if noise_fn is None else noise_fn(x, self.timesteps[k])
 
     def report(self, k: int, sample: th.Tensor, pred_xstart: th.Tensor) -> None:
-        """Tell the callback that step k is done."""
+        """Call the callback after step k."""
         if self.options.callback is not None:
             timestep = self.timesteps[k]
             self.options.callback(
@@ -369,12 +369,12 @@ def _exponential_moments(step: float, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler and how to use it.
+    """A sampling algorithm and its default timesteps.
 
     :param run: the algorithm, (trajectory, x_T [N x C x ...]) -> images of that shape.
     :param choose_timesteps: (diffusion, steps) -> the timesteps to visit, T - 1 first.
-    :param few_steps: it is made for few steps, not for all timesteps.
-    :param takes_eta: it adds noise according to eta.
+    :param few_steps: designed for few steps rather than all timesteps.
+    :param takes_eta: whether it uses `SamplerOptions.eta`.
     """
 
     run: Callable[[Trajectory, th.Tensor], th.Tensor]
@@ -422,7 +422,7 @@ def sample(
 
 
 def checked_sampler(name: str, diffusion: GaussianDiffusion, steps: int, eta: float) -> Sampler:
-    """The sampler of that name, if it can do what is asked.
+    """Look up a sampler and check that it supports the settings.
 
     :raises UserError: an unknown sampler, or a number of steps or an eta that it cannot take.
     """

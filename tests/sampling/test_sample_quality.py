@@ -98,7 +98,7 @@ class TestFigures:
         real, new = rng.normal(size=(2, 300, 8))
         copies = real[:50] + rng.normal(size=(50, 8)) * 0.01
         found = nearest_real(real, copies)
-        assert found.indices.tolist() == list(range(50))
+        assert found.index.tolist() == list(range(50))
         assert copying(real, found) < 0.05
         assert copying(real, nearest_real(real, new)) == pytest.approx(1, abs=0.15)
 
