@@ -114,8 +114,7 @@ def analyze_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpai
 def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
     """List the faults of the data set; with --fix-issues write a repaired copy."""
     if config.fix_issues:
-        originals = (config.source_dir, config.image_dir, config.mask_dir)
-        require_new_folder(config.output_dir, *originals)
+        require_new_folder(config.output_dir, config.source_dir, config.image_dir, config.mask_dir)
     categories = _table(config, config.num_classes)
     num_classes = config.num_classes or (len(categories) if config.categories else None)
     report = validate(items, unpaired, num_classes, categories)
@@ -142,8 +141,7 @@ def organize_items(
     config: PrepareConfig, overrides: Mapping[str, Any], items: list[Item], unpaired: list[Unpaired]
 ) -> int:
     """Copy the data set to Split/TRAIN and Split/VAL."""
-    originals = (config.source_dir, config.image_dir, config.mask_dir)
-    require_new_folder(config.output_dir, *originals)
+    require_new_folder(config.output_dir, config.source_dir, config.image_dir, config.mask_dir)
     if unpaired:
         raise UserError(
             f"{len(unpaired)} files do not pair, such as {unpaired[0].path}; see --action validate"
