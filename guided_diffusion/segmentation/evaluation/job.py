@@ -59,13 +59,9 @@ def _evaluate(source: Source, predictions: str) -> None:
     else:
         pairs, categories = source.from_files(predictions, config.images)
     cards: list[Card] = []
-
-    def add_card(pair: MaskPair, result: ImageResult) -> None:
-        cards.append(_card(pair, result))
-
     reporting = config.output and config.report
-    on_image = add_card if reporting else None
-    result = evaluate(pairs, categories, config.binary, config.surface, on_image)
+    add_card = (lambda *image: cards.append(_card(*image))) if reporting else None
+    result = evaluate(pairs, categories, config.binary, config.surface, add_card)
     result.bootstrap(config.bootstrap, config.bootstrap_seed)
     print(table(result))
     if result.intervals:
