@@ -196,7 +196,12 @@ def _modality_values(
 def _own_window(dataset: pydicom.Dataset) -> Window | None:
     """The file's own mapping to grey levels: its table, else its first window (PS3.3 C.11.2)."""
     if dataset.get("VOILUTSequence"):
-        return lambda values: _table_window(dataset, values)
+
+        def table_window(values: np.ndarray) -> np.ndarray:
+            looked_up, top = _look_up(dataset, "VOILUTSequence", values)
+            return (looked_up / top).clip(0.0, 1.0).astype(np.float32)
+
+        return table_window
     if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
         return None
     center, width = _number(dataset, "WindowCenter", 0.0), _number(dataset, "WindowWidth", 0.0)
@@ -206,11 +211,6 @@ def _own_window(dataset: pydicom.Dataset) -> Window | None:
     if function == "LINEAR_EXACT" and width > 0:
         return lambda v: ((v - center) / width + 0.5).clip(0.0, 1.0).astype(np.float32)
     return lambda values: linear_window(values, center, width)
-
-
-def _table_window(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
-    looked_up, top = _look_up(dataset, "VOILUTSequence", values)
-    return (looked_up / top).clip(0.0, 1.0).astype(np.float32)
 
 
 def _look_up(

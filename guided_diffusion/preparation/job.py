@@ -9,7 +9,7 @@ from guided_diffusion.images.files import Unpaired
 from guided_diffusion.preparation import layouts, overview
 from guided_diffusion.preparation.analysis import analyze
 from guided_diffusion.preparation.layouts import Item, require_new_folder
-from guided_diffusion.preparation.organize import is_divided, keep_split, place, write_split
+from guided_diffusion.preparation.organize import Placed, place, write_split
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import fault_table, validate
@@ -114,8 +114,7 @@ def analyze_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpai
 def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
     """List the faults of the data set; with --fix-issues write a repaired copy."""
     if config.fix_issues:
-        originals = (config.source_dir, config.image_dir, config.mask_dir)
-        require_new_folder(config.output_dir, *originals)
+        require_new_folder(config.output_dir, config.source_dir, config.image_dir, config.mask_dir)
     categories = _table(config, config.num_classes)
     num_classes = config.num_classes or (len(categories) if config.categories else None)
     report = validate(items, unpaired, num_classes, categories)
@@ -142,8 +141,7 @@ def organize_items(
     config: PrepareConfig, overrides: Mapping[str, Any], items: list[Item], unpaired: list[Unpaired]
 ) -> int:
     """Copy the data set to Split/TRAIN and Split/VAL."""
-    originals = (config.source_dir, config.image_dir, config.mask_dir)
-    require_new_folder(config.output_dir, *originals)
+    require_new_folder(config.output_dir, config.source_dir, config.image_dir, config.mask_dir)
     if unpaired:
         raise UserError(
             f"{len(unpaired)} files do not pair, such as {unpaired[0].path}; see --action validate"
@@ -151,12 +149,13 @@ def organize_items(
     if "train_split" in overrides and "train_images" in overrides:
         raise UserError("give either --train_split or --train_images, not both")
     _check_share(config.train_split)
-    if {"train_split", "train_images", "group"} & set(overrides) or not is_divided(items):
+    divided = {"TRAIN", "VAL"} <= {item.split for item in items}
+    if {"train_split", "train_images", "group"} & set(overrides) or not divided:
         wanted = config.train_images or config.train_split
         placed = place(items, wanted, config.group, config.seed)
     else:
         print("keeping the split of the data set; --train-split or --train-images make a new one")
-        placed = keep_split(items)
+        placed = [Placed(item, item.split or "TRAIN") for item in items]
     folder = os.path.join(config.output_dir, "Split")
     table = write_split(placed, folder)
     count = {split: sum(p.split == split for p in placed) for split in ("TRAIN", "VAL", "TEST")}

@@ -133,12 +133,8 @@ def _solid(mask: np.ndarray) -> np.ndarray:
     """Pixels in a 2 x 2 block of one value."""
     corner = mask[:-1, :-1]
     block = (corner == mask[1:, 1:]) & (corner == mask[1:, :-1]) & (corner == mask[:-1, 1:])
-    solid = np.zeros(mask.shape, bool)
-    for row in (0, 1):
-        for column in (0, 1):
-            rows, columns = mask.shape[0] - 1 + row, mask.shape[1] - 1 + column
-            solid[row:rows, column:columns] |= block
-    return solid
+    block = np.pad(block, 1)
+    return block[1:, 1:] | block[1:, :-1] | block[:-1, 1:] | block[:-1, :-1]
 
 
 def _fill_strays(mask: np.ndarray, strays: np.ndarray) -> np.ndarray:

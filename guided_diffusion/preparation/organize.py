@@ -27,16 +27,6 @@ class Placed:
     group: str = ""
 
 
-def is_divided(items: Sequence[Item]) -> bool:
-    """Whether the data set already has a split for training and one for validation."""
-    return {"TRAIN", "VAL"} <= {item.split for item in items}
-
-
-def keep_split(items: Sequence[Item]) -> list[Placed]:
-    """The split that the data set already has."""
-    return [Placed(item, item.split or "TRAIN") for item in items]
-
-
 def place(items: Sequence[Item], wanted: int | float, rule: str, seed: int) -> list[Placed]:
     """Divide into TRAIN and VAL; what is in TEST stays there.
 

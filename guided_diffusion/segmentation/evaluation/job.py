@@ -7,7 +7,7 @@ from typing import Any
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import save_json
-from guided_diffusion.segmentation.evaluation import calibration_plots
+from guided_diffusion.segmentation.evaluation import calibration
 from guided_diffusion.segmentation.evaluation.comparison import compare_two
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair
 from guided_diffusion.segmentation.evaluation.scoring import (
@@ -59,13 +59,9 @@ def _evaluate(source: Source, predictions: str) -> None:
     else:
         pairs, categories = source.from_files(predictions, config.images)
     cards: list[Card] = []
-
-    def add_card(pair: MaskPair, result: ImageResult) -> None:
-        cards.append(_card(pair, result))
-
     reporting = config.output and config.report
-    on_image = add_card if reporting else None
-    result = evaluate(pairs, categories, config.binary, config.surface, on_image)
+    add_card = (lambda *image: cards.append(_card(*image))) if reporting else None
+    result = evaluate(pairs, categories, config.binary, config.surface, add_card)
     result.bootstrap(config.bootstrap, config.bootstrap_seed)
     print(table(result))
     if result.intervals:
@@ -160,8 +156,8 @@ def write_evaluation(result: Evaluation, config: EvaluateConfig, cards: Sequence
     found = result.calibration
     if found:
         writers |= {
-            "reliability.png": lambda path: calibration_plots.plot_reliability(found, path),
-            "uncertainty_deciles.png": lambda path: calibration_plots.plot_deciles(found, path),
+            "reliability.png": lambda path: calibration.plot_reliability(found, path),
+            "uncertainty_deciles.png": lambda path: calibration.plot_deciles(found, path),
         }
     if cards:
         writers["report.html"] = lambda path: _write_report(path, config, result, cards)

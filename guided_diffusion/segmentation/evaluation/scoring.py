@@ -152,14 +152,12 @@ def evaluate(
     """
     results = []
     calibration = Calibration()
+    categories = BINARY if binary else categories
     for pair in pairs:
         if binary:
             pair = _binary(pair)
         predicted, true = pair.predicted, pair.true
-        if binary:
-            count = 2
-        else:
-            count = len(categories) if categories else int(max(predicted.max(), true.max())) + 1
+        count = len(categories) if categories else int(max(predicted.max(), true.max())) + 1
         try:
             result = ImageResult(pair.name, confusion_matrix(predicted, true, count))
         except UserError as error:
@@ -171,7 +169,7 @@ def evaluate(
         results.append(result)
         if on_image:
             on_image(pair, result)
-    evaluation = Evaluation(BINARY if binary else categories or (), results)
+    evaluation = Evaluation(categories or (), results)
     if not evaluation.categories:
         evaluation.widen(max(2, *(len(result.confusion) for result in results)))
     if calibration.images:

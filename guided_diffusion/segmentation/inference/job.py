@@ -18,6 +18,7 @@ from guided_diffusion.images.image_io import (
     write_mask,
 )
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
@@ -30,7 +31,6 @@ from guided_diffusion.segmentation.inference.results import (
     Result,
     describe,
     find_items,
-    write_areas,
     write_result,
 )
 from guided_diffusion.segmentation.inference.uncertainty import next_to_label
@@ -206,7 +206,8 @@ class Job:
         if self.files:
             print(f"{len(rows)} masks written")
             return
-        write_areas(self.output, rows)
+        path = os.path.join(self.output, "areas.csv")
+        write_csv(path, list(rows[0]), (row.values() for row in rows))
         if self._reporting:
             facts = (("radiographs", len(rows)), ("model", self.config.model))
             report.write(os.path.join(self.output, "report.html"), facts)

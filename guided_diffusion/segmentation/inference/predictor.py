@@ -18,7 +18,7 @@ from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, en
 from guided_diffusion.segmentation.inference.views import View, mirrors, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.kind import Member, MemberOptions
-from guided_diffusion.segmentation.networks.windows import sliding_scores
+from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.prediction import Prediction
 from guided_diffusion.stepper import PRECISIONS
 

@@ -10,7 +10,7 @@ import numpy as np
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.image_io import write_image, write_mask
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically, write_csv
+from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.prediction import Prediction
 from guided_diffusion.segmentation.visuals.render import heat, overlay, save_color_mask
@@ -121,14 +121,8 @@ def write_result(
 
 
 def _write_half(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays in half precision."""
     half: dict[str, Any] = {name: array.astype(np.float16) for name, array in arrays.items()}
     write_atomically(path, lambda file: np.savez_compressed(file, **half))
-
-
-def write_areas(output: str, rows: Sequence[AreasRow]) -> None:
-    """Write areas.csv."""
-    write_csv(os.path.join(output, "areas.csv"), list(rows[0]), (row.values() for row in rows))
 
 
 def describe(row: AreasRow, categories: Sequence[Category]) -> str:

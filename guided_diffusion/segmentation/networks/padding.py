@@ -1,7 +1,12 @@
-"""Padding images to the multiples of pixels that a network needs, and cropping its scores back."""
+"""Images of any size: padding them to the multiples that a network needs, or sliding a window."""
+
+from collections.abc import Callable
 
 import torch as th
 import torch.nn.functional as F
+
+# overlap of neighbouring windows as a share of their side
+OVERLAP = 0.5
 
 
 def pad_to_multiple(images: th.Tensor, multiple: int) -> th.Tensor:
@@ -15,3 +20,20 @@ def pad_to_multiple(images: th.Tensor, multiple: int) -> th.Tensor:
 def crop_to(scores: th.Tensor, images: th.Tensor) -> th.Tensor:
     """Undo the padding: scores `[N x C x H' x W']` at the size of the images `[... x H x W]`."""
     return scores[..., : images.shape[-2], : images.shape[-1]]
+
+
+def sliding_scores(
+    model: Callable[[th.Tensor], th.Tensor], images: th.Tensor, window: tuple[int, int]
+) -> th.Tensor:
+    """Class scores of images at their own size, blended from overlapping windows.
+
+    :param images: `[N x C x H x W]` in [-1, 1]; images smaller than the window are padded.
+    :param window: height and width of what the network sees at once.
+    :return: `[N x classes x H x W]`.
+    """
+    from monai.inferers import sliding_window_inference  # importing monai takes seconds
+
+    scores = sliding_window_inference(images, window, 4, model, OVERLAP, mode="gaussian")
+    if not isinstance(scores, th.Tensor):
+        raise TypeError(f"the network returned {type(scores).__name__}, not one tensor of scores")
+    return scores

@@ -20,7 +20,7 @@ from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.segmentation.categories import parse_swaps
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
-from guided_diffusion.segmentation.networks.windows import sliding_scores
+from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training import augment, losses
 from guided_diffusion.segmentation.training.consistency import Consistency, consistency_loss
 from guided_diffusion.segmentation.training.dataset import (

@@ -7,8 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.segmentation.evaluation.calibration import Calibration, binary_prediction
-from guided_diffusion.segmentation.evaluation.calibration_plots import (
+from guided_diffusion.segmentation.evaluation.calibration import (
+    Calibration,
+    binary_prediction,
     plot_deciles,
     plot_reliability,
 )
