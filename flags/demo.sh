@@ -17,7 +17,7 @@ SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20 --et
 
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/demo}"
 
-# zsh does not split variables into words; an array is several words already
+# zsh does not split variables into words, so make them arrays
 if [ -n "${ZSH_VERSION:-}" ]; then
     eval 'MODEL_FLAGS=(${=MODEL_FLAGS}) DIFFUSION_FLAGS=(${=DIFFUSION_FLAGS})'
     eval 'TRAIN_FLAGS=(${=TRAIN_FLAGS}) SAMPLE_FLAGS=(${=SAMPLE_FLAGS})'

@@ -10,11 +10,11 @@
 MODEL_FLAGS="--image_size 256"
 # half of ADM's 256 channels, to fit the memory; ADM table 1 starts its ablation at 128
 MODEL_FLAGS="$MODEL_FLAGS --num_channels 128"
-# two residual blocks a level: depth costs more time than it gains (ADM section 3, table 1)
+# two residual blocks per level: more depth is not worth its training time (ADM section 3, table 1)
 MODEL_FLAGS="$MODEL_FLAGS --num_res_blocks 2"
 # attention at 32, 16 and 8 pixels instead of 16 alone (ADM section 3, table 1)
 MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 32,16,8"
-# 64 channels a head (ADM section 3, table 2), in the order of the published 256x256 network
+# 64 channels per head (ADM section 3, table 2), in the order of the published 256x256 network
 MODEL_FLAGS="$MODEL_FLAGS --num_head_channels 64 --use_new_attention_order False"
 # BigGAN's residual blocks for resampling (ADM section 3, table 1)
 MODEL_FLAGS="$MODEL_FLAGS --resblock_updown True"
@@ -29,16 +29,16 @@ MODEL_FLAGS="$MODEL_FLAGS --use_fp16 True"
 DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
 
 # learning rate 1e-4 and averages of rate 0.9999 (ADM and IDDPM, appendices on hyperparameters);
-# 4 images a step, one at a time, for 16 GB (ADM has 256 a step, on many GPUs)
+# 4 images per step, one at a time, for 16 GB (ADM uses 256 per step, on many GPUs)
 TRAIN_FLAGS="--lr 1e-4 --batch_size 4 --microbatch 1 --ema_rate 0.9999 --save_interval 10000"
 
 # 250 of the steps suffice (IDDPM section 4; ADM's tables sample so)
 SAMPLE_FLAGS="--num_samples 16 --batch_size 4 --timestep_respacing 250"
 
-# where checkpoints, logs and samples go, unless you have said so already
+# where checkpoints, logs and samples go, unless already set
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/unet}"
 
-# zsh does not split variables into words; an array is several words already
+# zsh does not split variables into words, so make them arrays
 if [ -n "${ZSH_VERSION:-}" ]; then
     eval 'MODEL_FLAGS=(${=MODEL_FLAGS}) DIFFUSION_FLAGS=(${=DIFFUSION_FLAGS})'
     eval 'TRAIN_FLAGS=(${=TRAIN_FLAGS}) SAMPLE_FLAGS=(${=SAMPLE_FLAGS})'

@@ -1,9 +1,9 @@
 # The family of flags/unet.sh at 64x64, small enough to train on a CPU. For `source` in bash and zsh.
 
-# width 32 on 4 levels, 1,2,3,4 wide (the default at 64 pixels), one residual block a level:
+# width 32 on 4 levels, 1,2,3,4 wide (the default at 64 pixels), one residual block per level:
 # 4.5 million parameters
 MODEL_FLAGS="--image_size 64 --num_channels 32 --num_res_blocks 1"
-# attention where it is cheap; 32 channels a head, since 96 are no multiple of 64
+# attention where it is cheap; 32 channels per head, since 96 is not a multiple of 64
 MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 16,8 --num_head_channels 32"
 MODEL_FLAGS="$MODEL_FLAGS --use_new_attention_order False --resblock_updown True"
 MODEL_FLAGS="$MODEL_FLAGS --use_scale_shift_norm True --learn_sigma True"
@@ -19,7 +19,7 @@ SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20 --et
 
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/unet_small}"
 
-# zsh does not split variables into words; an array is several words already
+# zsh does not split variables into words, so make them arrays
 if [ -n "${ZSH_VERSION:-}" ]; then
     eval 'MODEL_FLAGS=(${=MODEL_FLAGS}) DIFFUSION_FLAGS=(${=DIFFUSION_FLAGS})'
     eval 'TRAIN_FLAGS=(${=TRAIN_FLAGS}) SAMPLE_FLAGS=(${=SAMPLE_FLAGS})'

@@ -316,7 +316,9 @@ class AttentionBlock(nn.Module):
                 f"(num_heads={num_heads}, num_head_channels={num_head_channels})"
             )
         if num_head_channels != -1 and channels % num_head_channels:
-            raise ValueError(f"{channels} channels are no multiple of {num_head_channels} a head")
+            raise ValueError(
+                f"{channels} channels are not a multiple of num_head_channels={num_head_channels}"
+            )
         self.use_checkpoint = use_checkpoint
         self.norm = normalization(channels)
         self.qkv = conv_nd(1, channels, 3 * channels, 1)

@@ -145,7 +145,7 @@ def test_wrong_calls_say_what_is_wrong():
     model = UNetModel(**SMALL, out_channels=1, channel_mult=(1, 2))
     with pytest.raises(ValueError, match="classes y"):
         model(th.zeros(1, 1, 16, 16), th.zeros(1), y=th.zeros(1, dtype=th.long))
-    with pytest.raises(ValueError, match="a head"):
+    with pytest.raises(ValueError, match="not a multiple"):
         unet.AttentionBlock(48, num_head_channels=32)
     with pytest.raises(ValueError, match="pool is one of"):
         unet.EncoderUNetModel(**SMALL, out_channels=2, pool="max")

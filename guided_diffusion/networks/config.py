@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch as th
@@ -16,7 +16,7 @@ from guided_diffusion.networks.levels import (
 )
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import NOT_GIVEN, flag, from_flags, str2bool
+from guided_diffusion.runtime.flags import NOT_GIVEN, Overrides, flag, from_flags, str2bool
 from guided_diffusion.unet import (
     NORMS,
     EncoderUNetModel,
@@ -377,7 +377,7 @@ def create_gaussian_diffusion(
 
 
 def check_flags(
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     stored: Any,
     source: str,
     free: Sequence[str] = ("image_size", *FREE_FLAGS),

@@ -8,7 +8,7 @@ import torch as th
 
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.flags import Overrides, from_flags
 
 # flags that shapes do not depend on: the user must give one of each group
 _NOT_IN_SHAPES = (
@@ -20,7 +20,7 @@ _NOT_IN_SHAPES = (
 
 def infer_model_config(
     state: Mapping[str, th.Tensor],
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     source: str,
     also_required: Sequence[str] = (),
 ) -> ModelConfig:

@@ -21,7 +21,7 @@ from guided_diffusion.networks.infer import infer_model_config
 from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.flags import Overrides, from_flags
 
 AnyConfig = ModelConfig | SuperResConfig | ClassifierConfig
 Network_co = TypeVar("Network_co", bound=AnyConfig, covariant=True)
@@ -68,7 +68,7 @@ class Trained(NetworkRecord[Network_co]):
 
 def read_trained(
     path: str,
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     kind: str = "diffusion",
     defaults: Mapping[str, Any] | None = None,
     for_tuning: bool = False,
@@ -121,7 +121,7 @@ def _read_weights(path: str, kind: str) -> dict[str, th.Tensor]:
 
 
 def _from_config(
-    path: str, stored: Mapping[str, Any], overrides: Mapping[str, Any], kind: str, for_tuning: bool
+    path: str, stored: Mapping[str, Any], overrides: Overrides, kind: str, for_tuning: bool
 ) -> NetworkRecord[AnyConfig]:
     """The record in config.json, once the flags agree with it."""
     source = f"config.json beside {path}"
@@ -146,7 +146,7 @@ def _from_config(
 def _from_flags(
     path: str,
     weights: Mapping[str, th.Tensor],
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     kind: str,
     for_tuning: bool,
 ) -> NetworkRecord[AnyConfig]:

@@ -1,9 +1,7 @@
 """What tools/prepare_data.py does: analyse, validate, organise, or generate a data set."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from guided_diffusion.images.files import Unpaired
 from guided_diffusion.preparation import layouts, overview
@@ -15,7 +13,7 @@ from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import fault_table, validate
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import save_json
-from guided_diffusion.runtime.flags import flag, from_flags
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
 
 PLACES = ("image_dir", "mask_dir", "source_dir", "output_dir")
@@ -64,7 +62,7 @@ class PrepareConfig:
     image_size: int = flag(256, "create-sample: height and width, pixels")
 
 
-def run(overrides: Mapping[str, Any]) -> int:
+def run(overrides: Overrides) -> int:
     """Perform the action that the flags name.
 
     :param overrides: the flags given.
@@ -138,7 +136,7 @@ def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpa
 
 
 def organize_items(
-    config: PrepareConfig, overrides: Mapping[str, Any], items: list[Item], unpaired: list[Unpaired]
+    config: PrepareConfig, overrides: Overrides, items: list[Item], unpaired: list[Unpaired]
 ) -> int:
     """Copy the data set to Split/TRAIN and Split/VAL."""
     require_new_folder(config.output_dir, config.source_dir, config.image_dir, config.mask_dir)

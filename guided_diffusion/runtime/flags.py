@@ -23,6 +23,9 @@ from guided_diffusion.runtime.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+# the flags that the user gave, by name; all others keep their defaults
+Overrides = Mapping[str, Any]
+
 Config = TypeVar("Config", bound="DataclassInstance")
 
 # What the `type` of a flag returns for a value that is the same as leaving the flag out ("auto").
@@ -133,9 +136,7 @@ def parse_flags(
     return {name: value for name, value in parsed.items() if value is not NOT_GIVEN}
 
 
-def from_flags(
-    config: type[Config], overrides: Mapping[str, Any], base: Config | None = None
-) -> Config:
+def from_flags(config: type[Config], overrides: Overrides, base: Config | None = None) -> Config:
     """Build a configuration from the flags given; the other fields are those of `base`.
 
     :param overrides: from `parse_flags`; names that are no fields of `config` are ignored.

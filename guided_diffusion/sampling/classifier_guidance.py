@@ -1,13 +1,11 @@
 """Sampling guided by a classifier (arXiv 2105.05233, section 4)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from guided_diffusion import dist_util
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_flags
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.sampling.config import SampleConfig, parse_labels
 from guided_diffusion.sampling.guidance import classifier_gradient, ignoring_classes
 from guided_diffusion.sampling.job import SampleJob, guided, identity_of
@@ -21,7 +19,7 @@ class ClassifierSampleConfig(SampleConfig):
     classifier_scale: float = flag(1.0, "strength of the classifier's guidance; 0: none")
 
 
-def classifier_job(overrides: Mapping[str, Any]) -> SampleJob:
+def classifier_job(overrides: Overrides) -> SampleJob:
     """The job of `classifier_sample.py`.
 
     :param overrides: the flags given on the command line.

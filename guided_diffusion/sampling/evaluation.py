@@ -17,7 +17,7 @@ from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_c
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json, save_json, write_csv
-from guided_diffusion.runtime.flags import flag, from_flags
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.features import (
     FEATURES,
@@ -53,7 +53,7 @@ class EvaluateSamplesConfig:
     model_path: str = flag("", "pretrained checkpoint, for --features ddpm; needs no download")
     feature_timestep: float = flag(0.05, "for ddpm: timestep of the images, as a share of all")
     nearest_k: int = flag(5, "neighbours that span the balls of precision, recall and coverage")
-    batch_size: int = flag(32, "images a forward pass")
+    batch_size: int = flag(32, "images per forward pass")
     out_dir: str = flag("", "folder of the results; '': evaluation_FEATURES beside the samples")
 
 
@@ -67,7 +67,7 @@ class ImageSet:
 
 
 def evaluate(
-    samples_path: str, reference_path: str, overrides: Mapping[str, Any], device: th.device
+    samples_path: str, reference_path: str, overrides: Overrides, device: th.device
 ) -> None:
     """Compare samples with real images; write metrics.json, nearest.csv and nearest/page_*.png.
 
@@ -142,7 +142,7 @@ def load_samples(path: str) -> ImageSet:
 
 
 def reference_reading(
-    samples_path: str, shape: Sequence[int], overrides: Mapping[str, Any], trained: Trained | None
+    samples_path: str, shape: Sequence[int], overrides: Overrides, trained: Trained | None
 ) -> ReadingConfig:
     """How to read reference images: as the sampled network's training images were, if known."""
     folder = samples_path if bf.isdir(samples_path) else bf.dirname(samples_path)

@@ -134,7 +134,7 @@ class SampleJob:
         _say(self._announcement(folder, len(pending)))
         stopped = self._sample(folder, pending)
         if stopped:
-            _say(f"stopped by {stopped}: the same command goes on from here")
+            _say(f"stopped by {stopped}: rerun the command to resume")
             return EXIT_STOPPED
         dist_util.barrier()
         if _is_main():

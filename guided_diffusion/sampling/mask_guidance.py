@@ -4,7 +4,7 @@ import dataclasses
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_flags
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.sampling.config import Labels, SampleConfig
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.job import SampleJob, class_labels, guided
@@ -92,7 +92,7 @@ class GuidingMasks:
         }
 
 
-def image_job(overrides: Mapping[str, Any]) -> SampleJob:
+def image_job(overrides: Overrides) -> SampleJob:
     """The job of `image_sample.py`, with or without masks.
 
     :param overrides: the flags given on the command line.
@@ -108,7 +108,7 @@ def image_job(overrides: Mapping[str, Any]) -> SampleJob:
     return SampleJob(settings, trained, model, labels)
 
 
-def _read_trained(path: str, overrides: Mapping[str, Any]) -> Trained:
+def _read_trained(path: str, overrides: Overrides) -> Trained:
     """`read_trained`, for a mask-guided or an ordinary network as its config.json says.
 
     :raises UserError: if the flags ask for mask guidance that it was not trained for.

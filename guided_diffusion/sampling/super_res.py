@@ -2,8 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch as th
@@ -13,7 +12,7 @@ from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_flags
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.sampling.config import SampleConfig
 from guided_diffusion.sampling.images import read_npz
 from guided_diffusion.sampling.job import SampleJob, class_labels, guided
@@ -26,7 +25,7 @@ class SuperResSampleConfig(SampleConfig):
     base_samples: str = flag("", "small images: .npz of a sampling script, folder or glob")
 
 
-def super_res_job(overrides: Mapping[str, Any]) -> SampleJob:
+def super_res_job(overrides: Overrides) -> SampleJob:
     """The job of `super_res_sample.py`.
 
     :param overrides: the flags given on the command line.

@@ -1,7 +1,7 @@
 """Training of classifiers of noised images, for classifier guidance (arXiv 2105.05233, sec. 4)."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from guided_diffusion import logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.networks.config import ClassifierConfig
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import Overrides, flag
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.run import TrainConfig, check_positive, open_run, run_training
 
@@ -41,7 +41,7 @@ class ClassifierTrainConfig(TrainConfig):
         object.__setattr__(self, "lr_anneal_steps", self.iterations if self.anneal_lr else 0)
 
 
-def train(overrides: Mapping[str, Any]) -> int:
+def train(overrides: Overrides) -> int:
     """Train a classifier; returns the command's exit code.
 
     :param overrides: the flags on the command line.

@@ -1,6 +1,6 @@
 """Training of diffusion networks: on images alone, or on images with their classes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.networks.config import ModelConfig, UNetConfig
 from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.sampling.images import preview_images, save_grid
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.run import Run, TrainConfig, grid_path, open_run, run_training
@@ -18,7 +19,7 @@ from guided_diffusion.training.run import Run, TrainConfig, grid_path, open_run,
 DrawGrid = Callable[[th.nn.Module], tuple[th.Tensor, int]]
 
 
-def train(overrides: Mapping[str, Any]) -> int:
+def train(overrides: Overrides) -> int:
     """Train a network on images; returns the command's exit code.
 
     :param overrides: the flags on the command line.

@@ -5,8 +5,6 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import torch as th
 
@@ -15,7 +13,7 @@ from guided_diffusion.images.files import list_images
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.resample import create_named_schedule_sampler
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.run import (
@@ -57,7 +55,7 @@ class Estimate:
         )
 
 
-def dry_run(overrides: Mapping[str, Any], model_type: type[ModelConfig] = ModelConfig) -> Estimate:
+def dry_run(overrides: Overrides, model_type: type[ModelConfig] = ModelConfig) -> Estimate:
     """Train some steps on random images, without writing anything.
 
     :param overrides: the flags on the command line; without `in_channels` a sample of the images

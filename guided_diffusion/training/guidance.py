@@ -6,9 +6,8 @@ of zeros.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -20,7 +19,7 @@ from guided_diffusion.images.image_io import check_sizes, read_image, read_mask
 from guided_diffusion.networks.conditional import GuidedConfig, check_classes, one_hot
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import Overrides, flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.images import preview_images
 from guided_diffusion.training.diffusion import (
@@ -57,7 +56,7 @@ class GuidedTrainConfig(ConditionalTrainConfig):
     )
 
 
-def train(overrides: Mapping[str, Any]) -> int:
+def train(overrides: Overrides) -> int:
     """Train a network that masks guide; returns the command's exit code.
 
     :param overrides: the flags on the command line.
@@ -66,7 +65,7 @@ def train(overrides: Mapping[str, Any]) -> int:
     return train_with_grids(run, partial(guided_batches, run), partial(guided_grid, run))
 
 
-def open_guided_run(overrides: Mapping[str, Any]) -> Run[GuidedConfig, GuidedTrainConfig]:
+def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig]:
     """`open_run` for a network that masks guide.
 
     :raises UserError: for masks that do not belong to the images, or hold too many classes.
@@ -83,7 +82,7 @@ def open_guided_run(overrides: Mapping[str, Any]) -> Run[GuidedConfig, GuidedTra
     return open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig)
 
 
-def refuse_guidance(overrides: Mapping[str, Any]) -> None:
+def refuse_guidance(overrides: Overrides) -> None:
     """:raises UserError: for flags that apply to guided runs only."""
     for name in _GUIDED_FLAGS:
         if overrides.get(name):

@@ -33,7 +33,7 @@ from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local
-from guided_diffusion.runtime.flags import flag, from_flags, from_mapping
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags, from_mapping
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.train_util import LoopConfig, TrainLoop, find_start
@@ -184,7 +184,7 @@ def run_folder() -> str:
 
 
 def open_run(
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     kind: str,
     model_type: type[Network],
     train_type: type[Train],
@@ -246,7 +246,7 @@ def open_run(
     return Run(**vars(record), train=train, folder=folder, start=start, init=init)
 
 
-def check_training_flags(train_type: type[Train], overrides: Mapping[str, Any]) -> Train:
+def check_training_flags(train_type: type[Train], overrides: Overrides) -> Train:
     """The settings of the training, with the batch size per rank.
 
     :raises UserError: for flags that do not make a training.
@@ -299,7 +299,7 @@ def _record_of_resumed_run(
     start: Start,
     kind: str,
     model_type: type[Network],
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
 ) -> NetworkRecord[Network]:
     """:raises UserError: if flags contradict the run."""
     source = f"the run of {start.path}"
@@ -328,7 +328,7 @@ def _record_of_init(
 
 
 def _apply_flags(
-    base: NetworkRecord[Network], model_type: type[Network], overrides: Mapping[str, Any]
+    base: NetworkRecord[Network], model_type: type[Network], overrides: Overrides
 ) -> NetworkRecord[Network]:
     """:raises UserError: for what makes no network, before anything is written."""
     model = from_flags(model_type, overrides, base.model).with_explicit_channel_mult()
@@ -373,7 +373,7 @@ def _check_images(train: TrainConfig, paths: Sequence[str], repeats: bool) -> No
             check_header(path)
 
 
-def _read_init(path: str, overrides: Mapping[str, Any]) -> Trained:
+def _read_init(path: str, overrides: Overrides) -> Trained:
     """The unconditional network to start from.
 
     Flags must agree with its weights; its output, process and classes may differ.

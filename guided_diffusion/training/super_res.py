@@ -1,20 +1,20 @@
 """Training of super-resolution networks: the image averaged down is the condition."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch as th
 import torch.nn.functional as F
 
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.networks.config import SuperResConfig
+from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.sampling.images import preview_images
 from guided_diffusion.training.diffusion import diffusion_batches, first_images, train_with_grids
 from guided_diffusion.training.run import Run, TrainConfig, open_run
 
 
-def train(overrides: Mapping[str, Any]) -> int:
+def train(overrides: Overrides) -> int:
     """Train a super-resolution network; returns the command's exit code.
 
     :param overrides: the flags on the command line.

@@ -189,7 +189,7 @@ class TestFullDisk:
             with pytest.raises(UserError, match="no space left to write"):
                 save_step(folder, 2, size=9000)
             assert checkpoint.newest_state(str(folder))[0] == 1
-            save_step(folder, 2, size=4000)  # once there is room, the same command goes on
+            save_step(folder, 2, size=4000)  # once there is room, the same command resumes
             assert checkpoint.newest_state(str(folder))[0] == 2
         finally:
             subprocess.run(["umount", str(folder)], check=True)

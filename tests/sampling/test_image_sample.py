@@ -104,7 +104,7 @@ class TestInterruption:
         running.wait_for(lambda: (out / "png" / "000001.png").exists())
         running.send("SIGTERM")
         assert running.wait() == EXIT_STOPPED, running.said
-        assert "the same command goes on" in running.said
+        assert "rerun the command to resume" in running.said
         there = len(list((out / "png").iterdir()))
         assert 2 <= there < 60
         assert not list(out.glob("*.npz"))

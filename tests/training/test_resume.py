@@ -1,4 +1,4 @@
-"""Killed, stopped, out of space: the same command again goes on as if nothing had happened.
+"""Killed, stopped, out of space: the same command resumes as if nothing had happened.
 
 Commands run as processes of their own. `DISTURB` in their environment says what is to happen to
 them; see `disturbed`.

@@ -121,7 +121,7 @@ def read_class_mask(path: str, num_classes: int | None, binary: bool) -> np.ndar
     mask = read_mask(path, num_classes)
     if num_classes is None and mask.max() == 255:
         raise UserError(
-            f"{path} holds the value 255, which is no class. A black-and-white mask? Compare with "
+            f"{path} holds the value 255, not a class. A black-and-white mask? Compare with "
             "--binary True, or convert it with tools/prepare_data.py --action validate --fix-issues"
         )
     return mask

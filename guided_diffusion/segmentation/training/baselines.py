@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
@@ -91,7 +90,7 @@ def make_flags(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(overrides: Mapping[str, Any]) -> Finetuner | None:
+def prepare(overrides: Overrides) -> Finetuner | None:
     """Check everything, then build the run.
 
     :param overrides: the flags and arguments that the user gave.
@@ -150,7 +149,7 @@ def split(data: LabelledImages, percent: float, seed: int) -> tuple[LabelledImag
 def _reading(
     settings: BaselineConfig,
     train_dirs: tuple[str, str],
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     loaded: SegmentationConfig | None,
     pretrained: Trained[ModelConfig] | None,
 ) -> ReadingConfig:
@@ -174,7 +173,7 @@ def _reading(
 def _smp(
     config: SegmentationConfig,
     settings: BaselineConfig,
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     pretrained: Trained[ModelConfig] | None,
 ) -> InitialNetwork:
     from guided_diffusion.segmentation.networks.smp_unet import SmpUnet
@@ -197,7 +196,7 @@ def _smp(
 def _unet(
     config: SegmentationConfig,
     settings: BaselineConfig,
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     pretrained: Trained[ModelConfig] | None,
 ) -> InitialNetwork:
     if pretrained is not None:
@@ -218,7 +217,7 @@ def _unet(
 def _features(
     config: SegmentationConfig,
     settings: BaselineConfig,
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     pretrained: Trained[ModelConfig] | None,
 ) -> InitialNetwork:
     if pretrained is None:
@@ -257,7 +256,7 @@ def _features(
 
 def _continue(
     settings: BaselineConfig,
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     model: th.nn.Module,
     config: SegmentationConfig,
     classes: int,

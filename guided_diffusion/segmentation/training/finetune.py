@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import torch as th
 
@@ -11,7 +9,7 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, network_timestep
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags, make_parser
+from guided_diffusion.runtime.flags import Overrides, from_flags, make_parser
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.job import Folders, read_data, start_run
@@ -38,7 +36,7 @@ def make_flags(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(overrides: Mapping[str, Any]) -> Finetuner | None:
+def prepare(overrides: Overrides) -> Finetuner | None:
     """Check everything, then build the run.
 
     :param overrides: the flags and arguments that the user gave.

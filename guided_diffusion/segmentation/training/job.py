@@ -3,12 +3,12 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import Category, resolve_categories
 from guided_diffusion.segmentation.model_file import swaps_of_training
@@ -47,9 +47,7 @@ class Folders:
         parser.add_argument("val_mask", nargs="?", help="folder of their masks")
 
     @classmethod
-    def from_flags(
-        cls, overrides: Mapping[str, Any], default: tuple[str, str] = ("", "")
-    ) -> "Folders":
+    def from_flags(cls, overrides: Overrides, default: tuple[str, str] = ("", "")) -> "Folders":
         """:raises UserError: if one folder of a pair is missing."""
         pairs = {}
         for part in ("train", "val"):

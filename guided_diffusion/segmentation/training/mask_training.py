@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import blobfile as bf
@@ -19,7 +19,7 @@ from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
 from guided_diffusion.segmentation.categories import parse_swaps, resolve_categories
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.model_file import (
@@ -233,7 +233,7 @@ def make_flags(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(overrides: Mapping[str, Any]) -> MaskTraining:
+def prepare(overrides: Overrides) -> MaskTraining:
     """Check everything, then open the run's log.
 
     :param overrides: the flags and arguments that the user gave.
