@@ -10,7 +10,7 @@ BROWSER = ["playwright>=1.45"]
 
 setup(
     name="guided-diffusion",
-    version="0.1.0",
+    version="0.2.0",
     description="Diffusion pretraining for few-label radiograph segmentation",
     license="MIT",
     packages=find_packages(include=["guided_diffusion", "guided_diffusion.*"]),
