@@ -10,7 +10,7 @@ MODEL_FLAGS="$MODEL_FLAGS --use_scale_shift_norm True --learn_sigma True"
 
 DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
 
-# a small network bears a higher learning rate; averages that follow within some thousand steps
+# a small network tolerates a higher learning rate; the EMA catches up within a few thousand steps
 TRAIN_FLAGS="--lr 3e-4 --batch_size 8 --ema_rate 0.999 --log_interval 10 --save_interval 500"
 TRAIN_FLAGS="$TRAIN_FLAGS --sample_interval 500 --keep_checkpoints 2"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain on generated bitewings, by the commands that a user types. Takes some minutes on
-# two CPU cores; leaves everything in the folder that is its only argument (default: demo).
+# The whole pipeline on generated bitewings, with the commands that a user would type. Takes a few minutes on
+# two CPU cores; all results go to the folder given as the only argument (default: demo).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo}
@@ -18,8 +18,8 @@ unset OPENAI_LOGDIR
 source flags/demo.sh
 export OPENAI_LOGDIR="$out/pretrained"
 
-# 600 unlabelled radiographs; 8 labelled ones to train on, 8 to choose the best epoch by, and 24 of
-# another seed to report on
+# 600 unlabelled radiographs; 8 labelled ones to train on, 8 to select the best epoch on, and 24 held-out ones
+# from another seed
 run python tools/prepare_data.py --action create-sample --output-dir "$out/data" \
     --image-size 64 --num-unlabelled 600 --num-samples 16 --train-images 8 --seed 0
 run python tools/prepare_data.py --action create-sample --output-dir "$out/held_out" \
