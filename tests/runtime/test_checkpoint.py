@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch as th
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from process_util import small_disk
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime import checkpoint, files
@@ -176,23 +176,13 @@ class TestFullDisk:
 
     def test_a_small_file_system(self, tmp_path):
         folder = tmp_path / "small"
-        folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-        try:
-            mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-        except OSError:
-            mounted = False
-        if not mounted:
-            pytest.skip("no right to mount a tmpfs")
-        try:
+        with small_disk(folder, "200k"):
             save_step(folder, 1, size=5000)
             with pytest.raises(UserError, match="no space left to write"):
                 save_step(folder, 2, size=9000)
             assert checkpoint.newest_state(str(folder))[0] == 1
             save_step(folder, 2, size=4000)  # once there is room, the same command resumes
             assert checkpoint.newest_state(str(folder))[0] == 2
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
 
 
 class TestSteps:

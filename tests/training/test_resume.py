@@ -20,7 +20,15 @@ import numpy as np
 import pytest
 import torch as th
 from PIL import Image
-from process_util import HOST, LAUNCHERS, LONGEST_S, ROOT, Command, torchrun_environments
+from process_util import (
+    HOST,
+    LAUNCHERS,
+    LONGEST_S,
+    ROOT,
+    Command,
+    small_disk,
+    torchrun_environments,
+)
 
 from guided_diffusion import dist_util
 from guided_diffusion.runtime import checkpoint, failure, files
@@ -287,21 +295,11 @@ class TestTrouble:
 
     def test_a_disk_that_is_full_indeed(self, images, tmp_path):
         folder = tmp_path / "small"
-        folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", str(folder)]
-        try:
-            mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-        except OSError:
-            mounted = False
-        if not mounted:
-            pytest.skip("no right to mount a tmpfs")
-        try:
+        with small_disk(folder, "1800k"):
             assert run(folder, images, more=["--keep_checkpoints", "0"]) == [2], said(folder)
             (line,) = errors(folder)
             assert "no space left to write" in line
             assert checkpoint.newest_state(str(folder))[0] in (4, 8)
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
 
     def test_a_damaged_checkpoint(self, images, whole, tmp_path):
         folder = tmp_path / "run"

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from tqdm import tqdm
 
 from guided_diffusion import logger
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.reading import normalize
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.segmentation.categories import parse_swaps
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
@@ -142,7 +142,7 @@ class Finetuner:
             self.settings.synthetic_weight,
         )
         epochs = self.length.epochs
-        bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", dynamic_ncols=True)
+        bar = progress_bar(epochs, "epoch", initial=self.epoch)
         saved_at = time.monotonic()
         with StopRequest() as stop, bar:
             while self.epoch < epochs and not stop.requested:

@@ -2,14 +2,12 @@
 
 import csv
 import io
-import math
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch as th
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +17,7 @@ from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import save_picture
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category
 
 _IGNORE_COLOR = (128, 128, 128)
@@ -136,19 +135,6 @@ def add_legend(picture: np.ndarray, mask: np.ndarray, categories: Sequence[Categ
     return np.concatenate([np.stack(body, axis=-1), np.asarray(strip)])
 
 
-def picture_grid(pictures: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
-    """Pictures of one size, [H x W] or [H x W x 3], uint8 or float in [0, 1], in rows.
-
-    :param columns: pictures per row; about as many as there are rows by default.
-    :return: uint8 [H' x W' x 3].
-    """
-    from torchvision.utils import make_grid  # importing torchvision takes seconds
-
-    stack = th.from_numpy(np.stack([_as_rgb(picture) for picture in pictures])).movedim(-1, 1)
-    grid = make_grid(stack, nrow=columns or math.ceil(math.sqrt(len(pictures))), padding=2)
-    return grid.movedim(0, -1).numpy()
-
-
 def comparison(
     images: Sequence[np.ndarray],
     masks: Sequence[Sequence[np.ndarray]],
@@ -162,7 +148,8 @@ def comparison(
     pictures = []
     for image, laid in zip(images, masks):
         pictures += [image, *(overlay(image, mask, categories) for mask in laid)]
-    return picture_grid([_as_rgb(p) for p in pictures], columns=len(pictures) // len(images))
+    stack = np.stack([_as_rgb(picture) for picture in pictures])
+    return image_grid(stack, columns=len(pictures) // len(images))
 
 
 def show(name: str, image: np.ndarray, mask: np.ndarray, categories: Sequence[Category]) -> None:

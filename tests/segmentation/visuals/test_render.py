@@ -10,6 +10,7 @@ from PIL import Image
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import read_mask
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import generic_categories, load_categories
 from guided_diffusion.segmentation.visuals import render
 
@@ -107,15 +108,15 @@ def test_legend_names_the_classes_that_are_there():
     assert render.overlay(image, empty, TABLE, legend=True).shape == (30, 40, 3)
 
 
-def test_picture_grid_keeps_every_picture():
-    pictures = [np.full((5, 7), 40 * k, np.uint8) for k in range(1, 6)]
-    grid = render.picture_grid(pictures, columns=3)
+def test_a_grid_keeps_every_picture():
+    pictures = np.stack([np.full((5, 7, 3), 40 * k, np.uint8) for k in range(1, 6)])
+    grid = image_grid(pictures, columns=3)
     assert grid.shape == (2 * 7 + 2, 3 * 9 + 2, 3)
     assert np.array_equal(grid[2:7, 2:9], np.full((5, 7, 3), 40))
     assert np.array_equal(grid[9:14, 11:18], np.full((5, 7, 3), 200))
 
 
-def test_comparison_has_a_row_a_radiograph():
+def test_comparison_has_one_row_per_radiograph():
     images = [np.full((30, 40), k, np.uint8) for k in (90, 180)]
     masks = [(squares(), np.zeros_like(squares()))] * 2
     grid = render.comparison(images, masks, TABLE)
