@@ -247,8 +247,8 @@ def class_labels(paths: Sequence[str], names: Sequence[str] | None = None) -> li
     for path in paths:
         if _class_name(path) not in labels:
             raise UserError(
-                f"{path} is of the class {_class_name(path)!r} (its name up to the first"
-                f" underscore), which is none of the network's: {', '.join(list(labels)[:10])}"
+                f"{path} has class {_class_name(path)!r} (its name up to the first underscore),"
+                f" which is not one of the network's: {', '.join(list(labels)[:10])}"
             )
     return [labels[_class_name(path)] for path in paths]
 

@@ -1,4 +1,4 @@
-"""Train a diffusion model that draws masks of radiographs; predict.py segments with it."""
+"""Train a diffusion model that generates masks of radiographs; predict.py segments with it."""
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 

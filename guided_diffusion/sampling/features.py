@@ -104,8 +104,8 @@ def ddpm_features(trained: Trained, share: float, device: th.device | str) -> Ex
     network = trained.network(device)
     if trained.model.class_cond and not trained.model.cond_drop_prob:
         raise UserError(
-            f"{trained.path} is class-conditional and knows no images without class: for features"
-            " take a network without classes, or one trained with --cond_drop_prob"
+            f"{trained.path} is class-conditional and cannot run without a class: for features, use"
+            " an unconditional network or one trained with --cond_drop_prob"
         )
     steps = trained.diffusion.diffusion_steps
     timestep = round(share * (steps - 1))

@@ -84,7 +84,7 @@ def guided(
     if not trained.model.cond_drop_prob:
         raise UserError(
             f"--guidance_scale {settings.guidance_scale}: {trained.path} was trained without"
-            " --cond_drop_prob, it knows no images without class"
+            " --cond_drop_prob, which classifier-free guidance requires"
         )
     return ClassifierFree(network, settings.guidance_scale, trained.model.num_classes)
 

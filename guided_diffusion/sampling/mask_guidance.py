@@ -33,7 +33,9 @@ class GuidedSampleConfig(SampleConfig):
     seg_dir: str = flag("", "class maps: an image is sampled for each, under its name")
     seg_split: str = flag("test", "which of SEG_DIR/all/{train,val,test}, where that is the layout")
     samples_per_mask: int = flag(1, "images for each class map")
-    ablate_classes: str = flag("", "numbers of classes to leave open, by commas, e.g. 1,3")
+    ablate_classes: str = flag(
+        "", "classes to leave unspecified, comma-separated indices, e.g. 1,3"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +138,8 @@ def guiding_masks(settings: GuidedSampleConfig, trained: Trained) -> GuidingMask
     if not trained.model.use_ablated_segmentations and (dropped or not settings.seg_dir):
         asked = "--ablate_classes" if dropped else "without --seg_dir"
         raise UserError(
-            f"{asked}: {trained.path} was trained without --use_ablated_segmentations True, it"
-            " knows no images whose classes are open"
+            f"{asked}: {trained.path} was trained without --use_ablated_segmentations True"
+            " and cannot sample with unspecified classes"
         )
     if not settings.seg_dir:
         if dropped:

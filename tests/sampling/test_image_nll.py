@@ -119,7 +119,7 @@ class TestScript:
         next(shapes.glob("bar*")).rename(shapes / "cup_1.png")
         done = script("image_nll.py", *flags)
         assert done.code == 2
-        assert "is of the class 'cup'" in done.err
+        assert "has class 'cup'" in done.err
 
     @pytest.mark.parametrize("flag", ["--num_samples", "--batch_size"])
     def test_below_one_is_refused(self, script, tmp_path, shapes, flag):

@@ -236,7 +236,7 @@ class TestScript:
         done = script(
             "evaluate_samples.py", samples, real, "--features", "ddpm", "--model_path", model
         )
-        assert "knows no images without class" in done.err
+        assert "cannot run without a class" in done.err
 
 
 def test_samples_must_be_of_one_size(tmp_path):

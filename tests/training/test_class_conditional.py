@@ -62,7 +62,7 @@ class TestLabels:
         assert cond["y"].tolist() == [2, 2, 2, 2]
 
     def test_a_file_of_another_class_is_named(self):
-        with pytest.raises(UserError, match=r"data/cup_3\.png is of the class 'cup'.*ball, bar"):
+        with pytest.raises(UserError, match=r"data/cup_3\.png has class 'cup'.*ball, bar"):
             class_labels(["data/ball_0.png", "data/cup_3.png"], CLASSES)
 
 
@@ -175,7 +175,7 @@ class TestScripts:
         Image.new("L", (16, 16)).save(tmp_path / "data" / "arc_0.png")
         done = script(*flags, "--max_steps", 2)
         assert done.code == 2
-        assert "arc_0.png is of the class 'arc'" in done.err
+        assert "arc_0.png has class 'arc'" in done.err
         for path in (tmp_path / "data").glob("a*"):
             path.unlink()
         for path in (tmp_path / "data").glob("ball_*"):

@@ -142,7 +142,7 @@ class TestScripts:
         flags = (*FLAGS, "--val_data_dir", tmp_path / "val", "--iterations", 1)
         done = script("classifier_train.py", "--data_dir", shapes, *flags)
         assert done.code == 2
-        assert "is of the class 'cup'" in done.err
+        assert "has class 'cup'" in done.err
 
     def test_samples_follow_the_classifier(self, script, tmp_path):
         model = write_trained(tmp_path / "run")

@@ -213,7 +213,7 @@ def evaluate_guidance(config: GuidanceConfig, model: str, folder: str) -> None:
     print(table(result.evaluation))
     if source.left_open:
         names = ", ".join(predictor.categories[i].name for i in source.left_open)
-        print(f"left open in sampling, and not counted: {names}")
+        print(f"unspecified in sampling, and not counted: {names}")
     print("\n".join(result.lines()))
     result.write(output, predictor)
     print(f"tables and pictures: {output}")
@@ -240,6 +240,6 @@ def _count_failures(
 
 
 def _without(pair: MaskPair, left_open: Sequence[int]) -> MaskPair:
-    """The pair as if the model did not know the classes left open: they are no mistakes."""
+    """The pair without the unspecified classes, which do not count as errors."""
     predicted = np.where(np.isin(pair.predicted, left_open), 0, pair.predicted).astype(np.uint8)
     return dataclasses.replace(pair, predicted=predicted)

@@ -1,6 +1,6 @@
 """Segmentation by drawing: a diffusion of class maps, conditioned on the radiograph.
 
-Each draw is a whole mask that the network deems likely for the radiograph; the mean of several is a
+Each draw is a complete mask that is plausible for the radiograph; the mean of several is a
 segmentation, and where they differ it is uncertain (as in arXiv 2112.03145, "Diffusion Models for
 Implicit Image Segmentation Ensembles").
 """
@@ -161,7 +161,7 @@ def describe(
     reading: ReadingConfig,
     categories: tuple[Category, ...],
 ) -> SegmentationConfig:
-    """What the model file of a network that draws masks says."""
+    """The configuration that the model file of a mask diffusion network stores."""
     return SegmentationConfig(
         model=dataclasses.replace(model, use_fp16=False),
         reading=reading,

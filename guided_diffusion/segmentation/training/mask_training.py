@@ -1,4 +1,4 @@
-"""Training a diffusion that draws masks, with the training loop of all diffusions."""
+"""Training a mask diffusion model, with the training loop of all diffusion models."""
 
 import argparse
 import dataclasses
