@@ -696,15 +696,15 @@ class ConditionalUNetModel(UNetModel):
         :return: which tensors were loaded, left as initialised, and dropped.
         :raises ValueError: if nothing matches, saying what differs.
         """
-        own, overrides = self.state_dict(), dict(state_dict)
+        own, weights = self.state_dict(), dict(state_dict)
         first = "input_blocks.0.0.weight"
-        if first in overrides:
-            weight, channels = overrides[first], own[first].shape[1]
+        if first in weights:
+            weight, channels = weights[first], own[first].shape[1]
             last = at + weight.shape[1]
             if last <= channels:
-                overrides[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
-                overrides[first][:, at:last] = weight
-        return _copy_matching(own, overrides, {name: name for name in overrides})
+                weights[first] = weight.new_zeros(len(weight), channels, *weight.shape[2:])
+                weights[first][:, at:last] = weight
+        return _copy_matching(own, weights, {name: name for name in weights})
 
 
 class SuperResModel(ConditionalUNetModel):
@@ -971,18 +971,18 @@ class SegmentationUNetModel(UNetModel):
 
 def _copy_matching(
     own: Mapping[str, th.Tensor],
-    overrides: Mapping[str, th.Tensor],
+    weights: Mapping[str, th.Tensor],
     names: Mapping[str, str | None],
 ) -> LoadReport:
     """Copy pretrained tensors into a network where names and shapes match.
 
     :param own: the network's state_dict.
-    :param overrides: the pretrained tensors by name.
+    :param weights: the pretrained tensors by name.
     :param names: the network's name for each pretrained tensor, None to drop it.
     :raises ValueError: if nothing matches, saying what differs.
     """
     fitting, misfits = {}, []
-    for theirs, tensor in overrides.items():
+    for theirs, tensor in weights.items():
         ours = names[theirs]
         if ours is None or ours not in own:
             continue
@@ -994,12 +994,12 @@ def _copy_matching(
         reason = "; ".join(misfits[:3]) or "no tensor has a name of this network"
         raise ValueError(f"nothing of the checkpoint fits the network: {reason}")
     for theirs, ours in fitting.items():
-        own[ours].copy_(overrides[theirs])
+        own[ours].copy_(weights[theirs])
     loaded = list(fitting.values())
     return LoadReport(
         loaded=loaded,
         fresh=[name for name in own if name not in set(loaded)],
-        dropped=[name for name in overrides if name not in fitting],
+        dropped=[name for name in weights if name not in fitting],
     )
 
 
