@@ -27,7 +27,8 @@ from pydicom import dcmwrite, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from guided_diffusion.images.image_io import ImageError, Intensity, read_image, read_mask
+from guided_diffusion.images.image_io import ImageError, Intensity, read_image
+from guided_diffusion.images.masks import read_mask
 
 OUTCOMES = ("read", "refused", "unclean", "crashed", "hung")
 

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from .images.cache import ImageCache, make_cache
 from .images.files import evenly_spaced, list_images, pair_files
 from .images.geometry import Geometry
-from .images.image_io import ImageError, check_sizes, is_grey, read_image, read_mask
+from .images.image_io import ImageError, is_grey, read_image
+from .images.masks import check_sizes, read_mask
 from .images.reading import ReadingConfig, normalize, to_uint8_channels
 from .runtime.errors import UserError
 from .runtime.rng import derive_seed

@@ -9,7 +9,8 @@ import _path  # noqa: F401 - makes the package importable without installing it
 import numpy as np
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import read_image, read_mask, write_image
+from guided_diffusion.images.image_io import read_image, write_image
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime.errors import UserError, command
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.render import comparison

@@ -1,4 +1,4 @@
-"""Reading and writing images and masks: PNG, JPEG, BMP, GIF, WebP, TIFF (16 bits too), DICOM."""
+"""Reading and writing images: PNG, JPEG, BMP, GIF, WebP, TIFF (16 bits too), DICOM."""
 
 import contextlib
 import io
@@ -23,7 +23,6 @@ from guided_diffusion.images.files import (
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
 
-LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 INTENSITY_RULES = ("full", "percentile", "window")
 MAX_PIXELS = 100_000_000
 """Height times width: a whole spine at 0.1 mm has half of it, a decompression bomb far more."""
@@ -84,7 +83,7 @@ def read_image(
         "full", else float32 in [0, 1].
     :raises ImageError: if the file is unreadable.
     """
-    with _one_line_errors(path):
+    with image_errors(path):
         image = _apply_intensity(_decode(path), intensity or Intensity())
         if channels == 1 and image.ndim == 3:
             return _luminance(image)
@@ -100,7 +99,7 @@ def check_header(path: str) -> None:
 
     :raises ImageError: if it is not an image.
     """
-    with _one_line_errors(path), open_file(path) as file:
+    with image_errors(path), open_file(path) as file:
         if not _begins_as_dicom(file) and not has_dicom_extension(path):
             Image.open(file, formats=_FORMATS)
 
@@ -108,46 +107,7 @@ def check_header(path: str) -> None:
 def is_grey(path: str) -> bool:
     """Whether an image has one channel, or three equal ones."""
     image = read_image(path)
-    return image.ndim == 2 or _equal_channels(image)
-
-
-def read_mask(path: str, num_classes: int | None = None) -> np.ndarray:
-    """Read class indices, uint8 [H x W]: of a palette file its indices, of others its grey values.
-
-    :raises ImageError: if the file is unreadable, is drawn in colours, or holds values outside 0 to
-        `num_classes` - 1 (by default 255).
-    """
-    with _one_line_errors(path):
-        mask = _decode_indices(path)
-        if mask.ndim == 3:
-            if not _equal_channels(mask):
-                raise ImageError(
-                    f"{path} is a colour mask; masks hold class indices. Convert it with "
-                    "tools/rgb2tif.py"
-                )
-            mask = mask[..., 0]
-        if mask.size == 0:
-            raise ValueError("it has no pixels")
-        if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
-            raise ValueError("it holds fractions; masks hold class indices")
-        top = 256 if num_classes is None else num_classes
-        if mask.min() < 0 or mask.max() >= top:
-            raise ImageError(_outside_classes(path, mask, top))
-        return mask.astype(np.uint8)
-
-
-def check_sizes(mask_path: str, mask: np.ndarray, path: str, image: np.ndarray) -> None:
-    """Compare a mask with its radiograph, both `[H x W ...]`.
-
-    :raises ImageError: if they differ in size.
-    """
-    if mask.shape[:2] != image.shape[:2]:
-        sizes = ["x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape)]
-        raise ImageError(
-            f"{mask_path} has {sizes[0]} pixels (height x width), its radiograph {path}"
-            f" {sizes[1]}; they must not differ in size: export the mask at the radiograph's own"
-            " size"
-        )
+    return image.ndim == 2 or equal_channels(image)
 
 
 def write_image(path: str, image: np.ndarray) -> None:
@@ -162,16 +122,6 @@ def write_image(path: str, image: np.ndarray) -> None:
     if image.dtype.kind == "f":
         image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
     save_picture(path, Image.fromarray(image))
-
-
-def write_mask(path: str, mask: np.ndarray) -> None:
-    """Write class indices uint8 [H x W] losslessly as grey values, atomically."""
-    if os.path.splitext(path)[1].lower() not in LOSSLESS_EXTENSIONS:
-        raise ImageError(
-            f"{path} would not keep class indices exactly; masks are written as "
-            f"{', '.join(LOSSLESS_EXTENSIONS)}"
-        )
-    save_picture(path, Image.fromarray(mask.astype(np.uint8)))
 
 
 def save_picture(path: str, picture: Image.Image, **options: Any) -> None:
@@ -194,14 +144,14 @@ def save_picture(path: str, picture: Image.Image, **options: Any) -> None:
 
 def pixel_spacing(path: str) -> tuple[float, float] | None:
     """Millimetres between (rows, columns) where a DICOM file states them, else None."""
-    with _one_line_errors(path), open_file(path) as file:
+    with image_errors(path), open_file(path) as file:
         if not _begins_as_dicom(file) and not has_dicom_extension(path):
             return None
         return dicom_io.read_dicom_spacing(file.read(), MAX_PIXELS)
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: str) -> Iterator[None]:
+def image_errors(path: str) -> Iterator[None]:
     """Turn whatever a decoder raises into an ImageError that names the file; silence warnings."""
     try:
         with warnings.catch_warnings():
@@ -224,29 +174,13 @@ def _one_line_errors(path: str) -> Iterator[None]:
 
 def _decode(path: str) -> DecodedImage:
     """A file's values and their range."""
-    opened = _open(path)
+    opened = open_image(path)
     if isinstance(opened, bytes):
         return dicom_io.read_dicom(opened, MAX_PIXELS)
     return _picture_values(opened)
 
 
-def _decode_indices(path: str) -> np.ndarray:
-    """A file's values as stored, [H x W] or [H x W x 3]."""
-    picture = _open(path)
-    if isinstance(picture, bytes):
-        return dicom_io.read_dicom_stored(picture, MAX_PIXELS)
-    if picture.format == "GIF" and picture.mode == "P":
-        # GIF has no grey mode: where the colours are grey, they are what was meant
-        colours = np.asarray(picture.convert("RGB"))
-        return colours if _equal_channels(colours) else np.asarray(picture)
-    if picture.mode in ("P", "1", "L", "I", "F") or picture.mode.startswith("I;16"):
-        return np.asarray(picture)
-    if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
-        raise ValueError("it has transparent pixels; save the mask without transparency")
-    return np.asarray(picture.convert("L" if picture.mode in ("LA", "La") else "RGB"))
-
-
-def _open(path: str) -> Image.Image | bytes:
+def open_image(path: str) -> Image.Image | bytes:
     """The decoded picture, or the content of a DICOM file."""
     with open_file(path) as file:
         if not _begins_as_dicom(file):
@@ -314,7 +248,7 @@ def _picture_values(picture: Image.Image) -> DecodedImage:
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, picture.convert("RGBA"))
     values = np.array(picture.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
-    if mode in ("P", "PA") and _equal_channels(values):
+    if mode in ("P", "PA") and equal_channels(values):
         values = values[..., 0]
     return DecodedImage(values, (0.0, 255.0))
 
@@ -386,27 +320,12 @@ def _luminance(image: np.ndarray) -> np.ndarray:
     """ITU-R BT.601 luma; equal channels keep their exact values."""
     if image.dtype == np.uint8:
         return np.array(Image.fromarray(image).convert("L"))
-    if _equal_channels(image):
+    if equal_channels(image):
         return image[..., 0]
     return image @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def _equal_channels(image: np.ndarray) -> bool:
+def equal_channels(image: np.ndarray) -> bool:
     return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(
         image[..., 0], image[..., 2]
     )
-
-
-def _outside_classes(path: str, mask: np.ndarray, num_classes: int) -> str:
-    values = np.unique(mask).tolist()
-    shown = ", ".join(f"{value:g}" for value in values[:12]) + (", ..." if values[12:] else "")
-    message = f"{path} holds the values {{{shown}}}; {num_classes} classes allow 0 to "
-    message += f"{num_classes - 1}. "
-    if len(values) <= 2:
-        return message + (
-            "A black-and-white mask? Convert it with tools/prepare_data.py --action validate "
-            "--fix-issues."
-        )
-    if os.path.splitext(path)[1].lower() in (".jpg", ".jpeg"):
-        return message + "JPEG alters values; save masks as PNG or TIFF."
-    return message + "Correct the number of classes or the mask."

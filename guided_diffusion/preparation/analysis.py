@@ -9,7 +9,8 @@ from PIL import Image
 
 from guided_diffusion.images.dicom_io import HEAD_BYTES, is_dicom
 from guided_diffusion.images.files import open_file
-from guided_diffusion.images.image_io import ImageError, read_image, read_mask
+from guided_diffusion.images.image_io import ImageError, read_image
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.preparation.layouts import Item
 from guided_diffusion.runtime.progress import track
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, list_images
-from guided_diffusion.images.image_io import write_mask
+from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import track

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion.images.files import Unpaired, find_pairs, list_images
-from guided_diffusion.images.image_io import write_mask
+from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
 
 IMAGE_FOLDERS = ("img", "imgs", "image", "images")

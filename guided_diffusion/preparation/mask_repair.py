@@ -7,7 +7,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from guided_diffusion.images.files import open_file
-from guided_diffusion.images.image_io import ImageError, read_mask
+from guided_diffusion.images.image_io import ImageError
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.visuals.color_masks import (
     indices_from_colors,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, open_file
-from guided_diffusion.images.image_io import ImageError, read_mask
+from guided_diffusion.images.image_io import ImageError
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_csv

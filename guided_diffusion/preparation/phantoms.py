@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.images.image_io import write_image, write_mask
+from guided_diffusion.images.image_io import write_image
+from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
 
 BACKGROUND, ENAMEL, BONE, DENTINE, OTHER, CARIES, PULP = range(7)

@@ -33,7 +33,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         for folder, names in _SEGMENTATION.items()
         for name in names.split()
     },
-    "image_io": ("images.image_io", "images.files"),
+    "image_io": ("images.image_io", "images.masks", "images.files"),
     "image_files": ("sampling.images",),
     "guidance": ("sampling.guidance",),
     "super_res": ("training.super_res", "sampling.super_res"),

@@ -15,7 +15,8 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.images.files import list_images, split_folder
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.images.image_io import read_mask, write_image
+from guided_diffusion.images.image_io import write_image
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint

@@ -15,7 +15,8 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files, split_folder
-from guided_diffusion.images.image_io import check_sizes, read_image, read_mask
+from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.masks import check_sizes, read_mask
 from guided_diffusion.networks.conditional import GuidedConfig, check_classes, one_hot
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError

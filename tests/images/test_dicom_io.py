@@ -10,13 +10,8 @@ from pydicom import pixels, uid
 from pydicom.dataset import Dataset
 
 from guided_diffusion.images import image_io
-from guided_diffusion.images.image_io import (
-    ImageError,
-    Intensity,
-    pixel_spacing,
-    read_image,
-    read_mask,
-)
+from guided_diffusion.images.image_io import ImageError, Intensity, pixel_spacing, read_image
+from guided_diffusion.images.masks import read_mask
 
 pytestmark = pytest.mark.filterwarnings("error")
 

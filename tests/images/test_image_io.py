@@ -11,14 +11,8 @@ from images_util import COLOUR, DEEP, GREY, MASK, write_png, write_tiff
 from paths import ROOT
 from PIL import Image
 
-from guided_diffusion.images.image_io import (
-    ImageError,
-    Intensity,
-    is_grey,
-    read_image,
-    read_mask,
-    write_image,
-)
+from guided_diffusion.images.image_io import ImageError, Intensity, is_grey, read_image, write_image
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")

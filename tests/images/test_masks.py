@@ -5,12 +5,8 @@ from hypothesis import strategies as st
 from images_util import COLOUR, DEEP, GREY, MASK
 from PIL import Image
 
-from guided_diffusion.images.image_io import (
-    LOSSLESS_EXTENSIONS,
-    ImageError,
-    read_mask,
-    write_mask,
-)
+from guided_diffusion.images.image_io import ImageError
+from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, read_mask, write_mask
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from guided_diffusion.images.image_io import read_mask, write_mask
+from guided_diffusion.images.masks import read_mask, write_mask
 from guided_diffusion.preparation import layouts
 
 LAYOUTS = {

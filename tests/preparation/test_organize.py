@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import write_mask
+from guided_diffusion.images.masks import write_mask
 from guided_diffusion.preparation.organize import divide, read_groups
 from guided_diffusion.runtime.errors import UserError
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import read_image, read_mask
+from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.preparation.phantoms import (
     BACKGROUND,
     BONE,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from guided_diffusion.images.image_io import read_mask
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.preparation.phantoms import make_phantom
 from guided_diffusion.segmentation.categories import generic_categories, load_categories
 from guided_diffusion.segmentation.visuals.color_masks import indices_from_colors, unknown_colors

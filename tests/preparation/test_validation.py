@@ -11,7 +11,7 @@ from conftest import digests
 from PIL import Image
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import read_mask, write_mask
+from guided_diffusion.images.masks import read_mask, write_mask
 from guided_diffusion.preparation.mask_repair import examine_mask
 from guided_diffusion.preparation.phantoms import make_phantom
 from guided_diffusion.preparation.validation import KINDS

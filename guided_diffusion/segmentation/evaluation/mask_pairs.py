@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import pixel_spacing, read_image, read_mask
+from guided_diffusion.images.image_io import pixel_spacing, read_image
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter

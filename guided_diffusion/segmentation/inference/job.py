@@ -11,12 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion import dist_util
-from guided_diffusion.images.image_io import (
-    LOSSLESS_EXTENSIONS,
-    ImageError,
-    check_header,
-    write_mask,
-)
+from guided_diffusion.images.image_io import ImageError, check_header
+from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.flags import flag

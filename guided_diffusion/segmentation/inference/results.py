@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.images.files import list_images
-from guided_diffusion.images.image_io import write_image, write_mask
+from guided_diffusion.images.image_io import write_image
+from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category

@@ -9,7 +9,8 @@ import torch as th
 
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.images.image_io import check_sizes, read_image, read_mask
+from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.masks import check_sizes, read_mask
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError

@@ -13,7 +13,8 @@ import torch as th
 from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import read_mask, write_image
+from guided_diffusion.images.image_io import write_image
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig

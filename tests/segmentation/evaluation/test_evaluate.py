@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 from PIL import Image
 
-from guided_diffusion.images.image_io import write_mask
+from guided_diffusion.images.masks import write_mask
 from guided_diffusion.preparation.phantoms import make_phantom
 from guided_diffusion.segmentation.categories import generic_categories, load_categories
 from guided_diffusion.segmentation.inference.uncertainty import entropy_map

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.images.image_io import read_mask
+from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import generic_categories, load_categories
