@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from guided_diffusion.images import dicom_io
 from guided_diffusion.images.dicom_io import DecodedImage
@@ -29,6 +29,7 @@ MAX_PIXELS = 100_000_000
 
 # The formats that Pillow may try: some of its other plugins run interpreters.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".tif": {"compression": "tiff_deflate"},
     ".tiff": {"compression": "tiff_deflate"},
@@ -214,13 +215,46 @@ def _open_picture(file: BinaryIO) -> Image.Image:
         if rows < (claimed := picture.tag_v2[TiffImagePlugin.IMAGELENGTH]):
             # Pillow would leave the rest black
             raise ValueError(f"it is damaged: only {rows} of its {claimed} rows are there")
+    picture.info["grey_step"] = _grey_step(picture)
+    lossy = _lossy_format(picture, file)
     with _silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
         frames = getattr(picture, "n_frames", 1)
         picture.load()
     if frames != 1 and picture.format != "MPO":  # the other frames of a camera's MPO are previews
         raise ValueError(f"it holds {frames} frames; save the wanted one as a file of its own")
     ImageOps.exif_transpose(picture, in_place=True)
+    picture.info["lossy"] = lossy
     return picture
+
+
+def _grey_step(picture: ImageFile.ImageFile) -> int:
+    """By what Pillow will multiply grey values of 2 or 4 bits, so that they fill 8 bits."""
+    arguments = picture.tile[0].args if picture.tile else ""
+    raw_mode = arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
+    return {"L;2": 85, "L;4": 17}.get(raw_mode[:3], 1)
+
+
+def _lossy_format(picture: ImageFile.ImageFile, file: BinaryIO) -> str:
+    """The compression that changed a picture's values when it was saved, "" if none did."""
+    if picture.format == "WEBP":
+        return "" if _is_lossless_webp(file) else "lossy WebP"
+    compression = picture.info.get("compression")
+    return "JPEG" if picture.format in ("JPEG", "MPO") or compression in _LOSSY_TIFF else ""
+
+
+def _is_lossless_webp(file: BinaryIO) -> bool:
+    """Whether the first picture of a WebP file is coded as VP8L. Leaves the file where it is."""
+    start = file.tell()
+    file.seek(12)
+    try:
+        while len(head := file.read(8)) == 8:
+            if head[:4] in (b"VP8 ", b"VP8L"):
+                return head[:4] == b"VP8L"
+            size = int.from_bytes(head[4:], "little")
+            file.seek(16 if head[:4] == b"ANMF" else size + size % 2, os.SEEK_CUR)
+    finally:
+        file.seek(start)
+    return False
 
 
 @contextlib.contextmanager
