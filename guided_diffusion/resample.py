@@ -90,9 +90,11 @@ class LossAwareSampler(ScheduleSampler):
         batches may differ in size; all ranks end in the same state.
 
         :param local_ts: int64 [N] timesteps.
-        :param local_losses: [N] unweighted losses at them.
+        :param local_losses: [N] unweighted losses at them, on the device that the ranks' backend
+            communicates from.
         """
-        ts, losses = local_ts.detach(), local_losses.detach().double()
+        losses = local_losses.detach().double()
+        ts = local_ts.detach().to(losses.device)
         if dist.is_available() and dist.is_initialized():
             ts, losses = _gather(ts), _gather(losses)
         self.update_with_all_losses(ts.tolist(), losses.tolist())

@@ -15,7 +15,6 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import dist_util
-from .nn import update_ema
 from .runtime.errors import UserError
 
 PRECISIONS = {"fp32": th.float32, "fp16": th.float16, "bf16": th.bfloat16}
@@ -102,14 +101,22 @@ class Stepper:
             enabled=precision == "fp16",
         )
         self._trained = [p for g in self.opt.param_groups for p in g["params"] if p.requires_grad]
+        # of what moving averages are kept, by name: the running statistics of BatchNorm belong to
+        # the weights
+        stored = model.state_dict()
+        self._averaged = dict(model.named_parameters()) | {
+            name: buffer
+            for name, buffer in model.named_buffers()
+            if name in stored and buffer.is_floating_point()
+        }
         self.ema = {rate: self.copy_of_weights() for rate in ema_rates}
         # steps skipped consecutively and in total, and what a finite step multiplies them by
         self._skipped = th.zeros(2, dtype=th.int64, device=self.device)
         self._skipped_factor = th.tensor([0, 1], device=self.device)
 
     def copy_of_weights(self) -> list[th.Tensor]:
-        """Copies of all parameters, in the order of `parameters()`."""
-        return [p.detach().clone() for p in self.module.parameters()]
+        """Copies of all parameters, in the order of `parameters()`, then of running statistics."""
+        return [tensor.detach().clone() for tensor in self._averaged.values()]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which to evaluate the network and its losses."""
@@ -156,16 +163,19 @@ class Stepper:
             self.opt.step()
         self.opt.zero_grad(set_to_none=True)
         self._skipped = th.where(finite, self._skipped * self._skipped_factor, self._skipped + 1)
-        self._update_ema()
+        self._update_ema(finite)
         self.steps += 1
         return norm
 
-    def _update_ema(self) -> None:
-        """average = rate average + (1 - rate) weights"""
-        weights = list(self.module.parameters())
+    @th.no_grad()
+    def _update_ema(self, finite: th.Tensor) -> None:
+        """average = rate average + (1 - rate) weights; skipped steps leave it unchanged."""
+        weights = list(self._averaged.values())
         warmup_rate = (1 + self.steps) / (10 + self.steps)
         for rate, average in self.ema.items():
-            update_ema(average, weights, min(rate, warmup_rate) if self.ema_warmup else rate)
+            rate = min(rate, warmup_rate) if self.ema_warmup else rate
+            share = th.where(finite, 1 - rate, 0.0)
+            th._foreach_lerp_(average, weights, [share] * len(weights))
 
     def skipped(self) -> tuple[int, int]:
         """Steps skipped consecutively until now, and in total. Waits for the device."""
@@ -180,26 +190,26 @@ class Stepper:
         """The network's state_dict, optionally with other weights (an average, say) instead."""
         state = self.module.state_dict()
         if weights is not None:
-            state.update(zip((name for name, _ in self.module.named_parameters()), weights))
+            state.update(zip(self._averaged, weights))
         return state
 
     @contextlib.contextmanager
     def averaged_weights(self, rate: float) -> Iterator[nn.Module]:
         """The network in evaluation mode with averaged weights, for the duration of the context."""
-        own = [p.data for p in self.module.parameters()]
+        own = [tensor.data for tensor in self._averaged.values()]
         training = self.module.training
         try:
-            for parameter, average in zip(self.module.parameters(), self.ema[rate]):
-                parameter.data = average
+            for tensor, average in zip(self._averaged.values(), self.ema[rate]):
+                tensor.data = average
             yield self.module.eval()
         finally:
-            for parameter, data in zip(self.module.parameters(), own):
-                parameter.data = data
+            for tensor, data in zip(self._averaged.values(), own):
+                tensor.data = data
             self.module.train(training)
 
     def load_ema(self, rate: float, state: Mapping[str, th.Tensor]) -> None:
         """Load a moving average from a state_dict of the network."""
-        for (name, _), average in zip(self.module.named_parameters(), self.ema[rate]):
+        for name, average in zip(self._averaged, self.ema[rate]):
             average.copy_(state[name])
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:

@@ -311,17 +311,17 @@ class TrainLoop:
 
     def forward_backward(self, batch: th.Tensor, cond: dict[str, th.Tensor]) -> None:
         """Accumulate the gradient of the mean loss over the batch, microbatch by microbatch."""
+        drawn = []
         for first in range(0, len(batch), self.microbatch):
             rows = slice(first, first + self.microbatch)
             is_last = rows.stop >= len(batch)
-            share = len(batch[rows]) / len(batch)
-            context = contextlib.nullcontext() if is_last else self.stepper.no_sync()
-            with context:
+            with contextlib.nullcontext() if is_last else self.stepper.no_sync():
                 ts, weights, losses = self.losses(self.stepper.model, batch, cond, rows)
-                if isinstance(self.schedule_sampler, LossAwareSampler):
-                    self.schedule_sampler.update_with_local_losses(ts, losses["loss"].detach())
+                drawn.append((ts, losses["loss"].detach()))
                 log_loss_dict(self.diffusion, ts, losses)
-                self.stepper.backward((losses["loss"] * weights).mean() * share)
+                self.stepper.backward((losses["loss"] * weights).mean() * (len(ts) / len(batch)))
+        if isinstance(self.schedule_sampler, LossAwareSampler):
+            self.schedule_sampler.update_with_local_losses(*map(th.cat, zip(*drawn)))
 
     def losses(
         self,

@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guided_diffusion import resample
 from guided_diffusion.resample import (
     LossSecondMomentResampler,
     UniformSampler,
@@ -123,6 +124,20 @@ def test_without_process_group():
     expected.update_with_all_losses([0, 0, 3], [7.0, 8.0, 0.5])
     assert (sampler.weights() == expected.weights()).all()
     assert not (sampler.weights() == warmed_up().weights()).all()
+
+
+def test_what_ranks_exchange_lies_on_the_device_of_the_losses(monkeypatch):
+    """NCCL refuses tensors of a CPU; the trainer keeps the timesteps there."""
+    devices = []
+
+    def gather(values):
+        devices.append(values.device.type)
+        return th.zeros(len(values), dtype=values.dtype)
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(resample, "_gather", gather)
+    warmed_up().update_with_local_losses(th.tensor([1, 2]), th.zeros(2, device="meta"))
+    assert devices == ["meta", "meta"]
 
 
 def _of_a_rank(rank, store, queue):

@@ -165,6 +165,35 @@ class TestAverages:
         for ours, old, weight in zip(stepper.ema[0.9], before, weights(stepper)):
             th.testing.assert_close(ours, 0.9 * old + 0.1 * weight, rtol=1e-5, atol=1e-7)
 
+    def test_a_skipped_step_leaves_them_unchanged(self):
+        stepper = Stepper(network(), lr=1e-1, ema_rates=[0.9, 0.5])
+        take(stepper, range(3))
+        before = [average.clone() for averages in stepper.ema.values() for average in averages]
+        take(stepper, [3], spoil=[3])
+        assert stepper.skipped() == (1, 1)
+        assert equal([a for averages in stepper.ema.values() for a in averages], before)
+        take(stepper, [4])
+        assert not equal([a for averages in stepper.ema.values() for a in averages], before)
+
+    def test_running_statistics_of_batch_norm_are_averaged_too(self):
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        stepper = Stepper(model, lr=1e-2, ema_rates=[0.9], ema_warmup=False)
+        expected = model[1].running_mean.clone()
+        for step in range(4):
+            take(stepper, [step])
+            expected = 0.9 * expected + 0.1 * model[1].running_mean
+        own = model[1].running_mean.clone()
+        state = stepper.weights_as_state_dict(stepper.ema[0.9])
+        assert list(state) == list(model.state_dict())
+        th.testing.assert_close(state["1.running_mean"], expected)
+        with stepper.averaged_weights(0.9):
+            th.testing.assert_close(model[1].running_mean, expected)
+            assert not model.training
+        assert th.equal(model[1].running_mean, own)
+        other = Stepper(copy.deepcopy(model), lr=1e-2, ema_rates=[0.9])
+        other.load_ema(0.9, state)
+        assert equal(other.ema[0.9], stepper.ema[0.9])
+
     def test_a_look_through_them(self):
         stepper = Stepper(network(), lr=1e-2, ema_rates=[0.9])
         take(stepper, range(3))

@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch as th
 from loop_util import DIFFUSION, TINY, WIDE, batches, furthest, names, new_loop, rows, weights
 
 from guided_diffusion import logger
+from guided_diffusion.resample import LossSecondMomentResampler
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.train_util import LoopConfig, TrainLoop, log_loss_dict, parse_ema_rates
@@ -24,6 +26,20 @@ class TestGradients:
             parts.run_step(images, cond)
         assert furthest(weights(whole), weights(parts)) < 1e-6
         assert furthest(weights(whole), new_loop(WIDE).model.state_dict()) > 1e-4
+
+    def test_all_microbatches_of_a_step_draw_from_one_distribution(self, folder):
+        ends = []
+        for microbatch in (-1, 1, 3):
+            sampler = LossSecondMomentResampler(DIFFUSION.build(), history_per_term=1)
+            for t in range(20):  # beyond the uniform start
+                sampler.update_with_all_losses([t], [1.0 + t])
+            loop = new_loop(WIDE, 5, lr=1e-4, microbatch=microbatch, schedule_sampler=sampler)
+            for images, cond in itertools.islice(batches(size=5), 3):
+                loop.run_step(images, cond)
+            ends.append((weights(loop), sampler.weights()))
+        for state, distribution in ends[1:]:
+            assert furthest(state, ends[0][0]) < 1e-6
+            np.testing.assert_allclose(distribution, ends[0][1], rtol=1e-4)
 
     @pytest.mark.parametrize("what", [True, "norms"])
     def test_recomputed_activations_give_the_same_gradients(self, folder, what):

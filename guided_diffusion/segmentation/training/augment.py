@@ -39,7 +39,10 @@ class RandomGamma(v2.Transform):
 
 
 class _Flip(v2.Transform):
-    """Mirror half of the images, exchanging pairs of classes such as left and right."""
+    """Mirror half of the images, exchanging pairs of classes.
+
+    :param horizontal: left to right; otherwise top to bottom.
+    """
 
     def __init__(self, horizontal: bool, swaps: Sequence[tuple[int, int]]):
         super().__init__()
@@ -68,7 +71,7 @@ class Augmentation:
         these, with noise, blur and cutout; "none".
     :param flip: "none", "horizontal", "vertical" or "both": directions in which to mirror half of
         the images.
-    :param swaps: pairs of classes to exchange in mirrored images.
+    :param swaps: pairs of classes to exchange in images mirrored left to right.
     :param transforms: torchvision v2 transforms to use instead of those of `level`.
     :raises UserError: for an unknown level or flip.
     """
@@ -88,7 +91,7 @@ class Augmentation:
         if flip in ("horizontal", "both"):
             steps.append(_Flip(True, swaps))
         if flip in ("vertical", "both"):
-            steps.append(_Flip(False, swaps))
+            steps.append(_Flip(False, ()))
         self.transform = v2.Compose(steps) if steps else None
 
     def __call__(
@@ -218,14 +221,23 @@ class _Elastic(v2.Transform):
         super().__init__()
         self.p = p
 
-    def forward(self, *inputs: th.Tensor) -> Any:
-        side = min(v2.functional.get_size(inputs[0]))
+    def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, Any]:
+        height, width = v2.functional.get_size(flat_inputs[0])
+        side = min(height, width)
         if float(th.rand(())) >= self.p or side < 12:
-            return inputs if len(inputs) > 1 else inputs[0]
-        # white noise blurred by sigma has the standard deviation 0.16 / sigma
+            return {"displacement": None}
+        # white noise between -1 and 1 blurred by sigma has the standard deviation 0.16 / sigma
         sigma = side / 12
-        deform = v2.ElasticTransform(0.02 * side * sigma / 0.16, sigma, fill=_OUTSIDE)
-        return deform(*inputs)
+        noise = th.rand(2, 1, height, width) * 2 - 1
+        smooth = v2.functional.gaussian_blur(noise, int(8 * sigma) // 2 * 2 + 1, sigma)
+        pixels = 0.02 * side * sigma / 0.16 * smooth[:, 0].movedim(0, -1)
+        # x and y on axes where the image spans -1 to 1
+        return {"displacement": (pixels * 2 / th.tensor([width, height]))[None]}
+
+    def transform(self, inpt: th.Tensor, params: dict[str, Any]) -> th.Tensor:
+        if params["displacement"] is None:
+            return inpt
+        return self._call_kernel(v2.functional.elastic, inpt, **params, fill=_OUTSIDE[type(inpt)])
 
 
 class _Zoom(v2.Transform):

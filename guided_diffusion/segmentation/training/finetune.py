@@ -81,18 +81,23 @@ def _initial_network(
     model = network.build_segmentation(len(categories), config.depth, config.timestep)
     if settings.random_init:
         messages = ["random weights: only the architecture of the checkpoint is used"]
-        groups = None
+        groups, fresh = None, list(model.state_dict())
     else:
         try:
             report = model.load_pretrained(pretrained.weights)
         except ValueError as error:
             raise UserError(f"{pretrained.path}: {error}") from error
-        messages = [f"{pretrained.path}: {report}"]
+        messages, fresh = [f"{pretrained.path}: {report}"], report.fresh
         groups = parameter_groups(model, settings.layer_decay, report.fresh, settings.head_lr_scale)
     messages.append(f"learning rate {settings.lr:.3g}")
     frozen = freeze(model, settings.unfreeze_encoder, settings.unfreeze_decoder)
     if frozen:
         messages.append(f"frozen: {', '.join(frozen)}")
+    if stuck := [n for n, p in model.named_parameters() if n in fresh and not p.requires_grad]:
+        raise UserError(
+            f"{stuck[0]} is not pretrained but would be frozen at its random values: raise"
+            " --unfreeze_encoder or --unfreeze_decoder, or leave out --depth or --random_init"
+        )
     return InitialNetwork(model, config, groups, noised_input, messages)
 
 

@@ -24,7 +24,7 @@ def freeze(model: SegmentationUNetModel, encoder: float, decoder: float) -> list
         for name, block in blocks[round(fraction * len(blocks)) :]:
             block.requires_grad_(False)
             frozen.append(name)
-    if encoder < 1:  # frozen blocks must get the embedding that they were trained with
+    if frozen:  # frozen blocks must get the embedding that they were trained with
         model.time_embed.requires_grad_(False)
         frozen.append("time_embed")
     return frozen

@@ -2,13 +2,20 @@
 
 import numpy as np
 import pytest
+import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision import tv_tensors
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import parse_swaps
-from guided_diffusion.segmentation.training.augment import LEVELS, Augmentation, strong_intensity
+from guided_diffusion.segmentation.training.augment import (
+    LEVELS,
+    Augmentation,
+    _Elastic,
+    strong_intensity,
+)
 
 
 def picture(height: int, width: int, seed: int = 0):
@@ -82,6 +89,37 @@ def test_flips_happen_only_where_asked_for_and_swap_sides():
     assert {tuple(swapping(image, mask, seed)[1][0, [0, -1]]) for seed in range(20)} == {(1, 2)}
     greys = {tuple(swapping(image, mask, seed)[0][0, [0, -1], 0]) for seed in range(20)}
     assert greys == {(100, 200), (200, 100)}
+
+
+def test_only_mirroring_left_to_right_swaps_sides():
+    """Corners 3 to 6 tell how a mask was mirrored, 1 and 2 are its sides."""
+    mask = np.array([[3, 1, 2, 4], [5, 1, 2, 6]], np.uint8)
+    image = mask[..., None]
+    for flip, mirrored in (("vertical", {False}), ("both", {False, True})):
+        augment, found = Augmentation("none", flip, parse_swaps("1:2")), set()
+        for seed in range(40):
+            changed, moved = augment(image, mask, seed)
+            is_mirrored = changed[0, 0, 0] in (4, 6)
+            found.add((is_mirrored, changed[0, 0, 0] in (5, 6)))
+            assert moved[0, 1:3].tolist() == [1, 2]
+            assert changed[0, 1:3, 0].tolist() == ([2, 1] if is_mirrored else [1, 2])
+        assert {m for m, _ in found} == mirrored
+        assert len(found) == 2 * len(mirrored)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (60, 180), (180, 60)])
+def test_the_elastic_deformation_is_as_wide_as_it_says(height, width):
+    """Pixels hold their own coordinates, so a deformed image tells where each came from."""
+    deform, side = _Elastic(1.0), min(height, width)
+    place = np.stack(np.mgrid[:height, :width]).astype(np.float32)
+    inside = np.s_[:, height // 4 : -height // 4, width // 4 : -width // 4]
+    moved = []
+    with th.random.fork_rng():
+        th.manual_seed(0)
+        for _ in range(60):
+            moved.append((deform(tv_tensors.Image(place)).numpy() - place)[inside])
+    deviation = np.stack(moved).std(axis=(0, 2, 3)) / side
+    np.testing.assert_allclose(deviation, 0.02, rtol=0.15)  # down and to the right
 
 
 @pytest.mark.parametrize("text", ["1", "1:2:3", "a:b", "1:300"])

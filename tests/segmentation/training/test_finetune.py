@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import TINY, TINY_DIFFUSION, draw_pairs
+from golden_util import fill_parameters
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.reading import ReadingConfig, normalize
@@ -174,6 +175,32 @@ def test_the_decoder_is_unfrozen_from_the_output(share, trained):
     assert training == [False] * (4 - trained) + [True] * trained
     assert all(p.requires_grad for p in model.out.parameters())
     assert all(p.requires_grad for p in model.input_blocks.parameters())
+
+
+@pytest.mark.parametrize("flags", ["--depth 1", "--random_init True"])
+def test_random_weights_are_not_frozen(script, pretrained, split, flags):
+    argv = [pretrained, *folders(split), "--unfreeze_encoder", 0, *flags.split()]
+    ended = script("finetune.py", *argv)
+    assert ended.code == 2
+    assert "frozen at its random values" in ended.err
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(1.0, 0.5), (0.5, 1.0)])
+def test_what_frozen_blocks_receive_and_give_stays(encoder, decoder):
+    """A frozen block gets the timestep embedding that it was trained with."""
+    model = fill_parameters(TINY.build_segmentation(3, None, 1))
+    assert "time_embed" in freeze(model, encoder, decoder)
+    block = model.output_blocks[0] if decoder < 1 else model.input_blocks[0]
+    inputs = [th.randn(1, p.shape[1], 8, 8) for p in block.parameters() if p.ndim == 4][:1]
+    embed = model.time_embed(th.ones(1, TINY.num_channels))
+    before = block(*inputs, embed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    th.optim.SGD(trained, lr=1.0).zero_grad()
+    images, optimizer = th.randn(2, 1, 16, 16), th.optim.SGD(trained, lr=0.1)
+    model(images).square().mean().backward()
+    optimizer.step()
+    assert th.equal(block(*inputs, model.time_embed(th.ones(1, TINY.num_channels))), before)
+    assert freeze(TINY.build_segmentation(3, None, 1), 1.0, 1.0) == []
 
 
 def test_the_encoder_trains_from_the_middle_outwards():
