@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pydicom import dcmwrite, uid
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
@@ -49,6 +50,8 @@ def write_dicom(
     for key, value in elements.items():
         if value is None:
             delattr(dataset, key)
+        elif isinstance(value, DataElement):
+            dataset.add(value)
         else:
             setattr(dataset, key, value)
     dataset.file_meta = FileMetaDataset()

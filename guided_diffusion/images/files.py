@@ -11,7 +11,7 @@ from typing import BinaryIO, TypeVar
 import blobfile as bf
 import numpy as np
 
-from guided_diffusion.images import dicom_io
+from guided_diffusion.images import dicom_file
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local
 
@@ -172,7 +172,7 @@ def _looks_like_image(path: str) -> bool:
     if (ending and not ending[1:].isdecimal()) or os.path.basename(path) == "DICOMDIR":
         return False
     with contextlib.suppress(OSError), open_file(path) as file:
-        return dicom_io.is_dicom(file.read(dicom_io.HEAD_BYTES))
+        return dicom_file.is_dicom(file.read(dicom_file.HEAD_BYTES))
     return False
 
 

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
-from guided_diffusion.images import dicom_io
-from guided_diffusion.images.dicom_io import DecodedImage
+from guided_diffusion.images import dicom_file, dicom_io
+from guided_diffusion.images.decoded import DecodedImage, Undecodable, linear_window
 from guided_diffusion.images.files import (
     DICOM_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -30,6 +30,7 @@ MAX_PIXELS = 100_000_000
 # The formats that Pillow may try: some of its other plugins run interpreters.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+_BITS = {"1": 1, "I": 32, "F": 32}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".tif": {"compression": "tiff_deflate"},
     ".tiff": {"compression": "tiff_deflate"},
@@ -84,13 +85,27 @@ def read_image(
         "full", else float32 in [0, 1].
     :raises ImageError: if the file is unreadable.
     """
+    return read_counted(path, channels, intensity)[0]
+
+
+def read_counted(
+    path: str, channels: int | None = None, intensity: Intensity | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_image`, and those of its pixels that statistics may count: [N] or [N x 3].
+
+    The padding of DICOM and values that are no finite numbers are black, but do not count.
+    """
     with image_errors(path):
-        image = _apply_intensity(_decode(path), intensity or Intensity())
+        decoded = _decode(path)
+        image = _apply_intensity(decoded, intensity or Intensity())
         if channels == 1 and image.ndim == 3:
-            return _luminance(image)
-        if channels == 3 and image.ndim == 2:
-            return np.repeat(image[..., None], 3, axis=2)
-        return image
+            image = _luminance(image)
+        elif channels == 3 and image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        padding = decoded.padding
+        if padding is None or padding.all():
+            padding = np.zeros(image.shape[:2], bool)
+        return image, image[~padding]
 
 
 def check_header(path: str) -> None:
@@ -101,8 +116,7 @@ def check_header(path: str) -> None:
     :raises ImageError: if it is not an image.
     """
     with image_errors(path), open_file(path) as file:
-        if not _begins_as_dicom(file) and not has_dicom_extension(path):
-            Image.open(file, formats=_FORMATS)
+        _identify(file, path)
 
 
 def is_grey(path: str) -> bool:
@@ -146,9 +160,19 @@ def save_picture(path: str, picture: Image.Image, **options: Any) -> None:
 def pixel_spacing(path: str) -> tuple[float, float] | None:
     """Millimetres between (rows, columns) where a DICOM file states them, else None."""
     with image_errors(path), open_file(path) as file:
-        if not _begins_as_dicom(file) and not has_dicom_extension(path):
+        if _identify(file, path) is not None:
             return None
         return dicom_io.read_dicom_spacing(file.read(), MAX_PIXELS)
+
+
+def bit_depth(path: str) -> int:
+    """Bits per pixel and channel, according to the file."""
+    with image_errors(path), open_file(path) as file:
+        picture = _identify(file, path)
+        if picture is None:
+            return dicom_io.read_dicom_bits(file.read(), MAX_PIXELS)
+        bits = 16 if picture.mode.startswith("I;16") else _BITS.get(picture.mode, 8)
+        return getattr(picture, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (bits,))[0]
 
 
 @contextlib.contextmanager
@@ -168,9 +192,18 @@ def image_errors(path: str) -> Iterator[None]:
         raise ImageError(
             f"{path} cannot be read: its content is not an image of a known format"
         ) from error
-    except Exception as error:  # decoders raise anything, from struct.error to RecursionError
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except Undecodable as error:
+        raise ImageError(f"{path} cannot be read: {error}") from error
+    except MemoryError as error:
+        raise ImageError(f"{path} cannot be read: it does not fit into memory") from error
+    except OSError as error:  # the system's, or Pillow's about truncated and broken data
+        reason = error.strerror or " ".join(str(error).split())[:200]
         raise ImageError(f"{path} cannot be read: {reason}") from error
+    except Exception as error:  # decoders raise anything, from struct.error to RecursionError
+        raise ImageError(
+            f"{path} cannot be read: it is damaged, or of a kind that is not supported; export it"
+            " again, or convert it to PNG or TIFF with an image viewer"
+        ) from error
 
 
 def _decode(path: str) -> DecodedImage:
@@ -184,44 +217,45 @@ def _decode(path: str) -> DecodedImage:
 def open_image(path: str) -> Image.Image | bytes:
     """The decoded picture, or the content of a DICOM file."""
     with open_file(path) as file:
-        if not _begins_as_dicom(file):
-            try:
-                return _open_picture(file)
-            except Image.UnidentifiedImageError:
-                if not has_dicom_extension(path):
-                    raise
-            file.seek(0)
-        return file.read()
+        picture = _identify(file, path)
+        return file.read() if picture is None else _load(picture, file)
 
 
-def _begins_as_dicom(file: BinaryIO) -> bool:
-    """Whether a file has the DICOM prefix. Leaves the file at its start."""
-    head = file.read(dicom_io.HEAD_BYTES)
+def _identify(file: BinaryIO, path: str) -> ImageFile.ImageFile | None:
+    """The picture, not decoded yet; None, and the file at its start, if it should be DICOM."""
+    head = file.read(dicom_file.HEAD_BYTES)
     if not head:
-        raise ValueError("the file is empty")
+        raise Undecodable("the file is empty")
     file.seek(0)
-    return dicom_io.is_dicom(head)
+    if dicom_file.is_dicom(head):
+        return None
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except Image.UnidentifiedImageError:
+        if not has_dicom_extension(path):
+            raise
+    file.seek(0)
+    return None
 
 
-def _open_picture(file: BinaryIO) -> Image.Image:
+def _load(picture: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
     """Decode with Pillow, and apply the EXIF orientation."""
-    picture = Image.open(file, formats=_FORMATS)
     if picture.width * picture.height > MAX_PIXELS:
-        raise ValueError(
+        raise Undecodable(
             f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit"
         )
     if isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.tile:
         rows = max(extents[3] for _, extents, *_ in picture.tile if extents)
         if rows < (claimed := picture.tag_v2[TiffImagePlugin.IMAGELENGTH]):
             # Pillow would leave the rest black
-            raise ValueError(f"it is damaged: only {rows} of its {claimed} rows are there")
+            raise Undecodable(f"it is damaged: only {rows} of its {claimed} rows are there")
     picture.info["grey_step"] = _grey_step(picture)
     lossy = _lossy_format(picture, file)
     with _silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
         frames = getattr(picture, "n_frames", 1)
         picture.load()
     if frames != 1 and picture.format != "MPO":  # the other frames of a camera's MPO are previews
-        raise ValueError(f"it holds {frames} frames; save the wanted one as a file of its own")
+        raise Undecodable(f"it holds {frames} frames; save the wanted one as a file of its own")
     ImageOps.exif_transpose(picture, in_place=True)
     picture.info["lossy"] = lossy
     return picture
@@ -306,23 +340,36 @@ def _apply_intensity(image: DecodedImage, intensity: Intensity) -> np.ndarray:
     """uint8 if nothing changes, else float32 in [0, 1]; black is 0 afterwards."""
     values = image.values
     if values.size == 0:
-        raise ValueError("it has no pixels")
-    if intensity.rule == "full" and values.dtype == np.uint8 and image.limits == (0.0, 255.0):
-        return 255 - values if image.inverted else values
+        raise Undecodable("it has no pixels")
     if values.dtype.kind == "f":
-        values = _finite(values)
-    windowed = intensity.rule == "window"
-    if windowed and intensity.center is not None and intensity.width is not None:
-        scaled = dicom_io.linear_window(values, intensity.center, intensity.width)
-    elif windowed and image.window is not None:
-        scaled = image.window(values)
+        image.padding = _without_numbers(values, image.padding)
+    counted = values if image.padding is None else values[~image.padding]
+    if intensity.rule == "full" and values.dtype == np.uint8 and image.limits == (0.0, 255.0):
+        scaled = 255 - values if image.inverted else values
+    elif counted.size == 0:
+        scaled = np.zeros(values.shape, np.float32)
     else:
-        low, high = _black_and_white(values, image.limits, intensity)
-        exact: np.dtype[Any] = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-        span = exact.type(max(high - low, np.finfo(exact).tiny))
-        scaled = (values.astype(exact) - exact.type(low)) / span
-        scaled = scaled.clip(0.0, 1.0).astype(np.float32)
-    return 1 - scaled if image.inverted else scaled
+        with np.errstate(invalid="ignore"):  # in padding, which is black whatever comes out
+            scaled = _scale(image, values, counted, intensity)
+        scaled = 1 - scaled if image.inverted else scaled
+    if image.padding is not None:
+        scaled[image.padding] = 0
+    return scaled
+
+
+def _scale(
+    image: DecodedImage, values: np.ndarray, counted: np.ndarray, intensity: Intensity
+) -> np.ndarray:
+    """Map `values` to float32 in [0, 1], by the `counted` ones among them."""
+    if intensity.rule == "window" and intensity.center is not None and intensity.width is not None:
+        return linear_window(values, intensity.center, intensity.width)
+    if intensity.rule == "window" and image.window is not None:
+        return image.window(values)
+    low, high = _black_and_white(counted, image.limits, intensity)
+    exact: np.dtype[Any] = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    span = exact.type(max(high - low, np.finfo(exact).tiny))
+    scaled = (values.astype(exact) - exact.type(low)) / span
+    return scaled.clip(0.0, 1.0).astype(np.float32)
 
 
 def _black_and_white(
@@ -340,14 +387,13 @@ def _black_and_white(
     return (low, high) if low < high else (smallest, largest)
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    """Replace NaN and infinity by the smallest finite value."""
-    finite = np.isfinite(values)
-    if finite.all():
-        return values
-    if not finite.any():
-        raise ValueError("it holds no finite number")
-    return np.where(finite, values, values[finite].min())
+def _without_numbers(values: np.ndarray, padding: np.ndarray | None) -> np.ndarray | None:
+    """The padding [H x W] and the pixels that are NaN or infinite."""
+    odd = ~np.isfinite(values)
+    odd = odd.any(axis=-1) if odd.ndim == 3 else odd
+    if odd.all():
+        raise Undecodable("it holds no finite number")
+    return (odd if padding is None else odd | padding) if odd.any() else padding
 
 
 def _luminance(image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from guided_diffusion.images import dicom_io
+from guided_diffusion.images.decoded import Undecodable
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import (
     MAX_PIXELS,
@@ -108,10 +109,10 @@ def mask_values(path: str) -> tuple[np.ndarray, str]:
                 )
             mask = mask[..., 0]
         if mask.size == 0:
-            raise ValueError("it has no pixels")
+            raise Undecodable("it has no pixels")
         if mask.dtype.kind == "f":
             if not np.array_equal(mask, np.rint(mask)) or np.abs(mask).max() >= 2**31:
-                raise ValueError("it holds fractions; masks hold class indices")
+                raise Undecodable("it holds fractions; masks hold class indices")
             mask = mask.astype(np.int64)
         return mask, lossy
 
@@ -245,7 +246,7 @@ def _decode_values(path: str) -> tuple[np.ndarray, str]:
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return np.asarray(picture), ""
     if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
-        raise ValueError("it has transparent pixels; save the mask without transparency")
+        raise Undecodable("it has transparent pixels; save the mask without transparency")
     return np.asarray(picture.convert("L" if picture.mode in ("LA", "La") else "RGB")), ""
 
 
@@ -270,13 +271,13 @@ def _palette_values(picture: Image.Image) -> np.ndarray:
             return indices
         if set(greys.tolist()) <= {0, 255}:
             return palette[indices, 0]
-        raise ValueError(
+        raise Undecodable(
             "the greys of its palette do not rise with the index, so that class indices and grey"
             " values differ; save the mask as grey values"
         )
     black = [int(i) for i in used if 0 < i < IGNORE and not palette[i].any()]
     if black and palette[0].any() and used[0] == 0:
-        raise ValueError(
+        raise Undecodable(
             f"its palette shows index {black[0]} in black and index 0 in colour, so that the"
             " indices are hardly classes; convert it by its colours with tools/rgb2tif.py, or save"
             " the mask as grey values"

@@ -9,7 +9,13 @@ import torch as th
 
 from guided_diffusion.images.files import evenly_spaced
 from guided_diffusion.images.geometry import KINDS, Geometry
-from guided_diffusion.images.image_io import INTENSITY_RULES, ImageError, Intensity, read_image
+from guided_diffusion.images.image_io import (
+    INTENSITY_RULES,
+    ImageError,
+    Intensity,
+    read_counted,
+    read_image,
+)
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 
@@ -121,11 +127,11 @@ def low_contrast_advice(
     spans = []
     for path in evenly_spaced(paths, how_many):
         try:
-            image = read_image(path, 1)
+            image, counted = read_counted(path, 1)
         except ImageError:
             continue
         if image.dtype != np.uint8:
-            spans.append(float(image.max() - image.min()))
+            spans.append(float(counted.max() - counted.min()))
     if not spans or np.median(spans) >= _LOW_CONTRAST:
         return None
     return (

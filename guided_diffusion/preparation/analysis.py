@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pydicom
-from PIL import Image
 
-from guided_diffusion.images.dicom_io import HEAD_BYTES, is_dicom
-from guided_diffusion.images.files import open_file
-from guided_diffusion.images.image_io import ImageError, read_image
+from guided_diffusion.images.image_io import ImageError, bit_depth, read_counted
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.preparation.layouts import Item
 from guided_diffusion.runtime.progress import track
 
 BINS = 64
-_BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
 
 
 @dataclass
@@ -63,8 +58,7 @@ def analyze(items: Sequence[Item]) -> Analysis:
     analysis = Analysis()
     for item in track(items, "reading"):
         try:
-            image = read_image(item.image)
-            facts = _image_facts(item, image)
+            facts = _image_facts(item, *read_counted(item.image))
             if item.mask:
                 _add_mask(analysis, facts, read_mask(item.mask))
         except ImageError as error:
@@ -74,24 +68,8 @@ def analyze(items: Sequence[Item]) -> Analysis:
     return analysis
 
 
-def bit_depth(path: str) -> int:
-    """Bits per pixel and channel, according to the file."""
-    with open_file(path) as file:
-        head = file.read(HEAD_BYTES)
-        file.seek(0)
-        if is_dicom(head):
-            tags = ["BitsStored"]
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-            return int(dataset.get("BitsStored", 16))
-        try:
-            with Image.open(file) as picture:
-                return _BITS.get(picture.mode, 8)
-        except OSError:
-            return 8
-
-
-def _image_facts(item: Item, image: np.ndarray) -> ImageFacts:
-    levels = image / np.float32(255) if image.dtype == np.uint8 else image
+def _image_facts(item: Item, image: np.ndarray, counted: np.ndarray) -> ImageFacts:
+    levels = counted / np.float32(255) if counted.dtype == np.uint8 else counted
     low, median, high = np.percentile(levels, [1, 50, 99])
     histogram, _ = np.histogram(levels, bins=BINS, range=(0, 1))
     return ImageFacts(

@@ -9,7 +9,7 @@ import numpy as np
 
 from guided_diffusion.images.files import Unpaired
 from guided_diffusion.images.geometry import Geometry
-from guided_diffusion.images.image_io import ImageError, read_image
+from guided_diffusion.images.image_io import ImageError, read_counted
 from guided_diffusion.preparation.duplicates import Fingerprint, find_duplicates, fingerprint
 from guided_diffusion.preparation.layouts import Item
 from guided_diffusion.preparation.mask_repair import examine_mask
@@ -129,14 +129,14 @@ def fault_table(faults: list[Fault], examples: int = 3) -> str:
 
 def _read(item: Item, report: Report) -> np.ndarray | None:
     try:
-        image = read_image(item.image)
+        image, counted = read_counted(item.image)
     except ImageError as error:
         text = str(error).removeprefix(item.image).strip()
         report.add("unreadable image", item, text)
         report.dropped.add(item.image)
         return None
-    if image.min() == image.max():
-        report.add("blank image", item, f"is {image.flat[0]:g} in every pixel")
+    if counted.min() == counted.max():
+        report.add("blank image", item, f"is {counted.flat[0]:g} in every pixel")
         report.dropped.add(item.image)
     return image
 

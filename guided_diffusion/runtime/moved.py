@@ -20,7 +20,7 @@ _SEGMENTATION = {
 }
 _TOP = {
     "runtime": "checkpoint errors failure flags launch log_formats memory progress rng signals",
-    "images": "dicom_io geometry reading",
+    "images": "geometry reading",
     "networks": "compiled conditional infer operations trained",
     "training": "dry_run",
     "sampling": "features likelihood pictures solvers",
@@ -33,6 +33,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         for folder, names in _SEGMENTATION.items()
         for name in names.split()
     },
+    "dicom_io": ("images.dicom_io", "images.dicom_file", "images.decoded"),
     "image_io": ("images.image_io", "images.masks", "images.files"),
     "image_files": ("sampling.images",),
     "guidance": ("sampling.guidance",),

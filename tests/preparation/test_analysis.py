@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.image_io import bit_depth, read_image
 from guided_diffusion.images.masks import read_mask
-from guided_diffusion.preparation.analysis import bit_depth
 from guided_diffusion.segmentation.categories import load_categories
 
 
