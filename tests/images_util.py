@@ -49,7 +49,7 @@ def write_dicom(
     dataset["PixelData"].VR = "OW" if bits == 16 and not stream else "OB"
     for key, value in elements.items():
         if value is None:
-            delattr(dataset, key)
+            dataset.pop(key, None)
         elif isinstance(value, DataElement):
             dataset.add(value)
         else:

@@ -31,6 +31,21 @@ class DecodedImage:
     padding: np.ndarray | None = None
 
 
+class PixelSize(tuple[float, float]):
+    """Height and width of a pixel in mm.
+
+    at_detector: they are measured at the detector. The projection magnifies, by 1.05 to 2, so that
+    structures in the patient are smaller by this unknown factor.
+    """
+
+    at_detector: bool
+
+    def __new__(cls, height: float, width: float, at_detector: bool = False) -> "PixelSize":
+        size = super().__new__(cls, (height, width))
+        size.at_detector = at_detector
+        return size
+
+
 def linear_window(values: np.ndarray, center: float, width: float) -> np.ndarray:
     """Map values to [0, 1] by the function LINEAR of DICOM PS3.3 C.11.2.1.2.1.
 

@@ -6,9 +6,10 @@ import numpy as np
 import pydicom
 from pydicom import pixels, uid
 
-from guided_diffusion.images.decoded import DecodedImage, Undecodable
+from guided_diffusion.images.decoded import DecodedImage, PixelSize, Undecodable
 from guided_diffusion.images.dicom_file import (
     EXPORT_AGAIN,
+    number,
     numbers,
     parse,
     value_of,
@@ -59,14 +60,28 @@ def read_dicom_bits(content: bytes, max_pixels: int) -> int:
     return int(value_of(dataset, "BitsStored") or value_of(dataset, "BitsAllocated") or 16)
 
 
-def read_dicom_spacing(content: bytes, max_pixels: int) -> tuple[float, float] | None:
-    """Millimetres between (rows, columns): PixelSpacing, else ImagerPixelSpacing, else None."""
+def read_dicom_spacing(content: bytes, max_pixels: int) -> PixelSize | None:
+    """The size of a pixel, in the patient where the file tells it (PS3.3 10.7.1).
+
+    PixelSpacing, unless it only repeats ImagerPixelSpacing without a word about calibration; else
+    ImagerPixelSpacing, divided by EstimatedRadiographicMagnificationFactor where that is known.
+    """
     dataset = parse(content, max_pixels)
-    for key in ("PixelSpacing", "ImagerPixelSpacing"):
-        spacing = numbers(dataset, key)
-        if len(spacing) == 2 and min(spacing) > 0:
-            return spacing[0], spacing[1]
-    return None
+    spacing, imager = _sides(dataset, "PixelSpacing"), _sides(dataset, "ImagerPixelSpacing")
+    calibrated = value_of(dataset, "PixelSpacingCalibrationType") is not None
+    if spacing and (calibrated or spacing != imager):
+        return PixelSize(*spacing)
+    if imager is None:
+        return None
+    factor = number(dataset, "EstimatedRadiographicMagnificationFactor", 0.0)
+    if factor >= 1:  # a shadow is not smaller than what casts it
+        return PixelSize(imager[0] / factor, imager[1] / factor)
+    return PixelSize(*imager, at_detector=True)
+
+
+def _sides(dataset: pydicom.Dataset, key: str) -> tuple[float, float] | None:
+    sides = numbers(dataset, key)
+    return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
 
 
 def _stored(dataset: pydicom.Dataset, max_pixels: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from guided_diffusion.images import dicom_file, dicom_io
-from guided_diffusion.images.decoded import DecodedImage, Undecodable, linear_window
+from guided_diffusion.images.decoded import DecodedImage, PixelSize, Undecodable, linear_window
 from guided_diffusion.images.files import (
     DICOM_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -157,8 +157,8 @@ def save_picture(path: str, picture: Image.Image, **options: Any) -> None:
     write_atomically(path, lambda file: file.write(encoded.getvalue()))
 
 
-def pixel_spacing(path: str) -> tuple[float, float] | None:
-    """Millimetres between (rows, columns) where a DICOM file states them, else None."""
+def pixel_spacing(path: str) -> PixelSize | None:
+    """The size of a pixel where a DICOM file states it, else None."""
     with image_errors(path), open_file(path) as file:
         if _identify(file, path) is not None:
             return None

@@ -200,11 +200,42 @@ class TestDicom:
 
     def test_spacing(self, dicom, save):
         assert pixel_spacing(dicom(GREY, PixelSpacing=[0.2, 0.3])) == (0.2, 0.3)
-        assert pixel_spacing(dicom(GREY, ImagerPixelSpacing=[0.1, 0.1])) == (0.1, 0.1)
-        both = dicom(GREY, PixelSpacing=[0.2, 0.3], ImagerPixelSpacing=[0.1, 0.1])
-        assert pixel_spacing(both) == (0.2, 0.3)
         assert pixel_spacing(dicom(GREY)) is None
         assert pixel_spacing(save("a.png", GREY)) is None
+
+    @pytest.mark.parametrize(
+        ("elements", "size", "at_detector"),
+        [
+            ({}, (0.1, 0.15), True),
+            ({"PixelSpacing": [0.2, 0.3]}, (0.2, 0.3), False),
+            ({"PixelSpacing": [0.1, 0.15]}, (0.1, 0.15), True),  # a mere copy
+            (
+                {"PixelSpacing": [0.1, 0.15], "PixelSpacingCalibrationType": "GEOMETRY"},
+                (0.1, 0.15),
+                False,
+            ),
+            ({"EstimatedRadiographicMagnificationFactor": 1.25}, (0.08, 0.12), False),
+            (
+                {
+                    "PixelSpacing": [0.1, 0.15],
+                    "EstimatedRadiographicMagnificationFactor": 1.25,
+                },
+                (0.08, 0.12),
+                False,
+            ),
+            ({"EstimatedRadiographicMagnificationFactor": 0}, (0.1, 0.15), True),
+            ({"PixelSpacing": [0, 0]}, (0.1, 0.15), True),
+            ({"PixelSpacing": [-0.2, 0.2]}, (0.1, 0.15), True),
+            ({"PixelSpacing": 0.2}, (0.1, 0.15), True),
+            ({"PixelSpacing": "", "ImagerPixelSpacing": None}, None, None),
+            ({"ImagerPixelSpacing": [0, 0]}, None, None),
+        ],
+    )
+    def test_spacing_of_the_detector(self, dicom, elements, size, at_detector):
+        path = dicom(GREY, **{"ImagerPixelSpacing": [0.1, 0.15], **elements})
+        found = pixel_spacing(path)
+        assert found == (size and pytest.approx(size))
+        assert found is None or found.at_detector == at_detector
 
     @pytest.mark.parametrize(
         ("elements", "said"),

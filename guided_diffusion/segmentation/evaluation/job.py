@@ -12,6 +12,7 @@ from guided_diffusion.segmentation.evaluation.comparison import compare_two
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair
 from guided_diffusion.segmentation.evaluation.scoring import (
     DISTANCES,
+    UNITS,
     Evaluation,
     ImageResult,
     choose_categories,
@@ -90,7 +91,7 @@ def _card(pair: MaskPair, result: ImageResult) -> Card:
         index: [
             scores.dice[index],
             scores.iou[index],
-            *(v for found in result.distances.values() for v in found.get(index, (math.nan,) * 2)),
+            *(v for u in UNITS for v in result.distances.get(u, {}).get(index, (math.nan,) * 2)),
         ]
         for index in range(1, len(scores.dice))
     }
@@ -116,7 +117,10 @@ def _write_report(
         orders.insert(1, ("uncertainty", True))
     units = result.units()
     report = Report("Evaluated radiographs", result.categories, orders, _columns(units))
+    kept = [0, 1, *(2 + 2 * UNITS.index(u) + i for u in units for i in range(len(DISTANCES)))]
     for card in cards:
+        for _, figures in card.plain["classes"]:
+            figures[:] = [figures[column] for column in kept]
         report.add(card)
     scores = dice_iou(result.confusion)
     facts: list[tuple[str, Any]] = [("radiographs", len(cards))]

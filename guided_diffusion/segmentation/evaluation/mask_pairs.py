@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import pixel_spacing, read_image
 from guided_diffusion.images.masks import read_mask
@@ -16,14 +17,14 @@ from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.prediction import Prediction
 
-Spacing = tuple[float, float] | None
+Spacing = PixelSize | None
 
 
 @dataclass(frozen=True)
 class MaskPair:
     """One radiograph's masks, uint8 [H x W].
 
-    spacing: height and width of a pixel in mm. image: the radiograph, if it was read. prediction:
+    spacing: the size of a pixel. image: the radiograph, if it was read. prediction:
     the model's, if a model made the predicted mask.
     """
 
@@ -47,7 +48,7 @@ def read_mask_pairs(
 
     :param predictions: may also be an output folder of predict.py, whose MASK folder is read.
     :param num_classes: None accepts any number of classes.
-    :param spacing: of files that do not record it.
+    :param spacing: of files that do not record the size of a pixel in the patient.
     :param images: the radiographs, if they are to be read; they may record the spacing too.
     """
     if os.path.isdir(os.path.join(predictions, "MASK")):
@@ -60,11 +61,11 @@ def read_mask_pairs(
         predicted = read_class_mask(predicted_path, num_classes, binary)
         true = read_class_mask(true_path, num_classes, binary)
         _check_same_size(predicted_path, predicted, true_path, true)
-        size, image = pixel_spacing(true_path), None
+        sizes, image = [pixel_spacing(true_path)], None
         if name in image_of:
-            size = size or pixel_spacing(image_of[name])
+            sizes.append(pixel_spacing(image_of[name]))
             image = read_image(image_of[name])
-        return MaskPair(name, predicted, true, size or spacing, image)
+        return MaskPair(name, predicted, true, _in_patient(*sizes, spacing), image)
 
     return _progress(prefetch(load, paths), len(paths))
 
@@ -79,7 +80,7 @@ def predict_mask_pairs(
 ) -> Iterator[MaskPair]:
     """A model's predictions for radiographs that have masks.
 
-    :param spacing: of files that do not record it.
+    :param spacing: of files that do not record the size of a pixel in the patient.
     """
     paths = pair_paths(images, truths)
 
@@ -88,7 +89,7 @@ def predict_mask_pairs(
         image = predictor.read(image_path)
         true = read_class_mask(true_path, len(predictor.categories), binary)
         _check_same_size(image_path, image[..., 0] if image.ndim == 3 else image, true_path, true)
-        return _Labelled(name, image, true, pixel_spacing(image_path) or spacing)
+        return _Labelled(name, image, true, _in_patient(pixel_spacing(image_path), spacing))
 
     def started() -> Iterator[tuple[_Labelled, Finish]]:
         for batch in in_batches(prefetch(load, paths, ahead=batch_size), batch_size):
@@ -138,6 +139,12 @@ def pair_paths(first: str, second: str) -> list[tuple[str, str, str]]:
     if os.path.isfile(first) or os.path.isfile(second):
         raise UserError(f"{first} and {second}: give two folders or two files")
     return pair_files(first, second)
+
+
+def _in_patient(*sizes: Spacing) -> Spacing:
+    """The first size of a pixel in the patient, else the first at the detector."""
+    known = [size for size in sizes if size]
+    return next((size for size in known if not size.at_detector), known[0] if known else None)
 
 
 def _check_same_size(first: str, one: np.ndarray, second: str, other: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import (
     BINARY,
@@ -28,13 +29,14 @@ from guided_diffusion.segmentation.metrics import (
 )
 
 DISTANCES = ("hd95", "asd")
+UNITS = ("px", "mm", "mm at the detector")
 
 
 @dataclass
 class ImageResult:
     """One image's confusion matrix and boundary distances.
 
-    distances: (95 % Hausdorff, average surface distance) by unit ("px", "mm") and class.
+    distances: (95 % Hausdorff, average surface distance) by unit of UNITS and class.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Evaluation:
 
     def units(self) -> list[str]:
         """The units in which any image has distances."""
-        return [u for u in ("px", "mm") if any(u in result.distances for result in self.results)]
+        return [u for u in UNITS if any(u in result.distances for result in self.results)]
 
     def distance(self, unit: str, measure: int, index: int) -> float:
         """Mean over the images with this class in both masks.
@@ -128,7 +130,7 @@ class Evaluation:
                 f"mean_{m}": nan_mean([values[m] for values in per_class.values()])
                 for m in DISTANCES
             }
-            plain[f"distances_{unit}"] = {**averages, "per_class": per_class}
+            plain[f"distances_{identifier(unit)}"] = {**averages, "per_class": per_class}
         if self.calibration:
             plain["calibration"] = self.calibration.summary()
         if self.intervals:
@@ -188,14 +190,21 @@ def _binary(pair: MaskPair) -> MaskPair:
 
 
 def _distances(
-    predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, float] | None
+    predicted: np.ndarray, true: np.ndarray, spacing: PixelSize | None
 ) -> dict[str, dict[int, tuple[float, float]]]:
     common = [int(i) for i in np.intersect1d(predicted, true) if i > 0]
-    units = {"px": (1.0, 1.0)} | ({"mm": spacing} if spacing else {})
+    units: dict[str, tuple[float, float]] = {"px": (1.0, 1.0)}
+    if spacing:
+        units["mm at the detector" if spacing.at_detector else "mm"] = spacing
     return {
         unit: {i: boundary_distances(predicted == i, true == i, size) for i in common}
         for unit, size in units.items()
     }
+
+
+def identifier(unit: str) -> str:
+    """A unit as part of a name in metrics.json and per_image.csv."""
+    return unit.replace(" ", "_")
 
 
 def choose_categories(path: str | None, num_classes: int | None) -> tuple[Category, ...] | None:

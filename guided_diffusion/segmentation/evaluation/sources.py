@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import IMAGE_EXTENSIONS
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
@@ -36,7 +37,7 @@ class EvaluateConfig:
     binary: bool = flag(False, "join all foreground classes: any value except 0 is foreground")
     surface: bool = flag(False, "95 % Hausdorff and average surface distance (HD95, ASD)")
     spacing: str = flag(
-        "", "size of a pixel in mm, HEIGHT[,WIDTH], for files that do not record it"
+        "", "size of a pixel in mm, HEIGHT[,WIDTH], for files that record none in the patient"
     )
     bootstrap: int = flag(2000, "bootstrap draws for the 95 % intervals; 0: no intervals")
     bootstrap_seed: int = flag(0, "seed of these draws, and of the permutation test")
@@ -105,8 +106,8 @@ def is_model(path: str) -> bool:
     return not (os.path.isdir(path) or os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS)
 
 
-def parse_spacing(text: str) -> tuple[float, float] | None:
-    """`"0.5"` or `"0.5,0.25"` to (height, width) in mm; None for the empty text."""
+def parse_spacing(text: str) -> PixelSize | None:
+    """`"0.5"` or `"0.5,0.25"` to the size of a pixel in mm; None for the empty text."""
     if not text:
         return None
     try:
@@ -115,4 +116,4 @@ def parse_spacing(text: str) -> tuple[float, float] | None:
         sides = []
     if len(sides) not in (1, 2) or not all(0 < side < float("inf") for side in sides):
         raise UserError(f"--spacing {text}: expected mm above 0, as HEIGHT or HEIGHT,WIDTH")
-    return sides[0], sides[-1]
+    return PixelSize(sides[0], sides[-1])

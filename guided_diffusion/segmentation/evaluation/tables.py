@@ -5,7 +5,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from guided_diffusion.runtime.files import write_csv
-from guided_diffusion.segmentation.evaluation.scoring import DISTANCES, Evaluation, means
+from guided_diffusion.segmentation.evaluation.scoring import (
+    DISTANCES,
+    Evaluation,
+    identifier,
+    means,
+)
 from guided_diffusion.segmentation.evaluation.statistics import Difference
 from guided_diffusion.segmentation.metrics import dice_iou, nan_mean
 
@@ -100,7 +105,10 @@ def write_per_image(path: str, evaluation: Evaluation) -> None:
     header = ["name", *means(dice_iou(evaluation.confusion))]
     header += [f"{kind}_{name}" for kind in ("dice", "iou") for name in classes]
     header += [
-        f"{m}_{u}_{name}" for u in evaluation.units() for m in DISTANCES for name in classes[1:]
+        f"{m}_{identifier(u)}_{name}"
+        for u in evaluation.units()
+        for m in DISTANCES
+        for name in classes[1:]
     ]
     rows = []
     for result, scores in zip(evaluation.results, evaluation.per_image()):

@@ -1,12 +1,14 @@
 import csv
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from images_util import write_dicom
 from paths import ROOT
 from PIL import Image
 
@@ -159,6 +161,51 @@ def test_surface_distances_in_pixels_and_millimetres(run, tmp_path):
     code, _, error = run(*folders, "--spacing", "0")
     assert code == 2
     assert "--spacing 0" in error
+
+
+def test_millimetres_at_the_detector_are_named_so_and_never_averaged_with_others(run, tmp_path):
+    predicted, true = np.zeros((2, 20, 20), np.uint8)
+    predicted[5:10, 7] = true[5:10, 3] = 1
+    names = ("detector", "magnified", "unknown")
+    sets = {"p": predicted, "t": true}
+    folders = [write_set(tmp_path / k, dict.fromkeys(names, m)) for k, m in sets.items()]
+    (tmp_path / "films").mkdir()
+    imager = {"ImagerPixelSpacing": [0.5, 0.5]}
+    factor = {"EstimatedRadiographicMagnificationFactor": 2}
+    for name, elements in zip(names, (imager, imager | factor, {})):
+        write_dicom(tmp_path / "films", true, name=f"{name}.dcm", **elements)
+    args = (*folders, "--images", tmp_path / "films", "--surface", "--output", tmp_path / "out")
+    code, screen, _ = run(*args)
+    assert code == 0
+    assert "HD95 mm at the detector" in screen
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["distances_mm"]["mean_hd95"] == 1
+    assert metrics["distances_mm_at_the_detector"]["mean_hd95"] == 2
+    with open(tmp_path / "out/per_image.csv", newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    columns = ("hd95_px_class 1", "hd95_mm_class 1", "hd95_mm_at_the_detector_class 1")
+    found = {name: [row[column] for column in columns] for name, row in rows.items()}
+    assert found == {
+        "detector": ["4.000000", "n/a", "2.000000"],
+        "magnified": ["4.000000", "1.000000", "n/a"],
+        "unknown": ["4.000000", "n/a", "n/a"],
+    }
+    page = (tmp_path / "out/report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["columns"][4:] == [
+        "HD95 mm",
+        "ASD mm",
+        "HD95 mm at the detector",
+        "ASD mm at the detector",
+    ]
+    shown = {card["name"]: card["classes"][0][1][4:] for card in data["cards"]}
+    assert shown == {
+        "detector": [None, None, 2, 2],
+        "magnified": [1, 1, None, None],
+        "unknown": [None] * 4,
+    }
+    code, screen, _ = run(*args, "--spacing", "0.1")
+    assert "detector" not in screen
 
 
 @pytest.fixture
