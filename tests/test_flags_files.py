@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch as th
+from conftest import draw_pairs
 from paths import ROOT
 
 from guided_diffusion.images.reading import ReadingConfig
@@ -14,6 +15,11 @@ from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.training.run import TrainConfig
 
 FLAGS = ROOT / "flags"
+FILES = sorted(path.name for path in FLAGS.glob("*.sh"))
+# what a flag file's own network and steps shrink to here
+TOY = ["--image_size", "32", "--num_channels", "32", "--num_res_blocks", "1"]
+TOY += ["--num_head_channels", "16", "--batch_size", "2"]
+ONE_STEP = ["--max_steps", "1", "--sample_interval", "0"]
 SHELLS = [
     pytest.param(
         shell, marks=pytest.mark.skipif(not shutil.which(shell), reason=f"no {shell} here")
@@ -33,7 +39,7 @@ def words(shell: str, file: str, expression: str, **env: str) -> list[str]:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("file", ["unet.sh", "unet_small.sh", "demo.sh"])
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("form", ["$MODEL_FLAGS", "$(eval echo $MODEL_FLAGS)"])
 def test_flags_become_words_and_build(shell, file, form):
     model_words = words(shell, file, form)
@@ -72,3 +78,70 @@ def test_sample_flags_are_set(shell):
 def test_every_choice_has_a_comment_that_names_its_source():
     text = (FLAGS / "unet.sh").read_text()
     assert len(re.findall(r"(table|section|appendi)", text)) >= 8
+
+
+@pytest.mark.parametrize("file", FILES)
+class TestOnACpu:
+    """The words of a flag file, as bash gives them, in every script that takes them."""
+
+    @pytest.fixture(autouse=True)
+    def _cpu(self, monkeypatch):
+        monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "cpu")
+
+    def test_dry_run(self, script, file):
+        flags = words("bash", file, "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS")
+        guided = ["--segmentation_guided", "True", "--num_segmentation_classes", "3"]
+        for more in ([], guided):
+            ended = script("image_train.py", *flags, *TOY, "--dry_run", "True", *more)
+            assert ended.code == 0, ended.err
+            assert "seconds per step" in ended.out
+            assert ("training in float32 on the CPU" in ended.out) == ("--use_fp16" in flags)
+
+    def test_pretraining_and_what_follows(self, script, file, tmp_path, monkeypatch):
+        def run(name, *arguments):
+            ended = script(name, *arguments)
+            assert ended.code == 0, ended.err
+            return ended.out
+
+        model, diffusion, train, sample = (
+            words("bash", file, f"${group}_FLAGS")
+            for group in ("MODEL", "DIFFUSION", "TRAIN", "SAMPLE")
+        )
+        draw_pairs(tmp_path / "data", 4, size=(32, 32))
+        images, masks = tmp_path / "data" / "IMG", tmp_path / "data" / "MASK"
+        monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "run"))
+        data = ["--data_dir", images]
+        said = run("image_train.py", *data, *model, *diffusion, *train, *TOY, *ONE_STEP)
+        assert ("training in float32 on the CPU" in said) == ("--use_fp16" in model)
+        checkpoint = ["--model_path", tmp_path / "run" / "model000001.pt"]
+
+        monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "samples"))
+        steps = ["--steps", 2] if "--steps" in sample else ["--timestep_respacing", 2]
+        run("image_sample.py", *checkpoint, *sample, *steps, "--num_samples", 1)
+        run("image_nll.py", *checkpoint, *data, "--timestep_respacing", 2, "--num_samples", 1)
+        # as users of the original package do, with the flags of the network once more
+        same = [*model, *TOY, *diffusion]
+        run("image_sample.py", *checkpoint, *same, *sample, *steps, "--num_samples", 1)
+        tuned = ["--epochs", 1, "--out_channels", 3, "--weights_save", tmp_path / "segm.pth"]
+        run("finetune.py", checkpoint[1], images, masks, *same, *tuned)
+
+    def test_other_trainings(self, script, file, tmp_path, monkeypatch):
+        model, diffusion, train = (
+            words("bash", file, f"${group}_FLAGS") for group in ("MODEL", "DIFFUSION", "TRAIN")
+        )
+        draw_pairs(tmp_path / "data", 4, size=(32, 32))
+        images, masks = tmp_path / "data" / "IMG", tmp_path / "data" / "MASK"
+        size = ["--large_size", "32", "--small_size", "16"]
+        short = ["--image_size", "32", "--classifier_width", "64", "--iterations", "1"]
+        trainings = {
+            "super_res_train.py": [*model, *diffusion, *train, *TOY, *ONE_STEP, *size],
+            "classifier_train.py": [*diffusion, *short, "--batch_size", "2"],
+        }
+        for name, flags in trainings.items():
+            monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / name))
+            ended = script(name, "--data_dir", images, *flags)
+            assert ended.code == 0, ended.err
+        flags = [*model, *diffusion, *TOY, "--steps", "1", "--out_channels", "3"]
+        flags += ["--weights_save", "mask/segm.pth"]
+        ended = script("mask_diffusion_train.py", images, masks, *flags)
+        assert ended.code == 0, ended.err

@@ -75,7 +75,7 @@ def dry_run(overrides: Overrides, model_type: type[ModelConfig] = ModelConfig) -
     shape = (train.batch_size, model.in_channels, model.image_size, model.image_size)
     images = th.rand(shape) * 2 - 1
     cond = {"y": th.zeros(len(images), dtype=th.int64)} if model.class_cond else {}
-    with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, []):
+    with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["stdout"]):
         loop = TrainLoop(
             model=network,
             diffusion=process,
