@@ -176,5 +176,5 @@ def whole(dataset: pydicom.Dataset, key: str, allowed: range, default: int | Non
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, bytes) else repr(str(value))
+    text = " ".join(str(value).split()) or repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -1,7 +1,5 @@
 """Reading DICOM files with pydicom. `Undecodable` says what is wrong, without naming the file."""
 
-from typing import Any
-
 import numpy as np
 import pydicom
 from pydicom import pixels, uid
@@ -34,14 +32,14 @@ def read_dicom(content: bytes, max_pixels: int) -> DecodedImage:
     :raises Undecodable: or an error of pydicom, if it holds no image, several, or a damaged one.
     """
     dataset = parse(content, max_pixels)
-    stored = _stored(dataset, max_pixels)
+    raw = _raw(dataset, max_pixels)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        colours = pixels.apply_color_lut(stored, dataset)
-        return DecodedImage(colours, (0.0, float(np.iinfo(colours.dtype).max)))
-    if stored.ndim == 3:
-        return DecodedImage(stored, _stored_limits(dataset, stored))
-    padding = _padding(dataset, stored)
+        return _colours(dataset, _stored(dataset, raw))
+    padding = _padding(dataset, raw)
+    stored = _stored(dataset, raw, padding)
     limits = _stored_limits(dataset, stored if padding is None else stored[~padding])
+    if stored.ndim == 3:
+        return DecodedImage(stored, limits)
     values, limits = modality_values(dataset, stored, limits)
     # INVERSE belongs to MONOCHROME1, and says the same; alone it inverts as well
     shape = str(value_of(dataset, "PresentationLUTShape") or "").strip().upper()
@@ -51,7 +49,8 @@ def read_dicom(content: bytes, max_pixels: int) -> DecodedImage:
 
 def read_dicom_stored(content: bytes, max_pixels: int) -> np.ndarray:
     """The stored values [H x W] or [H x W x 3] as they are, for index masks."""
-    return _stored(parse(content, max_pixels), max_pixels)
+    dataset = parse(content, max_pixels)
+    return _stored(dataset, _raw(dataset, max_pixels))
 
 
 def read_dicom_bits(content: bytes, max_pixels: int) -> int:
@@ -84,20 +83,71 @@ def _sides(dataset: pydicom.Dataset, key: str) -> tuple[float, float] | None:
     return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
 
 
-def _stored(dataset: pydicom.Dataset, max_pixels: int) -> np.ndarray:
-    """Decoded values before rescaling, [H x W] or [H x W x 3]."""
+def _raw(dataset: pydicom.Dataset, max_pixels: int) -> np.ndarray:
+    """Decoded values [H x W] or [H x W x 3]; of uncompressed pixels with their unused bits."""
     key = _pixel_key(dataset)
     _check_elements(dataset, key, max_pixels)
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed:
-        if not _is_decodable(syntax):
-            raise Undecodable(f"it is compressed as {syntax.name}; {_INSTALL_DECODERS}")
-    else:
+    if not syntax.is_compressed:
         _check_length(dataset, key)
-    stored = _decode(dataset)
-    if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] != 3):
-        raise Undecodable(f"its pixels have the shape {stored.shape}, which is not an image")
-    return _right_justified(dataset, stored) if key == "PixelData" else stored
+    elif not _is_decodable(syntax):
+        raise Undecodable(f"it is compressed as {syntax.name}; {_INSTALL_DECODERS}")
+    try:
+        raw = pixels.pixel_array(dataset, correct_unused_bits=bool(syntax.is_encapsulated))
+    except RuntimeError as error:
+        if not syntax.is_encapsulated:
+            raise
+        raise Undecodable(
+            f"its {syntax.name} data could not be decoded: it is damaged, or of a kind for which "
+            f"to {_INSTALL_DECODERS}"
+        ) from error
+    shape = (dataset.Rows, dataset.Columns, 3)[: 2 + (dataset.SamplesPerPixel == 3)]
+    if raw.shape != shape:
+        raise Undecodable(
+            f"its pixels have the shape {raw.shape}, but its elements say {shape}; {EXPORT_AGAIN}"
+        )
+    return raw
+
+
+def _stored(
+    dataset: pydicom.Dataset, raw: np.ndarray, padding: np.ndarray | None = None
+) -> np.ndarray:
+    """The values in the bits that BitsStored and HighBit name, the others cleared.
+
+    In many files HighBit is wrong; it counts if the bits below it are unused as well. Unused bits
+    above may hold anything constant, or overlays; if they vary, BitsStored must be wrong.
+    """
+    stored = _low_bits(dataset, raw)
+    if stored is raw or np.array_equal(raw, stored):
+        return raw
+    unused = dataset.BitsAllocated - dataset.BitsStored
+    highest = value_of(dataset, "HighBit") == dataset.BitsAllocated - 1
+    if highest and not (raw & ((1 << unused) - 1)).any():
+        return np.right_shift(raw, unused)
+    odd = raw - stored if padding is None else (raw - stored)[~padding]
+    overlays = any(element.tag.group >> 8 == 0x60 for element in dataset)
+    if odd.size and (odd != odd.flat[0]).any() and not overlays:
+        raise Undecodable(
+            f"its values need more bits than BitsStored, {dataset.BitsStored}, with HighBit"
+            f" {value_of(dataset, 'HighBit')}; correct them, or {EXPORT_AGAIN}"
+        )
+    return stored
+
+
+def _low_bits(dataset: pydicom.Dataset, raw: np.ndarray) -> np.ndarray:
+    """Values [H x W ...] without what uncompressed pixels have above BitsStored."""
+    if raw.dtype.kind == "f" or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return raw
+    unused = 8 * raw.dtype.itemsize - int(dataset.BitsStored)
+    return np.right_shift(np.left_shift(raw, unused), unused)
+
+
+def _colours(dataset: pydicom.Dataset, stored: np.ndarray) -> DecodedImage:
+    try:
+        colours = pixels.apply_color_lut(stored, dataset)
+    except Exception as error:  # a malformed table raises anything
+        raise Undecodable(f"its palette is missing or malformed; {EXPORT_AGAIN}") from error
+    return DecodedImage(colours, (0.0, float(np.iinfo(colours.dtype).max)))
 
 
 def _pixel_key(dataset: pydicom.Dataset) -> str:
@@ -126,7 +176,8 @@ def _check_elements(dataset: pydicom.Dataset, key: str, max_pixels: int) -> None
     if meaning not in (*_GREY, *_COLOUR, "PALETTE COLOR"):
         raise Undecodable(
             f"its PhotometricInterpretation is {meaning or 'missing'}, so what its values mean is"
-            f" unknown; it must be {', '.join(_GREY)}, PALETTE COLOR or {', '.join(_COLOUR)}"
+            f" unknown; correct it to {', '.join((*_GREY, 'PALETTE COLOR', *_COLOUR[:-1]))} or"
+            f" {_COLOUR[-1]}"
         )
     samples = 3 if meaning in _COLOUR else 1
     if whole(dataset, "SamplesPerPixel", range(1, 2**16), samples) != samples:
@@ -147,14 +198,14 @@ def _check_elements(dataset: pydicom.Dataset, key: str, max_pixels: int) -> None
 
 def _check_bits(dataset: pydicom.Dataset) -> None:
     allocated = whole(dataset, "BitsAllocated", range(1, 65))
-    if allocated != 1 and allocated % 8:
+    if allocated not in (1, 8, 16, 32, 64):
         raise Undecodable(
-            f"its BitsAllocated is {allocated}, neither 1 nor a multiple of 8; {EXPORT_AGAIN}"
+            f"its BitsAllocated is {allocated}, not 1, 8, 16, 32 or 64; {EXPORT_AGAIN}"
         )
-    high = whole(dataset, "HighBit", range(allocated), -1)
-    dataset.BitsStored = whole(
-        dataset, "BitsStored", range(1, allocated + 1), high + 1 if high >= 0 else None
-    )
+    default = None
+    if value_of(dataset, "BitsStored") is None and value_of(dataset, "HighBit") is not None:
+        default = whole(dataset, "HighBit", range(allocated)) + 1
+    dataset.BitsStored = whole(dataset, "BitsStored", range(1, allocated + 1), default)
     dataset.PixelRepresentation = whole(dataset, "PixelRepresentation", range(2))
 
 
@@ -186,61 +237,25 @@ def _is_decodable(syntax: uid.UID) -> bool:
         return False
 
 
-def _decode(dataset: pydicom.Dataset, **options: Any) -> np.ndarray:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        return pixels.pixel_array(dataset, **options)
-    except RuntimeError as error:
-        if not syntax.is_encapsulated:
-            raise
-        raise Undecodable(
-            f"its {syntax.name} data could not be decoded: it is damaged, or of a kind for which "
-            f"to {_INSTALL_DECODERS}"
-        ) from error
-
-
-def _right_justified(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
-    """The values where HighBit puts them above unused low bits, which pydicom takes for low ones.
-
-    Many files have a wrong HighBit: if no value uses the bits above BitsStored, it is ignored.
-    """
-    bits, allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)
-    shift = whole(dataset, "HighBit", range(allocated), bits - 1) - (bits - 1)
-    if shift == 0 or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return stored
-    raw = _decode(dataset, correct_unused_bits=False)
-    if np.array_equal(raw, stored):
-        return stored
-    if shift < 0 or (raw & ((1 << shift) - 1)).any():
-        raise Undecodable(
-            f"its HighBit {dataset.HighBit} and BitsStored {bits} do not suit its values;"
-            f" {EXPORT_AGAIN}"
-        )
-    unused = allocated - bits - shift
-    return np.right_shift(np.left_shift(raw, unused), unused + shift)
-
-
-def _padding(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray | None:
+def _padding(dataset: pydicom.Dataset, raw: np.ndarray) -> np.ndarray | None:
     """Which pixels only fill the rectangle: those of PixelPaddingValue, or from there to
     PixelPaddingRangeLimit. Both are stored values (PS3.3 C.7.5.1.1.2)."""
     prefix = _PIXEL_KEYS[_pixel_key(dataset)]
     ends = numbers(dataset, f"{prefix}PixelPaddingValue")[:1]
-    if not ends:
+    if not ends or raw.ndim != 2:
         return None
     ends += numbers(dataset, f"{prefix}PixelPaddingRangeLimit")[:1]
-    if stored.dtype.kind == "f":
-        low, high = np.array([min(ends), max(ends)], stored.dtype)
+    if raw.dtype.kind == "f":
+        low, high = np.array([min(ends), max(ends)], raw.dtype)
     else:
         # the sign of the element, of 16 bits, often contradicts that of the pixels
-        offset = 2**15 if stored.dtype.kind == "i" else 0
+        offset = 2**15 if raw.dtype.kind == "i" else 0
         ends = [(end + offset) % 2**16 - offset for end in ends]
         low, high = min(ends), max(ends)
-        least, most = _bit_limits(stored.dtype, int(dataset.BitsStored))
-        outside = low < least or high > most
-        if outside and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-            # pydicom has cleared the bits that tell it from the image's values
-            stored = _decode(dataset, correct_unused_bits=False)
-    found = (stored >= low) & (stored <= high)
+        least, most = _bit_limits(raw.dtype, int(dataset.BitsStored))
+        if least <= low and high <= most:
+            raw = _low_bits(dataset, raw)
+    found = (raw >= low) & (raw <= high)
     return found if found.any() else None
 
 
