@@ -71,6 +71,15 @@ def dice_iou(confusion: np.ndarray) -> Scores:
         return Scores(2 * both / sizes, both / (sizes - both))
 
 
+def present_scores(confusion: np.ndarray) -> Scores:
+    """Scores `[C]` as of `dice_iou`, but nan for the classes that no true mask shows.
+
+    With those, a single wrong pixel would lower a mean as much as a class missed altogether.
+    """
+    scores, absent = dice_iou(confusion), confusion.sum(axis=-1) == 0
+    return Scores(np.where(absent, np.nan, scores.dice), np.where(absent, np.nan, scores.iou))
+
+
 def boundary_distances(
     predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Images of any size: padding them to the multiples that a network needs, or sliding a window."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch as th
 import torch.nn.functional as F
@@ -22,18 +22,31 @@ def crop_to(scores: th.Tensor, images: th.Tensor) -> th.Tensor:
     return scores[..., : images.shape[-2], : images.shape[-1]]
 
 
+def margins(size: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]]:
+    """Pixels to add before and after each side so that an image fills the window, centred.
+
+    :param size: height and width of the image; :param window: those of the window.
+    """
+    missing = [max(0, wanted - side) for side, wanted in zip(size, window)]
+    return [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+
+
 def sliding_scores(
     model: Callable[[th.Tensor], th.Tensor], images: th.Tensor, window: tuple[int, int]
 ) -> th.Tensor:
     """Class scores of images at their own size, blended from overlapping windows.
 
-    :param images: `[N x C x H x W]` in [-1, 1]; images smaller than the window are padded.
+    :param images: `[N x C x H x W]` in [-1, 1]; images smaller than the window are centred on
+        black, as in training.
     :param window: height and width of what the network sees at once.
     :return: `[N x classes x H x W]`.
     """
     from monai.inferers import sliding_window_inference  # importing monai takes seconds
 
-    scores = sliding_window_inference(images, window, 4, model, OVERLAP, mode="gaussian")
+    height, width = images.shape[-2:]
+    rows, columns = margins((height, width), window)
+    padded = F.pad(images, [*columns, *rows], value=-1)
+    scores = sliding_window_inference(padded, window, 4, model, OVERLAP, mode="gaussian")
     if not isinstance(scores, th.Tensor):
         raise TypeError(f"the network returned {type(scores).__name__}, not one tensor of scores")
-    return scores
+    return scores[..., rows[0] : rows[0] + height, columns[0] : columns[0] + width]

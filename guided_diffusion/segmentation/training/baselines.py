@@ -112,6 +112,8 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     data = read_data(settings, folders, reading)
     if settings.validation:
         train, val = split(data.train, settings.validation, settings.seed)
+        train.require_foreground(f"{folders.train[1]} without the images held out")
+        val.require_foreground(f"{folders.train[1]}, the images held out with --seed")
         data = dataclasses.replace(data, train=train, val=val)
     th.manual_seed(settings.seed)
     if loaded is not None:

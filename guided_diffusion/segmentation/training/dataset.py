@@ -15,6 +15,7 @@ from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.networks.padding import margins
 from guided_diffusion.segmentation.training.augment import Augmentation
 
 
@@ -56,6 +57,20 @@ class LabelledImages:
         """Pixels of each class over all masks, int64 `[num_classes]`."""
         counts = [np.bincount(mask.ravel(), minlength=256) for mask in self.masks]
         return np.sum(counts, axis=0)[:num_classes]
+
+    def with_foreground(self) -> list[int]:
+        """The numbers of the pairs whose masks show a class other than the background."""
+        return [n for n, mask in enumerate(self.masks) if ((mask > 0) & (mask != IGNORE)).any()]
+
+    def require_foreground(self, source: str) -> None:
+        """:raises UserError: naming the source, if all masks show background alone."""
+        if not self.with_foreground():
+            some = ", ".join(self.names[:3])
+            raise UserError(
+                f"{source}: the masks ({some}{', ...' if len(self) > 3 else ''}) show no class but"
+                " the background, so nothing can be learnt from them, nor a network be chosen by"
+                " them: check their values, add images with foreground, or validate on none"
+            )
 
     def batch(
         self,
@@ -109,7 +124,7 @@ def load_labelled(
     :param only: names of the pairs to read; () for all.
     :param binary: mask values above `threshold` are class 1, all others class 0.
     :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
-        that is too high.
+        that is too high; or if all masks show background alone.
     """
     names, images, masks = [], [], []
     for name, image_path, mask_path in choose_pairs(pair_files(image_dir, mask_dir), only):
@@ -122,7 +137,9 @@ def load_labelled(
         images.append(reading.prepare(image))
         masks.append(reading.geometry().apply_mask(mask))
     window = reading.geometry().height_width if reading.resize == "native" else None
-    return LabelledImages(tuple(names), images, masks, window)
+    data = LabelledImages(tuple(names), images, masks, window)
+    data.require_foreground(mask_dir)
+    return data
 
 
 def choose_pairs(
@@ -145,8 +162,8 @@ def choose_pairs(
 def _random_crop(
     image: np.ndarray, mask: np.ndarray, window: tuple[int, int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A crop of the window's size at a random position; pixels outside the image are IGNORE."""
-    missing = [(0, max(0, side - have)) for side, have in zip(window, mask.shape)]
+    """A crop of the window's size at a random position; outside the image, black and IGNORE."""
+    missing = margins(mask.shape, window)
     image = np.pad(image, [*missing, (0, 0)])
     mask = np.pad(mask, missing, constant_values=IGNORE)
     generator = np.random.default_rng(seed)

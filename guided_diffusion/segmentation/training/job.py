@@ -5,6 +5,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+import torch as th
+
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
@@ -14,6 +16,7 @@ from guided_diffusion.segmentation.categories import Category, resolve_categorie
 from guided_diffusion.segmentation.model_file import swaps_of_training
 from guided_diffusion.segmentation.training.consistency import load_unlabelled
 from guided_diffusion.segmentation.training.dataset import (
+    LabelledImages,
     TrainingData,
     count_classes,
     load_labelled,
@@ -120,6 +123,8 @@ def start_run(
     for message in initial.messages:
         logger.log(message)
     _log_data(data)
+    if 0 < settings.microbatch < settings.batch_size and _has_batch_norm(initial.model):
+        logger.log(f"BatchNorm sees --microbatch {settings.microbatch} images at a time")
     initial.model.to(dist_util.dev())
     settings = dataclasses.replace(settings, precision=precision)
     finetuner = Finetuner(initial, settings, data, origin)
@@ -127,6 +132,10 @@ def start_run(
         finetuner.resume(interrupted)
         logger.log(f"resuming after epoch {finetuner.epoch}")
     return finetuner
+
+
+def _has_batch_norm(model: th.nn.Module) -> bool:
+    return any(isinstance(module, th.nn.BatchNorm2d) for module in model.modules())
 
 
 def _open_log(settings: LearningConfig, step: int) -> None:
@@ -141,10 +150,17 @@ def _log_data(data: TrainingData) -> None:
         if images is not None:
             logger.log(f"{len(images)} {kind} images")
     logger.log(describe_classes(data.categories))
-    pixels = data.train.class_pixels(len(data.categories))
-    absent = [c.name for c in data.categories if not pixels[c.index]]
-    if absent:
-        logger.log(f"absent from all training masks, so cannot be learnt: {', '.join(absent)}")
+    train = data.train if data.synthetic is None else data.train.join(data.synthetic)
+    if absent := _absent(train, data.categories):
+        logger.log(f"absent from all training masks, so cannot be learnt: {absent}")
+    if data.val and (absent := _absent(data.val, data.categories)):
+        logger.log(f"absent from all validation masks, so not in the mean scores: {absent}")
+
+
+def _absent(images: LabelledImages, categories: Sequence[Category]) -> str:
+    """The names of the classes that no mask shows."""
+    pixels = images.class_pixels(len(categories))
+    return ", ".join(c.name for c in categories if not pixels[c.index])
 
 
 def describe_classes(categories: Sequence[Category]) -> str:

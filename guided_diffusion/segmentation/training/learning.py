@@ -45,7 +45,9 @@ class LearningConfig:
     lr: float = flag(_LR, "peak learning rate of AdamW", *_LR_SPELLINGS)
     batch_size: int = flag(2, "images per step", "-b")
     microbatch: int = flag(
-        -1, "images per forward pass (gradient accumulation, saves memory); -1: the whole batch"
+        -1,
+        "images per forward pass, to save memory (the loss stays that of the whole batch); -1: the"
+        " whole batch",
     )
     weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
     schedule: str = flag("cosine", "learning rate schedule", choices=("cosine", "constant"))

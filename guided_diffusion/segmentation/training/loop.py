@@ -1,6 +1,7 @@
 """The training loop for few labels, shared by fine-tuning and the baselines."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.segmentation.categories import parse_swaps
-from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
+from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training import augment, losses
@@ -57,7 +58,9 @@ class InitialNetwork:
 class Finetuner:
     """Trains a segmentation network on labelled images.
 
-    Without validation images the last network counts as the best.
+    The best network has the highest mean IoU of the foreground classes that the validation masks
+    show, and is the first of several; while that is 0, it has the lowest validation loss. Without
+    validation images it is the last.
 
     :param initial: the network, with its weights and on its device.
     :param settings: the flags.
@@ -157,6 +160,11 @@ class Finetuner:
                 if time.monotonic() - saved_at > SAVE_EVERY and not is_last:
                     self.save()
                     saved_at = time.monotonic()
+            if self.epoch == epochs and not self.best["epoch"]:
+                raise UserError(
+                    "the validation loss was never finite, so there is no network to save: lower"
+                    " --lr, or train in --precision fp32"
+                )
             self.save()
         self.stopped_by = stop.requested if self.epoch < epochs else None
 
@@ -185,16 +193,38 @@ class Finetuner:
         timesteps = None
         if self.noised_input is not None:
             images, timesteps = self.noised_input(images, step * len(images))
-        size = self._forward_size()
-        for first in range(0, len(images), size):
-            rows = slice(first, first + size)
-            inputs = [images[rows]] if timesteps is None else [images[rows], timesteps[rows]]
+        inputs = [x for x in (masks, images, timesteps) if x is not None]
+
+        def sums(first: int) -> th.Tensor:
+            rows = slice(first, first + self._forward_size())
+            there = (x[rows].to(self.device, non_blocking=True) for x in inputs)
+            truth, *arguments = there
             th.manual_seed(rng.derive_seed(self.settings.seed, "dropout", step, first))
             with self.stepper.autocast():
-                scores = self.stepper.model(*(x.to(self.device, non_blocking=True) for x in inputs))
-            loss = self.loss(scores, masks[rows].to(self.device, non_blocking=True))
-            self.stepper.backward(loss * (len(images[rows]) / len(images)))
-            logger.logkv_mean("loss", loss.detach())
+                scores = self.stepper.model(*arguments)
+            return self.loss.sums(scores, truth)
+
+        starts = range(0, len(images), self._forward_size())
+        if len(starts) == 1:
+            loss = self.loss.of(sums(0))
+            self.stepper.backward(loss)
+        else:  # the loss is one of the whole batch: its slope in each sum needs the sums of all
+            with self._unchanged_buffers(), th.no_grad():
+                total = sum(map(sums, starts), th.zeros((), device=self.device))
+            total.requires_grad_()
+            loss = self.loss.of(total)
+            (slope,) = th.autograd.grad(loss, total)
+            for first in starts:
+                self.stepper.backward(sums(first) @ slope)
+        logger.logkv_mean("loss", loss.detach())
+
+    @contextlib.contextmanager
+    def _unchanged_buffers(self) -> Iterator[None]:
+        """Forward passes in the context leave no trace in running statistics."""
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        yield
+        for buffer, value in zip(self.model.buffers(), before):
+            buffer.copy_(value)
 
     def _accumulate_unlabelled(self, step: int, consistency: Consistency) -> None:
         """Add the gradients of a batch of radiographs without masks."""
@@ -210,8 +240,8 @@ class Finetuner:
             loss = consistency_loss(scores, labels)
             share = consistency.weight(step) * len(weak) / len(views[0])
             self.stepper.backward(loss * share)
-            logger.logkv_mean("unlabeled_loss", loss.detach())
-            logger.logkv_mean("unlabeled_sure", (labels != IGNORE).float().mean())
+            logger.logkv_mean("unlabeled_loss", loss.detach(), len(weak))
+            logger.logkv_mean("unlabeled_sure", (labels != IGNORE).float().mean(), len(weak))
 
     def _learning_rate(self, step: int) -> float:
         if self.settings.schedule == "constant":
@@ -224,16 +254,20 @@ class Finetuner:
             self.best = {"epoch": self.epoch}
             return
         confusion, loss = self._evaluate(self.data.val)
-        scores = dice_iou(confusion)
+        scores = present_scores(confusion)
         logger.logkv("val_loss", loss)
         logger.logkv("val_mean_dice", scores.mean_dice())
         logger.logkv("val_mean_iou", scores.mean_iou())
         for category in self.config.categories:
             logger.logkv(f"val_dice {category.name}", float(scores.dice[category.index]))
             logger.logkv(f"val_iou {category.name}", float(scores.iou[category.index]))
-        if not scores.mean_iou() <= self.best["mean_iou"]:
+        better = scores.mean_iou() > self.best["mean_iou"] or (
+            scores.mean_iou() == self.best["mean_iou"] == 0 and loss < self.best.get("loss", 0)
+        )
+        if better and math.isfinite(loss):
             self.best = {
                 "epoch": self.epoch,
+                "loss": loss,
                 "mean_iou": scores.mean_iou(),
                 "mean_dice": scores.mean_dice(),
                 "dice": scores.dice.tolist(),
@@ -259,9 +293,10 @@ class Finetuner:
 
     @th.no_grad()
     def _evaluate(self, data: LabelledImages) -> tuple[np.ndarray, float]:
-        """Confusion matrix and mean loss at the size of the data, without the padding."""
+        """Confusion matrix and loss over all images at the size of the data, without padding."""
         classes = len(self.config.categories)
-        confusion, total = np.zeros((classes, classes), np.int64), 0.0
+        confusion = np.zeros((classes, classes), np.int64)
+        total = th.zeros((), dtype=th.float64, device=self.device)
         size = 1 if data.window else self._forward_size()
         with self._network_to_save() as model:
             model.eval()
@@ -275,10 +310,10 @@ class Finetuner:
                     else:
                         images, masks = data.batch(numbers)
                         scores = model(images.to(self.device))
-                total += float(self.loss(scores, masks.to(self.device))) * len(numbers)
+                total = total + self.loss.sums(scores, masks.to(self.device)).double()
                 predicted = scores.argmax(1).cpu().numpy()
                 confusion += confusion_matrix(predicted, masks.numpy().astype(np.uint8), classes)
-        return confusion, total / len(data)
+        return confusion, float(self.loss.of(total))
 
     def save(self) -> None:
         """Write the best network, then what resuming needs, then the curves."""

@@ -10,6 +10,10 @@ from guided_diffusion.runtime.errors import UserError
 
 LOSSES = ("ce+dice", "ce", "dice")
 WEIGHTINGS = ("none", "sqrt", "inverse")
+# added to both sides of Dice's fraction, so that a class that is nowhere has Dice 1
+_SMOOTH = 1e-5
+# least weight of all pixels, so that a batch without known pixels has loss 0
+_TINY = 1e-12
 
 
 def class_weights(pixels: np.ndarray, weighting: str) -> th.Tensor | None:
@@ -38,6 +42,10 @@ def class_weights(pixels: np.ndarray, weighting: str) -> th.Tensor | None:
 class SegmentationLoss(nn.Module):
     """Cross-entropy, soft Dice (arXiv 1606.04797) or their sum, without IGNORE pixels.
 
+    Cross-entropy is a mean over pixels; Dice is computed over all images of a batch together, so
+    that a class which one of them lacks does not count as missed there. Both are functions of sums
+    over pixels, so a batch may be evaluated in parts.
+
     :param kind: "ce+dice", "ce" or "dice".
     :param weights: class weights of the cross-entropy, `[C]`; None for equal ones.
     :raises UserError: for any other kind.
@@ -49,25 +57,37 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         if kind not in LOSSES:
             raise UserError(f"--loss {kind}: choose one of {', '.join(LOSSES)}")
-        self.kind = kind
+        self.parts = kind.split("+")  # "ce" is in "dice" too
         self.weights: th.Tensor | None
         self.register_buffer("weights", weights)
-        if "dice" in kind:
-            from monai.losses import MaskedDiceLoss  # importing monai takes seconds
-
-            # over the batch: a class that one image lacks must not count as missed there
-            self.dice = MaskedDiceLoss(include_background=True, batch=True)
 
     def forward(self, scores: th.Tensor, masks: th.Tensor) -> th.Tensor:
-        """Mean loss, a scalar, of logits `[N x C x H x W]` for class indices `[N x H x W]`."""
+        """Loss, a scalar, of logits `[N x C x H x W]` for class indices `[N x H x W]`."""
+        return self.of(self.sums(scores, masks))
+
+    def sums(self, scores: th.Tensor, masks: th.Tensor) -> th.Tensor:
+        """What the loss is a function of, `[2 + 2 C]`; the sums of a batch are those of its parts.
+
+        Cross-entropy and weight of all pixels; of each class, the overlap of probabilities and
+        truth, and the sum of both.
+        """
         scores = scores.float()
         known = masks != IGNORE
-        loss = scores.new_zeros(())
-        if "ce" in self.kind:
-            loss = loss + F.cross_entropy(scores, masks, self.weights, ignore_index=IGNORE)
-        if "dice" in self.kind:
-            classes = masks.where(known, th.zeros_like(masks))
-            truth = F.one_hot(classes, scores.shape[1]).movedim(-1, 1).to(scores.dtype)
-            mask = known[:, None].to(scores.dtype)
-            loss = loss + self.dice(scores.softmax(1), truth, mask)
+        classes = masks.where(known, 0)
+        entropy = F.cross_entropy(scores, masks, self.weights, ignore_index=IGNORE, reduction="sum")
+        counted = known.float() if self.weights is None else self.weights[classes] * known
+        truth = F.one_hot(classes, scores.shape[1]).movedim(-1, 1) * known[:, None]
+        probabilities = scores.softmax(1) * known[:, None]
+        overlap = (probabilities * truth).sum((0, 2, 3))
+        sizes = (probabilities + truth).sum((0, 2, 3))
+        return th.cat([entropy[None], counted.sum()[None], overlap, sizes])
+
+    def of(self, sums: th.Tensor) -> th.Tensor:
+        """Loss, a scalar, of `sums`; where no pixel is known, it is 0."""
+        loss = sums.new_zeros(())
+        if "ce" in self.parts:
+            loss = loss + sums[0] / sums[1].clamp_min(_TINY)
+        if "dice" in self.parts:
+            overlap, sizes = sums[2:].chunk(2)
+            loss = loss + 1 - ((2 * overlap + _SMOOTH) / (sizes + _SMOOTH)).mean()
         return loss

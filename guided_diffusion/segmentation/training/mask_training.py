@@ -22,7 +22,7 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
 from guided_diffusion.segmentation.categories import parse_swaps, resolve_categories
-from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
+from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import (
     SegmentationConfig,
     save_model,
@@ -183,18 +183,18 @@ class MaskTraining:
             raise TypeError(f"{type(network).__name__} does not draw masks")
         run, categories = self.diffusion_run, self.config.categories
         model = MaskDiffusionModel(network, run.diffusion.build(), num_samples=3)
-        numbers = range(min(_SHOWN, len(self.val)))
+        numbers = self.val.with_foreground()[:_SHOWN]
         images, labels = self.val.batch(numbers, seeds=numbers)
         draws = model.draws(images.to(dist_util.dev()))
         drawn = draws.argmax(2).cpu().numpy().astype(np.uint8)
         mean = draws.mean(0).argmax(1).cpu().numpy().astype(np.uint8)
         masks = labels.numpy().astype(np.uint8)
-        scores = dice_iou(confusion_matrix(mean, masks, len(categories)))
+        scores = present_scores(confusion_matrix(mean, masks, len(categories)))
         part = "val" if self.validates else "train"
         logger.logkv(f"{part}_mean_dice", scores.mean_dice())
         logger.log(f"step {step}: mean Dice of the foreground {scores.mean_dice():.4f} ({part})")
         pictures = ((images + 1) / 2).movedim(1, -1).numpy()
-        rows = [[masks[i], *drawn[:, i]] for i in numbers]
+        rows = [[mask, *drawn[:, i]] for i, mask in enumerate(masks)]
         write_image(grid_path(run.folder, step), comparison(list(pictures), rows, categories))
         if run.train.visualize_process:
             stem = bf.join(run.folder, f"process_{step:06d}")

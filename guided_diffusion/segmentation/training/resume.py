@@ -43,10 +43,12 @@ class Origin:
 class BestScores(TypedDict, total=False):
     """Validation scores of the best network so far; only its epoch without validation images.
 
-    mean_iou, mean_dice: over the foreground. iou, dice: of each class.
+    mean_iou, mean_dice: over the foreground classes that the masks show. iou, dice: of each class,
+    nan if no mask shows it. loss: over all images.
     """
 
     epoch: int
+    loss: float
     mean_iou: float
     mean_dice: float
     iou: list[float]

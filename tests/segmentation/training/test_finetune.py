@@ -13,9 +13,8 @@ from golden_util import fill_parameters
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.reading import ReadingConfig, normalize
-from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.model_file import load_model
-from guided_diffusion.segmentation.training import losses
+from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training.augment import Augmentation
 from guided_diffusion.segmentation.training.dataset import load_labelled, training_batches
 from guided_diffusion.segmentation.training.layers import freeze, parameter_groups
@@ -324,31 +323,6 @@ class TestNoisedInput:
         assert set(network_timesteps.tolist()) == {200}
 
 
-class TestLoss:
-    masks = th.tensor([[[0, 1], [2, IGNORE]]])
-
-    @pytest.mark.parametrize("kind", losses.LOSSES)
-    def test_perfect_scores_cost_nothing_and_ignored_pixels_do_not_count(self, kind):
-        loss = losses.SegmentationLoss(kind)
-        truth = self.masks.where(self.masks != IGNORE, 0)
-        scores = 50.0 * th.nn.functional.one_hot(truth, 3).movedim(-1, 1)
-        assert float(loss(scores, self.masks)) == pytest.approx(0, abs=1e-4)
-        scores[:, :, 1, 1] = th.tensor([-50.0, 50.0, 0.0])
-        assert float(loss(scores, self.masks)) == pytest.approx(0, abs=1e-4)
-        assert float(loss(-scores.float(), self.masks)) > 0.5
-
-    def test_weights_favour_the_rare(self):
-        pixels = np.array([900, 90, 10, 0])
-        inverse = losses.class_weights(pixels, "inverse")
-        root = losses.class_weights(pixels, "sqrt")
-        assert losses.class_weights(pixels, "none") is None
-        assert inverse[2] / inverse[0] == pytest.approx(90)
-        assert root[2] / root[0] == pytest.approx(90**0.5)
-        assert inverse[:3].mean() == pytest.approx(1)
-        with pytest.raises(UserError, match="class_weighting"):
-            losses.class_weights(pixels, "log")
-
-
 class TestData:
     def test_batches_are_a_function_of_seed_and_step(self, split):
         data = load_labelled(*folders(split)[:2], ReadingConfig(16, 1, "pad"), 3)
@@ -388,6 +362,25 @@ class TestData:
         _, masks = larger.batch([0], seeds=[1])
         assert masks.shape == (1, 24, 24)
         assert (masks == IGNORE).sum() == 24 * 24 - 16 * 20
+
+    def test_training_and_prediction_pad_alike(self, split):
+        """Where the image is smaller than the window, the network sees the same either way."""
+        for size in ((24, 32), (24, 18), (12, 33)):
+            reading = ReadingConfig(size, 1, "native")
+            data = load_labelled(*folders(split)[:2], reading, 3)
+            image = normalize(data.images[0])[None]
+            seen = []
+
+            def network(x, seen=seen):
+                seen.append(x.clone())
+                return x
+
+            scores = sliding_scores(network, image, size)
+            th.testing.assert_close(scores, image)
+            crops = [data.batch([0], seeds=[seed])[0][0] for seed in range(60)]
+            windows = [window for batch in seen for window in batch]
+            assert all(any(th.equal(w, crop) for crop in crops) for w in windows)
+            assert windows[0].shape[-2:] == size
 
     def test_metrics_are_written_as_json_would(self, script, pretrained, split, tmp_path):
         script("finetune.py", pretrained, *folders(split), "--epochs", 1)
