@@ -21,7 +21,7 @@ import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
-from .runtime.files import is_local
+from .runtime.files import is_local, writing
 from .runtime.log_formats import (  # noqa: F401 - names of this module in the original too
     CSVOutputFormat,
     HumanOutputFormat,
@@ -352,7 +352,8 @@ def _open_logger(
     if not dir:
         dir = osp.join("runs", datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
     dir = osp.expanduser(dir)
-    bf.makedirs(dir)
+    with writing(dir):
+        bf.makedirs(dir)
     rank = get_rank_without_mpi_import() if comm is None else comm.rank
     if rank > 0:
         log_suffix += f"-rank{rank:03d}"

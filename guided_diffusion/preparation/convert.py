@@ -9,6 +9,7 @@ import numpy as np
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, list_images
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import check_outputs
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.segmentation.categories import load_categories
@@ -49,6 +50,7 @@ def convert(source: str, target: str, config: ConvertConfig) -> None:
     """
     categories = load_categories(config.categories or None)
     jobs = plan(source, target, FORMATS[config.format])
+    check_outputs([written for _, written in jobs])
     unknown: dict[str, ColorCounts] = {}
     for path, _ in track(jobs, "checking", "mask"):
         if colors := unknown_colors(read_color_mask(path), categories):

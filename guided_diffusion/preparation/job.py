@@ -12,7 +12,7 @@ from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import fault_table, validate
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
 
@@ -79,6 +79,8 @@ def run(overrides: Overrides) -> int:
         raise UserError(f"no effect with --action {action}: {flags}; leave out what is not needed")
     if action == "create-sample":
         return create_sample(config)
+    if config.output_dir:
+        check_output(config.output_dir, folder=True)
     sources = layouts.sources(config.source_dir, config.image_dir, config.mask_dir)
     items, unpaired = layouts.list_items(sources)
     if action == "analyze":

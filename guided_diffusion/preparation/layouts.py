@@ -19,6 +19,7 @@ import numpy as np
 from guided_diffusion.images.files import Unpaired, find_pairs, list_images
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import check_output, write_atomically
 
 IMAGE_FOLDERS = ("img", "imgs", "image", "images")
 MASK_FOLDERS = ("mask", "masks", "label", "labels", "annotation", "annotations", "gt")
@@ -142,6 +143,7 @@ def require_new_folder(folder: str, *originals: str) -> None:
     """
     if not folder:
         raise UserError("--output-dir is needed: a new folder for the results")
+    check_output(folder, folder=True)
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise UserError(
             f"--output-dir {folder} is not empty, and nothing in it is overwritten: name a new one"
@@ -173,5 +175,5 @@ def copy_pair(
 
 def copy_file(source: str, target: str) -> None:
     """Copy the content of a file, making the folders that it needs."""
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    shutil.copyfile(source, target)
+    with open(source, "rb") as file:
+        write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import selectors
-import signal
 import socket
 import sys
 import threading
@@ -24,10 +23,14 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from guided_diffusion.runtime.errors import EXIT_USER_ERROR, UserError
+from guided_diffusion.runtime.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    UserError,
+    as_user_error,
+)
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 # Seconds to collect further reports after the first: what one rank reports, others may report a
 # moment later, such as the same error in a file that all read, or a collective call that timed out
@@ -56,8 +59,9 @@ class Failure:
 
 def describe(error: BaseException) -> Failure:
     """The one line and the exit code of an error."""
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
+    known = as_user_error(error)
+    text = " ".join(str(known or error).split())
+    if known is not None:
         return Failure(text, EXIT_USER_ERROR)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", EXIT_INTERRUPTED)
@@ -238,7 +242,7 @@ class Watch:
             if "timed out" in failure.text.lower():
                 text = f"no answer within {timeout_s:g} s{_location(error)}"
                 return self.failed(Failure(text, failure.code, timed_out=True))
-        if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+        if as_user_error(error) is None and not isinstance(error, KeyboardInterrupt | SystemExit):
             traceback.print_exception(error)
         return self.failed(failure)
 

@@ -1,16 +1,23 @@
 """Files that are written completely or not at all: any content, JSON, CSV."""
 
+import contextlib
 import csv
 import errno
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import blobfile as bf
 
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.errors import UserError, system_error, write_error
+
+# longer names, in bytes, leave too little room for the rest of a temporary file's name
+_LONG_NAME = 200
+_TRIAL_BYTES = 4096
 
 
 def is_local(path: str) -> bool:
@@ -21,40 +28,80 @@ def is_local(path: str) -> bool:
 def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a file that appears at `path` only once it is complete and on disk.
 
-    :raises UserError: if the disk is full; the previous file at `path` is then still there.
+    :raises UserError: if it cannot be written; the previous file at `path` is then still there.
     """
     if not is_local(path):
         with bf.BlobFile(path, "wb") as file:  # a cloud object appears when it is closed
             write(file)
         return
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        if _disk_full(error):
-            raise UserError(
-                f"no space left to write {path}: free some and rerun the command;"
-                " older checkpoints are intact"
-            ) from error
-        raise
+    folder, name = os.path.split(os.path.abspath(path))
+    if len(os.fsencode(name)) > _LONG_NAME:
+        name = f"{zlib.crc32(os.fsencode(name)):08x}"
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+            raise
     _sync_folder(folder)
 
 
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota caused an error: torch wraps the errors of its files."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """While writing to `path`: what the system refuses becomes a UserError that names it."""
+    try:
+        yield
+    except Exception as error:
+        cause = None if isinstance(error, UserError) else system_error(error)
+        if cause is None:
+            raise
+        raise write_error(path, cause) from error
+
+
+def check_output(path: str, folder: bool = False) -> None:
+    """Refuse a place where nothing can be written, before the work whose result belongs there.
+
+    A trial goes to a nameless file in the nearest folder that exists; nothing is left behind.
+
+    :param folder: whether `path` is to be a folder rather than a file.
+    :raises UserError: if something is in the way, or the trial fails.
+    """
+    if not is_local(path):
+        return
+    with writing(path):
+        place = os.path.abspath(path)
+        if os.path.exists(place) and os.path.isdir(place) != folder:
+            raise OSError(errno.ENOTDIR if folder else errno.EISDIR, "")
+        if not folder and os.path.exists(place) and not os.path.isfile(place):
+            raise UserError(f"cannot write {path}: it is not a regular file; name another")
+        base, missing = (place, []) if folder else (os.path.dirname(place), [place])
+        while not os.path.isdir(base):
+            if os.path.lexists(base):
+                raise OSError(errno.ENOTDIR, "")
+            missing.append(base)
+            base = os.path.dirname(base)
+        for name in map(os.path.basename, missing):  # too long a name is found here
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(os.path.join(base, name))
+        with tempfile.TemporaryFile(dir=base) as file:
+            file.write(bytes(_TRIAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def check_outputs(paths: Collection[str]) -> None:
+    """Refuse files of which one cannot be written; see `check_output`."""
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        check_output(folder or ".", folder=True)
+    for path in filter(os.path.isdir, paths):
+        raise write_error(path, OSError(errno.EISDIR, ""))
 
 
 def _sync_folder(folder: str) -> None:

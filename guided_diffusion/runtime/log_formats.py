@@ -15,6 +15,7 @@ import os.path as osp
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 import zlib
@@ -26,7 +27,7 @@ import blobfile as bf
 from tqdm import tqdm
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import is_local, write_atomically
+from guided_diffusion.runtime.files import is_local, write_atomically, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -81,7 +82,7 @@ class LogFile:
 
     def append(self, text: str) -> None:
         # Unbuffered: a line reaches the file whole or, if the process is killed, not at all.
-        with open(self.path, "ab", buffering=0) as file:
+        with writing(self.path), open(self.path, "ab", buffering=0) as file:
             file.write(text.encode("utf-8"))
         self._dirty = True
 
@@ -104,7 +105,7 @@ class LogFile:
     def flush(self) -> None:
         """Make what was written so far survive a power failure."""
         if self._folder is None and self._dirty:
-            with open(self.path, "ab") as file:
+            with writing(self.path), open(self.path, "ab") as file:
                 os.fsync(file.fileno())
             self._dirty = False
         self.push()
@@ -327,26 +328,35 @@ class TensorBoardOutputFormat(KVWriter):
             return
         step = plain(kvs.get("step"))
         self.step = int(step) if isinstance(step, int | float) else self.step + 1
-        for key, value in kvs.items():
-            value = plain(value)
-            if isinstance(value, int | float):
-                self._writer.add_scalar(key, value, self.step)
-        self._writer.flush()
+        with writing(self.dir):
+            for key, value in kvs.items():
+                value = plain(value)
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(key, value, self.step)
+            self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with writing(self.dir):
+                self._writer.close()
 
     def _open(self) -> "SummaryWriter | None":
         # Imported at the first row: it takes seconds, and most short commands log none.
         try:
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = _leave_to_next_row
             return SummaryWriter(self.dir, purge_step=self._purge_step)
         except Exception as error:  # a broken installation raises anything
             reason = f"{type(error).__name__}: {error}"
             warnings.warn(f"no TensorBoard files: {reason}", stacklevel=3)
             return None
+
+
+def _leave_to_next_row(failed: threading.ExceptHookArgs) -> None:
+    """No traceback for what tensorboard's own thread cannot write: the next row raises it again."""
+    if not type(failed.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failed)
 
 
 class WandbOutputFormat(KVWriter):

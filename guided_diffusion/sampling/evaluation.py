@@ -16,7 +16,7 @@ from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json, save_json, write_csv
+from guided_diffusion.runtime.files import check_output, read_json, save_json, write_csv
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.features import (
@@ -77,6 +77,8 @@ def evaluate(
     :raises UserError: if the two sets or the flags do not fit together.
     """
     settings = from_flags(EvaluateSamplesConfig, overrides)
+    folder = settings.out_dir or _folder_beside(samples_path, settings.features)
+    check_output(folder, folder=True)
     trained = None
     if settings.features == "ddpm":
         trained = read_trained(settings.model_path, {})
@@ -95,7 +97,6 @@ def evaluate(
     else:
         extractor = torchvision_features(settings.features, settings.weights, device)
     results, neighbours = compare(samples, reference, extractor, settings, device)
-    folder = settings.out_dir or _folder_beside(samples_path, settings.features)
     save_json(bf.join(folder, "metrics.json"), results)
     write_neighbours(folder, samples, reference, neighbours)
     print(report(results))

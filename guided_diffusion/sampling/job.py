@@ -23,7 +23,12 @@ from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json, write_atomically
+from guided_diffusion.runtime.files import (
+    check_output,
+    save_json,
+    write_atomically,
+    writing,
+)
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.sampling.config import (
@@ -165,7 +170,10 @@ class SampleJob:
             folder = samples_folder(
                 self.settings.out_dir, self.trained.path, self._name(), identity
             )
-            bf.makedirs(bf.join(folder, "IMG" if self.names else "png"))
+            check_output(folder, folder=True)
+            pictures = bf.join(folder, "IMG" if self.names else "png")
+            with writing(pictures):
+                bf.makedirs(pictures)
             record = {"reading": self.trained.reading.to_dict(), "images": identity}
             save_json(bf.join(folder, SETTINGS_NAME), record)
             if self.prepare is not None:

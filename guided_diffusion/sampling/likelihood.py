@@ -18,7 +18,7 @@ from guided_diffusion.images.reading import normalize
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically, write_csv
+from guided_diffusion.runtime.files import check_output, write_atomically, write_csv
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.folder import results_folder
@@ -88,6 +88,9 @@ def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
     for name in ("num_samples", "batch_size"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} {getattr(settings, name)}: must be at least 1")
+    stem = os.path.splitext(bf.basename(trained.path))[0]
+    folder = results_folder(settings.out_dir, trained.path, "likelihood", stem)
+    check_output(folder, folder=True)
     paths = list_images(settings.data_dir)[: settings.num_samples]
     diffusion = trained.diffusion.build()
     mine = range(dist_util.rank(), len(paths), dist_util.world_size())
@@ -105,8 +108,6 @@ def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
     if dist_util.is_main():
         order = np.argsort(np.concatenate([numbers for numbers, _ in parts]))
         terms = {k: np.concatenate([part[k] for _, part in parts])[order] for k in parts[0][1]}
-        stem = os.path.splitext(bf.basename(trained.path))[0]
-        folder = results_folder(settings.out_dir, trained.path, "likelihood", stem)
         _write(folder, paths, terms)
         mean, deviation = terms["total_bpd"].mean(), terms["total_bpd"].std()
         print(f"{len(paths)} images: {mean:.4f} bits per dimension (deviation {deviation:.4f})")

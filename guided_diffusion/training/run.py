@@ -32,7 +32,7 @@ from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import is_local
+from guided_diffusion.runtime.files import check_output, is_local
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, from_mapping
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
@@ -209,6 +209,7 @@ def open_run(
     """
     train = check_training_flags(train_type, overrides)
     folder = folder or run_folder()
+    check_output(folder, folder=True)
     start = find_start(folder, train.resume_checkpoint)
     paths = list_images(train.data_dir)
     init = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json, save_json
+from guided_diffusion.runtime.files import check_output, read_json, save_json
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import image_grid
@@ -19,7 +19,6 @@ from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair, predic
 from guided_diffusion.segmentation.evaluation.scoring import (
     Evaluation,
     evaluate,
-    prepare_output,
 )
 from guided_diffusion.segmentation.evaluation.tables import table, write_per_image
 from guided_diffusion.segmentation.inference.predictor import Segmenter, load_predictor
@@ -205,10 +204,10 @@ def evaluate_guidance(config: GuidanceConfig, model: str, folder: str) -> None:
     :param model: a segmentation model, or several separated by commas.
     :param folder: the output of image_sample.py --seg_dir.
     """
+    output = config.output or f"{folder}/faithfulness"
+    check_output(output, folder=True)
     source = GuidedImages.in_folder(folder)
     predictor = load_predictor(model, config.device or None)
-    output = config.output or f"{folder}/faithfulness"
-    prepare_output(output)
     result = compare_with_masks(predictor, source)
     print(table(result.evaluation))
     if source.left_open:

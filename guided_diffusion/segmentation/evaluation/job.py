@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.segmentation.evaluation import calibration
 from guided_diffusion.segmentation.evaluation.comparison import compare_two
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair
@@ -17,7 +17,6 @@ from guided_diffusion.segmentation.evaluation.scoring import (
     ImageResult,
     choose_categories,
     evaluate,
-    prepare_output,
 )
 from guided_diffusion.segmentation.evaluation.sources import EvaluateConfig, Source
 from guided_diffusion.segmentation.evaluation.tables import (
@@ -44,7 +43,7 @@ def run(config: EvaluateConfig, averaging: AveragingConfig, arguments: Sequence[
             f"or --compare; got {len(arguments)} (see evaluate.py --help)"
         )
     if config.output:
-        prepare_output(config.output)
+        check_output(config.output, folder=True)
     categories = choose_categories(config.categories, config.num_classes or None)
     source = Source(config, averaging, arguments[-1], categories)
     if config.compare:

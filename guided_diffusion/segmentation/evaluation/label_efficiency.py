@@ -24,7 +24,7 @@ from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.files import check_output, save_json, writing
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
@@ -136,6 +136,7 @@ def label_efficiency(
     if (images is None) != (masks is None):
         raise UserError("TEST_IMG is given without TEST_MASK: give both folders or --folds")
     dist_util.setup_dist()
+    check_output(settings.output, folder=True)
     comparison = LabelEfficiency(
         settings,
         parse_methods(settings.methods, methods),
@@ -216,8 +217,9 @@ class LabelEfficiency:
                 for kind, path in zip(("IMG", "MASK"), paths):
                     target = os.path.join(folder, kind, name + os.path.splitext(path)[1])
                     if name in names and not os.path.exists(target):
-                        os.makedirs(os.path.dirname(target), exist_ok=True)
-                        bf.copy(path, target)
+                        with writing(target):
+                            os.makedirs(os.path.dirname(target), exist_ok=True)
+                            bf.copy(path, target)
             folds.append(_pairs(os.path.join(folder, "IMG"), os.path.join(folder, "MASK")))
         return folds
 
@@ -302,7 +304,8 @@ class LabelEfficiency:
         """Train and evaluate; returns the signal that stopped the training, if any."""
         began = time.monotonic()
         prepare = import_module(RUNNERS[run.method.script]).prepare
-        os.makedirs(self._folder(run), exist_ok=True)
+        with writing(self._folder(run)):
+            os.makedirs(self._folder(run), exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):  # its messages are in its log.txt
             finetuner = prepare(self._parse_arguments(run))
             if finetuner is not None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -212,17 +211,6 @@ def choose_categories(path: str | None, num_classes: int | None) -> tuple[Catego
     if num_classes is not None:
         return categories_for(num_classes, path)
     return load_categories(path) if path else None
-
-
-def prepare_output(folder: str) -> None:
-    """Create the folder for the results.
-
-    :raises UserError: if that is impossible, before any long work.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be a folder: {error.strerror}") from error
 
 
 def means(scores: Scores) -> dict[str, float]:

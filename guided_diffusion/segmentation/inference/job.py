@@ -14,7 +14,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import ImageError, check_header
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_csv
+from guided_diffusion.runtime.files import check_output, check_outputs, write_csv
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
@@ -27,6 +27,7 @@ from guided_diffusion.segmentation.inference.results import (
     Result,
     describe,
     find_items,
+    result_paths,
     write_result,
 )
 from guided_diffusion.segmentation.inference.uncertainty import next_to_label
@@ -252,9 +253,13 @@ def predict(config: PredictConfig, averaging: AveragingConfig, arguments: Sequen
             raise UserError(f"--mask_threshold {config.mask_threshold} must be from 0 to 1")
     output = paths.outputs[0]
     if config.interactive:
+        if not config.no_save:
+            check_output(output, folder=True)
         return Job(predictor, config, categories, output, {}).converse(input)
     items = find_items(paths.inputs, output)
     files = _mask_files(items, paths.outputs, named=bool(config.output))
+    if not config.no_save:
+        check_outputs(list(files.values()) or result_paths(output, items))
     return Job(predictor, config, categories, output, files).run(items)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch as th
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.files import check_output, write_atomically
 from guided_diffusion.segmentation.categories import to_plain
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 
@@ -36,6 +36,7 @@ def export(model_path: str, onnx_path: str) -> dict[str, str]:
     :raises UserError: for a kind of network that cannot be exported, if a package is missing, or
         if results differ by more than TOLERANCE.
     """
+    check_output(onnx_path)
     onnx, onnxruntime = import_packages()
     model, config, _ = load_model(model_path)
     kind = config.kind_module()

@@ -1,7 +1,7 @@
 """What prediction writes: masks, colours, overlays, probabilities, uncertainty and areas.csv."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,12 @@ class Result:
         areas = {c.index: [100 * row[f"{c.name} share"]] for c in categories[1:]}
         options |= {"urgency": row["uncertainty"], "prediction": self.prediction}
         return make_card(self.item.name, self.image, self.mask, scores, areas, **options)
+
+
+def result_paths(output: str, items: Iterable[Item]) -> list[str]:
+    """The pictures and tables that a prediction may write."""
+    pictures = [os.path.join(folder, f"{item.name}.png") for item in items for folder in FOLDERS]
+    return [os.path.join(output, name) for name in (*pictures, "areas.csv", "report.html")]
 
 
 def write_result(

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.errors import UserError, as_user_error
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.predictor import Segmenter
@@ -88,8 +88,11 @@ def build_page(predictor: Segmenter, model: str, max_upload_mb: int = 64) -> Any
             if os.path.getsize(path) > max_upload_mb * 1e6:
                 raise UserError(f"the file is larger than {max_upload_mb} MB")
             return page_for(predictor, path)
-        except UserError as error:
-            return f"<p role='alert'>{html.escape(str(error).replace(path, 'the file'))}</p>"
+        except Exception as error:
+            known = as_user_error(error)
+            if known is None:
+                raise
+            return f"<p role='alert'>{html.escape(str(known).replace(path, 'the file'))}</p>"
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)

@@ -6,6 +6,7 @@ import os
 from typing import ClassVar, NamedTuple
 
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.training import augment, losses
 
@@ -121,6 +122,8 @@ class LearningConfig:
             raise UserError("--unlabeled_dir needs averaged weights: set --ema_rate, such as 0.99")
         if os.path.isdir(self.weights_save) or not os.path.splitext(self.weights_save)[1]:
             raise UserError(f"--weights_save {self.weights_save}: name a file such as segm.pth")
+        check_output(self.weights_save)
+        check_output(self.log_folder, folder=True)
         if self.resume_checkpoint not in ("", "auto", "none"):
             raise UserError(
                 f"--resume_checkpoint {self.resume_checkpoint}: an interrupted run resumes by"

@@ -32,7 +32,7 @@ from guided_diffusion.segmentation.training.dataset import (
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.noised_input import NoisedInput
 from guided_diffusion.segmentation.training.resume import BestScores, Origin, SavedRun
-from guided_diffusion.segmentation.visuals.render import plot_curves
+from guided_diffusion.segmentation.visuals.render import NothingToPlot, plot_curves
 from guided_diffusion.stepper import Stepper, warmup_cosine
 
 # seconds between saves: writing a large network takes longer than a short epoch
@@ -335,5 +335,5 @@ class Finetuner:
         )
         log = os.path.join(self.settings.log_folder, "progress.csv")
         if os.path.exists(log):
-            with contextlib.suppress(UserError):  # no column worth plotting yet
+            with contextlib.suppress(NothingToPlot):
                 plot_curves(log, self.curves_path, self.config.categories)

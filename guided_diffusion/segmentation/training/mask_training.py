@@ -20,6 +20,7 @@ from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
 from guided_diffusion.segmentation.categories import parse_swaps, resolve_categories
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
@@ -244,6 +245,7 @@ def prepare(overrides: Overrides) -> MaskTraining:
         if name in overrides:
             raise UserError(f"--{name} has no effect here: {instead}")
     settings = from_flags(MaskTrainConfig, overrides)
+    run_folder = _folder(settings.weights_save)
     swaps = parse_swaps(settings.flip_swap)
     augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
     folders = Folders.from_flags(overrides)
@@ -269,7 +271,7 @@ def prepare(overrides: Overrides) -> MaskTraining:
         MaskTrainConfig,
         reading=ReadingConfig(resize="pad"),
         repeats=True,
-        folder=_folder(settings.weights_save),
+        folder=run_folder,
     )
     classes = len(categories)
     train = _load(folders.train, run.reading, classes, settings, split_names(settings.train_names))
@@ -286,6 +288,8 @@ def prepare(overrides: Overrides) -> MaskTraining:
 def _folder(weights_save: str) -> str:
     if weights_save and not os.path.splitext(weights_save)[1]:
         raise UserError(f"--weights_save {weights_save}: name a file such as segm.pth")
+    if weights_save:
+        check_output(weights_save)
     return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
 
 

@@ -172,13 +172,17 @@ def show(name: str, image: np.ndarray, mask: np.ndarray, categories: Sequence[Ca
     plt.show()
 
 
+class NothingToPlot(UserError):
+    """A log without a column to plot."""
+
+
 def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = ()) -> None:
     """Plot a training log: a panel each for the columns whose names contain loss, dice and iou.
 
     The horizontal axis is the column `epoch`, else `step`, else the row number. Empty cells are
     skipped. A curve whose name ends with a class has the class's colour, a mean is black.
 
-    :raises UserError: if the log has no such column.
+    :raises NothingToPlot: if the log has no such column.
     """
     with open_file(csv_path) as file:
         rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline="")))
@@ -189,7 +193,7 @@ def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = (
     }
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
-        raise UserError(f"{csv_path} has no column of a loss, Dice or IoU: nothing to plot")
+        raise NothingToPlot(f"{csv_path} has no column of a loss, Dice or IoU: nothing to plot")
     x_name = next((name for name in ("epoch", "step") if name in names), "row")
     x_values = [_number(row.get(x_name, "")) for row in rows]
     if x_name == "row":

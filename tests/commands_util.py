@@ -1,0 +1,91 @@
+"""A short run of every command, on tiny data and networks."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from conftest import TINY, draw_pairs
+from golden_util import fill_parameters
+from paths import ROOT
+from sampling_util import CLASSES, CLASSIFIER, NETWORK, write_shapes, write_trained
+
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.conditional import GuidedConfig
+from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
+from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
+
+DIFFUSION = DiffusionConfig(diffusion_steps=4, noise_schedule="cosine", learn_sigma=True)
+SUPER_RES = from_mapping(SuperResConfig, {**vars(NETWORK), "large_size": 16, "small_size": 8})
+GUIDED = from_mapping(
+    GuidedConfig, {**vars(NETWORK), "segmentation_guided": True, "num_segmentation_classes": 3}
+)
+
+_NETWORK = (
+    "--num_channels 32 --num_res_blocks 1 --channel_mult 1,2 --num_heads 1 --attention_resolutions"
+    " 8"
+)
+_DIFFUSION = "--diffusion_steps 4 --noise_schedule cosine"
+_TRAIN = f"{_NETWORK} {_DIFFUSION} --max_steps 1 --sample_interval 0"
+_LABELLED = "TRAIN/IMG TRAIN/MASK VAL/IMG VAL/MASK"
+_SAMPLE = "--num_samples 1 --out_dir OUT"
+
+# What to run in the folder that `prepare_commands` fills, by script; OUT is the output: a file where
+# it has an ending. Those that know no flag for it write to $OPENAI_LOGDIR.
+COMMANDS = {
+    "image_train.py": f"--data_dir TRAIN/IMG --image_size 16 {_TRAIN}",
+    "super_res_train.py": "--data_dir TRAIN/IMG --large_size 16 --small_size 8"
+    f" {_TRAIN}",
+    "classifier_train.py": "--data_dir CLASSES --image_size 16 --num_classes 2 --classifier_width 32"
+    f" --classifier_depth 1 --classifier_attention_resolutions 8 {_DIFFUSION} --iterations 1",
+    "mask_diffusion_train.py": f"{_LABELLED} --image_size 16 {_TRAIN} --weights_save OUT.pth",
+    "finetune.py": f"diffusion/ema_0.9_000010.pt {_LABELLED} --epochs 1 --weights_save OUT.pth",
+    "baseline_train.py": f"{_LABELLED} --network unet --image_size 16 {_NETWORK} --epochs 1"
+    " --weights_save OUT.pth",
+    "label_efficiency.py": f"{_LABELLED} --checkpoint diffusion/ema_0.9_000010.pt --k 1 --seeds 0"
+    " --methods plain --steps 1 -o OUT",
+    "predict.py": "segm.pth TRAIN/IMG OUT --save_uncertainty True",
+    "evaluate.py": "VAL/IMG VAL/MASK --model segm.pth --output OUT",
+    "evaluate_guidance.py": "segm.pth VAL --output OUT",
+    "evaluate_samples.py": "TRAIN/IMG CLASSES --features ddpm --nearest_k 1 --out_dir OUT"
+    " --model_path diffusion/ema_0.9_000010.pt",
+    "image_sample.py": f"--model_path diffusion/ema_0.9_000010.pt {_SAMPLE}",
+    "classifier_sample.py": "--model_path diffusion/ema_0.9_000010.pt"
+    f" --classifier_path classifier/ema_0.9_000010.pt {_SAMPLE}",
+    "super_res_sample.py": "--model_path super_res/ema_0.9_000010.pt --base_samples SMALL"
+    f" {_SAMPLE}",
+    "image_nll.py": "--model_path diffusion/ema_0.9_000010.pt --data_dir CLASSES --num_samples 1"
+    " --out_dir OUT",
+    "export_onnx.py": "segm.pth OUT.onnx",
+    "prepare_data.py": "--action organize --image_dir TRAIN/IMG --mask_dir TRAIN/MASK --output_dir"
+    " OUT",
+    "rgb2tif.py": "TRAIN/MASK OUT --unknown background",
+}
+
+
+@functools.cache
+def all_commands() -> list[str]:
+    """Every script of the project, but for those that are no commands for users."""
+    found = [path.name for folder in ("scripts", "tools") for path in (ROOT / folder).glob("*.py")]
+    return sorted(name for name in found if name not in ("_path.py", "demo_report.py"))
+
+
+def prepare_commands(folder: Path) -> Path:
+    """Fill a folder with the data and networks that COMMANDS name."""
+    for name, count in (("TRAIN", 3), ("VAL", 2)):
+        draw_pairs(folder / name, count, size=(16, 16))
+    write_shapes(folder / "CLASSES", count=4)
+    write_shapes(folder / "SMALL", count=2, size=8)
+    write_trained(folder / "diffusion", NETWORK, DIFFUSION)
+    write_trained(folder / "classifier", CLASSIFIER, DIFFUSION, "classifier", CLASSES)
+    write_trained(folder / "super_res", SUPER_RES, DIFFUSION, "super_res")
+    config = SegmentationConfig(TINY, ReadingConfig(16, 1), generic_categories(3))
+    save_model(str(folder / "segm.pth"), config, fill_parameters(config.build()).state_dict())
+    return folder
+
+
+def arguments(script: str, out: str) -> list[str]:
+    """The arguments of COMMANDS with an output."""
+    return [word.replace("OUT", out) for word in COMMANDS[script].split()]
