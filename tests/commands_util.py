@@ -1,8 +1,6 @@
 """A short run of every command, on tiny data and networks."""
 
-import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 from conftest import TINY, draw_pairs
@@ -32,13 +30,13 @@ _TRAIN = f"{_NETWORK} {_DIFFUSION} --max_steps 1 --sample_interval 0"
 _LABELLED = "TRAIN/IMG TRAIN/MASK VAL/IMG VAL/MASK"
 _SAMPLE = "--num_samples 1 --out_dir OUT"
 
-# What to run in the folder that `prepare_commands` fills, by script; OUT is the output: a file where
-# it has an ending. Those that know no flag for it write to $OPENAI_LOGDIR.
+# What to run in the folder that `prepare_commands` fills, by script; OUT is the output: a file
+# where it has an ending. Those that know no flag for it write to $OPENAI_LOGDIR.
 COMMANDS = {
     "image_train.py": f"--data_dir TRAIN/IMG --image_size 16 {_TRAIN}",
-    "super_res_train.py": "--data_dir TRAIN/IMG --large_size 16 --small_size 8"
-    f" {_TRAIN}",
-    "classifier_train.py": "--data_dir CLASSES --image_size 16 --num_classes 2 --classifier_width 32"
+    "super_res_train.py": f"--data_dir TRAIN/IMG --large_size 16 --small_size 8 {_TRAIN}",
+    "classifier_train.py": "--data_dir CLASSES --image_size 16 --num_classes 2"
+    " --classifier_width 32"
     f" --classifier_depth 1 --classifier_attention_resolutions 8 {_DIFFUSION} --iterations 1",
     "mask_diffusion_train.py": f"{_LABELLED} --image_size 16 {_TRAIN} --weights_save OUT.pth",
     "finetune.py": f"diffusion/ema_0.9_000010.pt {_LABELLED} --epochs 1 --weights_save OUT.pth",

@@ -1,4 +1,4 @@
-"""Outputs that cannot be written: every command says so in one line, before its work if possible."""
+"""Outputs that cannot be written: every command says so in one line, before its work if it can."""
 
 import errno
 import os

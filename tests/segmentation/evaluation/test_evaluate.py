@@ -397,7 +397,9 @@ def test_faults_end_with_one_line(run, small, tmp_path):
     assert "TRUE_MASKS" in fault(predicted)
     assert "a.png" in fault(predicted, true, "--num_classes", 2)
     assert "2" in fault(predicted, true, "--num_classes", 2)
-    assert "a.png: a file is in the way of a folder" in fault(predicted, true, "--output", true / "a.png")
+    assert "a.png: a file is in the way of a folder" in fault(
+        predicted, true, "--output", true / "a.png"
+    )
     write_mask(f"{true}/c.png", np.zeros((2, 2), np.uint8))
     assert "c.png" in fault(predicted, true)
     (true / "c.png").unlink()
