@@ -17,6 +17,9 @@ DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "catego
 MAX_CATEGORIES = 255  # masks have 8 bits, and 255 in them means "ignore"
 EXAMPLE = '{"index": 1, "name": "enamel", "color": [255, 0, 0]}'
 
+# in the name of a class, such as "left lung" or "lung_right"
+_SIDE = r"(?<![a-z])(left|right)(?![a-z])"
+
 # pairs of classes that are exchanged when an image is mirrored left to right
 Swaps = tuple[tuple[int, int], ...]
 
@@ -177,21 +180,32 @@ def resolve_categories(
 
 
 def parse_swaps(text: str) -> Swaps:
-    """`"1:2,5:6"` to the pairs of classes to exchange when an image is mirrored."""
-    pairs = []
+    """`"1:2,5:6"` to the pairs of classes to exchange in a mirrored image; "none" to none."""
+    if text.strip() == "none":
+        return ()
+    pairs: list[tuple[int, int]] = []
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", part)
         pair = (int(match[1]), int(match[2])) if match else (IGNORE, IGNORE)
         if max(pair) >= IGNORE:
-            raise UserError(f"--flip_swap {text}: expected pairs of classes such as 1:2")
+            raise UserError(f"--flip_swap {text}: expected pairs of classes such as 1:2, or none")
+        if pair[0] == pair[1] or any(n in other for n in pair for other in pairs):
+            raise UserError(f"--flip_swap {text}: a class can change places with one other only")
         pairs.append(pair)
     return tuple(pairs)
 
 
-def check_swaps(categories: Sequence[Category], swaps: Swaps, chosen: bool) -> None:
+def check_swaps(
+    categories: Sequence[Category],
+    swaps: Swaps,
+    chosen: bool,
+    mirroring: str = "--tta",
+    instead: str = "use --tta shifts",
+) -> None:
     """Refuse to mirror radiographs if classes have a side and nobody said how to exchange them.
 
     :param chosen: whether the user chose `swaps`, be it by choosing none.
+    :param mirroring: the flag that mirrors; :param instead: what to do to mirror nothing.
     :raises UserError: also if a pair names a class that does not exist.
     """
     missing = sorted({n for pair in swaps for n in pair if n >= len(categories)})
@@ -200,17 +214,17 @@ def check_swaps(categories: Sequence[Category], swaps: Swaps, chosen: bool) -> N
             f"--flip_swap names class {missing[0]}; the model has the classes 0 to "
             f"{len(categories) - 1}"
         )
-    sided = [c for c in categories if re.search(r"\b(left|right)\b", c.name.lower())]
+    sided = [c for c in categories if re.search(_SIDE, c.name.lower())]
     if sided and not chosen:
         opposite = {"left": "right", "right": "left"}
         names = {c.name.lower(): c.index for c in sided}
         pairs = set()
         for name, index in names.items():
-            other = names.get(re.sub(r"\b(left|right)\b", lambda m: opposite[m[1]], name))
+            other = names.get(re.sub(_SIDE, lambda m: opposite[m[1]], name))
             if other is not None:
                 pairs.add((min(index, other), max(index, other)))
         advice = ",".join(f"{one}:{other}" for one, other in sorted(pairs)) or "1:2"
         raise UserError(
-            f"--tta mirrors radiographs, and {sided[0].name!r} has a side: say which classes "
-            f"to exchange, as in --flip_swap {advice}, or use --tta shifts"
+            f"{mirroring} mirrors radiographs, and {sided[0].name!r} has a side: say which "
+            f"classes to exchange, as in --flip_swap {advice}, or {instead}"
         )

@@ -22,15 +22,15 @@ from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json, writing
 from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.segmentation.categories import (
-    resolve_categories,
-)
+from guided_diffusion.segmentation.categories import check_swaps, parse_swaps, resolve_categories
 from guided_diffusion.segmentation.evaluation.efficiency_tables import (
     RESULT_NAME,
     Figures,
@@ -51,6 +51,7 @@ from guided_diffusion.segmentation.evaluation.methods import (
 from guided_diffusion.segmentation.evaluation.scoring import evaluate
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
+from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.dataset import count_classes
 
 
@@ -264,13 +265,42 @@ class LabelEfficiency:
 
     def check_all(self) -> None:
         """:raises UserError: for a run with wrong flags, or that has finished with other flags."""
+        for flags in self.variants.values():
+            swaps = parse_flags(make_parser("", AveragingConfig), flags).get("flip_swap")
+            check_swaps(self.categories, parse_swaps(swaps or ""), chosen=True)
+        self._check_foreground()
         for run in self.runs:
-            self._parse_arguments(run)
+            given = self._parse_arguments(run)
+            check_flips(self.categories, given.get("flip", "none"), given.get("flip_swap", ""))
             found = read_result(self._folder(run))
             if found and found["commands"] != self.commands(run):
                 raise UserError(
                     f"{self._folder(run)} was made with other flags ({found['commands'][0]}):"
                     " choose another --output or another name for the method"
+                )
+
+    def _check_foreground(self) -> None:
+        """:raises UserError: if a run would train or be evaluated on background alone."""
+        rule = MaskRule(len(self.categories), binary=self.settings.binary)
+
+        def with_foreground(pairs: Pairs) -> set[str]:
+            files = pair_files(pairs.images, pairs.masks)
+            masks = ((name, rule.read(path)) for name, _, path in files)
+            return {name for name, mask in masks if ((mask > 0) & (mask != IGNORE)).any()}
+
+        useful = with_foreground(self.train)
+        for run in self.runs:
+            names = self.images_of(run)
+            if useful.isdisjoint(names):
+                raise UserError(
+                    f"{run.name} would train on {', '.join(names)}, whose masks show no class but"
+                    " the background: choose other --seeds or a larger --k"
+                )
+        for test in self.tests:
+            if not with_foreground(test):
+                raise UserError(
+                    f"{test.masks}: no mask shows a class but the background, so nothing can be"
+                    " measured: add images with foreground, or choose fewer --folds"
                 )
 
     def _folder(self, run: Run) -> str:

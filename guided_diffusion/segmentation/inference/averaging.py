@@ -26,7 +26,7 @@ class AveragingConfig:
     )
     flip_swap: str | None = flag(
         None,
-        "classes that change places when mirrored, such as 1:2; absent: as in training",
+        "classes that change places when mirrored, such as 1:2, or none; absent: as in training",
         type=str,
     )
     num_samples: int = flag(0, "masks to draw; 0: the model's own number (kind mask_diffusion)")

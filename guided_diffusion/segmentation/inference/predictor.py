@@ -226,7 +226,7 @@ def load_predictor(
 def _views(
     tta: str, flip_swap: str | None, config: SegmentationConfig, values: Mapping[str, Any]
 ) -> tuple[View, ...]:
-    if not mirrors(tta):
+    if flip_swap is None and not mirrors(tta):
         return views_for(tta)
     swaps = config.flip_swaps if flip_swap is None else parse_swaps(flip_swap)
     check_swaps(config.categories, swaps or (), chosen=swaps is not None)

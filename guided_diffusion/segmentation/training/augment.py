@@ -14,11 +14,24 @@ from torchvision.transforms import v2
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.categories import Category, Swaps, check_swaps, parse_swaps
 
 LEVELS = ("none", "light", "medium", "heavy", "strong")
 FLIPS = ("none", "horizontal", "vertical", "both")
 _OUTSIDE = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
 _BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+def check_flips(categories: Sequence[Category], flip: str, flip_swap: str) -> Swaps:
+    """The pairs of classes that --flip_swap exchanges.
+
+    :raises UserError: for pairs that are not of these classes, or if images are mirrored left to
+        right and classes have a side, but nobody said how to exchange them.
+    """
+    swaps = parse_swaps(flip_swap)
+    chosen = bool(flip_swap) or flip not in ("horizontal", "both")
+    check_swaps(categories, swaps, chosen, f"--flip {flip}", "leave out --flip")
+    return swaps
 
 
 class RandomGamma(v2.Transform):

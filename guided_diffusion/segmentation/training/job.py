@@ -14,6 +14,7 @@ from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import Category, resolve_categories
 from guided_diffusion.segmentation.model_file import swaps_of_training
+from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.consistency import load_unlabelled
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
@@ -83,6 +84,7 @@ def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig
     categories = resolve_categories(
         folders.count_classes, settings.out_channels, settings.categories, binary
     )
+    check_flips(categories, settings.flip, settings.flip_swap)
     classes = len(categories)
     names = split_names(settings.train_names)
     train = load_labelled(*folders.train, reading, classes, names, binary)

@@ -69,7 +69,9 @@ class LearningConfig:
         "medium", "strength of the augmentation of image and mask", choices=augment.LEVELS
     )
     flip: str = flag("none", "mirror half of the images", choices=augment.FLIPS)
-    flip_swap: str = flag("", "classes to exchange in mirrored images, such as 1:2,5:6")
+    flip_swap: str = flag(
+        "", "classes to exchange in images mirrored left to right, such as 1:2,5:6, or none"
+    )
     synthetic_dir: str = flag(
         "", "folder with IMG and MASK: synthetic image-mask pairs to train on as well"
     )

@@ -22,7 +22,7 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
-from guided_diffusion.segmentation.categories import parse_swaps, resolve_categories
+from guided_diffusion.segmentation.categories import resolve_categories
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import (
     SegmentationConfig,
@@ -88,7 +88,9 @@ class MaskTrainConfig(ConditionalTrainConfig):
         "medium", "strength of the augmentation of image and mask", choices=augment.LEVELS
     )
     flip: str = flag("none", "mirror half of the images", choices=augment.FLIPS)
-    flip_swap: str = flag("", "classes to exchange in mirrored images, such as 1:2,5:6")
+    flip_swap: str = flag(
+        "", "classes to exchange in images mirrored left to right, such as 1:2,5:6, or none"
+    )
     weights_save: str = flag(
         "",
         "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in"
@@ -246,8 +248,6 @@ def prepare(overrides: Overrides) -> MaskTraining:
             raise UserError(f"--{name} has no effect here: {instead}")
     settings = from_flags(MaskTrainConfig, overrides)
     run_folder = _folder(settings.weights_save)
-    swaps = parse_swaps(settings.flip_swap)
-    augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
     folders = Folders.from_flags(overrides)
     categories = resolve_categories(
         folders.count_classes,
@@ -255,6 +255,8 @@ def prepare(overrides: Overrides) -> MaskTraining:
         settings.categories,
         binary=settings.threshold() is not None,
     )
+    swaps = augment.check_flips(categories, settings.flip, settings.flip_swap)
+    augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
     if settings.threshold() is None:
         for image_dir, mask_dir in folders.pairs:
             for _, _, path in pair_files(image_dir, mask_dir):

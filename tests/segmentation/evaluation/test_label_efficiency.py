@@ -5,8 +5,10 @@ import re
 import shlex
 import statistics
 
+import numpy as np
 import pytest
 from conftest import draw_pairs
+from PIL import Image
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json
@@ -74,6 +76,38 @@ def test_variants_are_flags_of_evaluation():
     for wrong in ("tta --tta shifts", "a: --lr 1", "a: --tta sideways"):
         with pytest.raises(UserError):
             parse_variants([wrong])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--method", "mirrored: --flip both --flip_swap 1:99", "--methods", "quick,mirrored"),
+        ("--variant", "mirrored: --tta flips --flip_swap 1:99", "--methods", "quick"),
+    ],
+)
+def test_swaps_are_checked_before_the_first_run(compare, tmp_path, flags):
+    ended = compare("--k", 1, "--seeds", 0, *flags)
+    assert ended.code == 2
+    assert "--flip_swap names class 99" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--folds", 2)])
+def test_runs_without_foreground_are_refused_before_the_first(compare, tmp_path, flags):
+    """r3 alone shows foreground, so that some draws and folds have none."""
+    for i in range(3):
+        Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / f"TRAIN/MASK/r{i}.png")
+    argv = ["--methods", "quick", "--out_channels", 3, *flags]
+    ended = compare("--k", 1, "--seeds", "0,1,2,3,4,5", *argv, **({"test": []} if flags else {}))
+    assert ended.code == 2
+    assert "show no class but the background: choose other --seeds" in ended.err
+    assert not (tmp_path / "out/runs").exists()
+    for i in range(2):
+        Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / f"TEST/MASK/r{i}.png")
+    if not flags:
+        ended = compare("--k", 4, "--seeds", 0, *argv)
+        assert ended.code == 2
+        assert "TEST/MASK: no mask shows a class but the background" in ended.err
 
 
 def test_spread_is_that_of_a_sample():

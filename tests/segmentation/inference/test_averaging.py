@@ -182,8 +182,9 @@ def test_sides_need_a_word_before_a_mirror(tmp_path, image):
     sided = save(tmp_path / "a.pth", config(categories=SIDED))
     with pytest.raises(UserError, match=r"'right lung' has a side.*--flip_swap 1:2"):
         load_predictor(sided, "cpu", tta="flips")
-    with pytest.raises(UserError, match="class 7"):
-        load_predictor(sided, "cpu", tta="flips", flip_swap="1:7")
+    for tta in ("flips", "none", "shifts"):
+        with pytest.raises(UserError, match="class 7"):
+            load_predictor(sided, "cpu", tta=tta, flip_swap="1:7")
     mirrored = image[:, ::-1].copy()
     swapping = load_predictor(sided, "cpu", tta="flips", flip_swap="1:2")
     here, there = (swapping.segment([i])[0] for i in (image, mirrored))

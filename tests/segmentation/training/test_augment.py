@@ -1,5 +1,7 @@
 """Augmentation: image and mask stay together, no class appears."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
@@ -9,11 +11,12 @@ from torchvision import tv_tensors
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import parse_swaps
+from guided_diffusion.segmentation.categories import generic_categories, parse_swaps
 from guided_diffusion.segmentation.training.augment import (
     LEVELS,
     Augmentation,
     _Elastic,
+    check_flips,
     strong_intensity,
 )
 
@@ -122,10 +125,41 @@ def test_the_elastic_deformation_is_as_wide_as_it_says(height, width):
     np.testing.assert_allclose(deviation, 0.02, rtol=0.15)  # down and to the right
 
 
-@pytest.mark.parametrize("text", ["1", "1:2:3", "a:b", "1:300"])
+@pytest.mark.parametrize("text", ["1", "1:2:3", "a:b", "1:300", "1:1", "1:2,3:1", "none,1:2"])
 def test_wrong_swaps_are_refused(text):
     with pytest.raises(UserError, match="flip_swap"):
         parse_swaps(text)
+
+
+def test_mirroring_is_checked_against_the_classes():
+    plain, lungs = generic_categories(4), list(generic_categories(3))
+    lungs[1:] = [replace(lungs[1], name="lung_left"), replace(lungs[2], name="Right lung")]
+    assert check_flips(plain, "both", "") == ()
+    assert check_flips(plain, "vertical", "1:3") == ((1, 3),)
+    with pytest.raises(UserError, match="names class 99; .* 0 to 3"):
+        check_flips(plain, "none", "1:99")
+    for flip in ("horizontal", "both"):
+        with pytest.raises(UserError, match=f"--flip {flip} mirrors radiographs, and 'lung_left'"):
+            check_flips(lungs, flip, "")
+        assert check_flips(lungs, flip, "1:2") == ((1, 2),)
+        assert check_flips(lungs, flip, "none") == ()
+    assert check_flips(lungs, "vertical", "") == check_flips(lungs, "none", "") == ()
+    for name in ("upright", "leftover", "brightness"):
+        assert check_flips([*plain, replace(plain[1], name=name)], "both", "") == ()
+
+
+@pytest.mark.parametrize("command", ["finetune.py", "baseline_train.py", "mask_diffusion_train.py"])
+def test_every_training_refuses_swaps_of_classes_that_there_are_not(
+    script, pretrained, split, command
+):
+    folders = [split / "TRAIN" / kind for kind in ("IMG", "MASK")]
+    first = [pretrained] if command == "finetune.py" else []
+    flags = ["--flip", "horizontal", "--flip_swap", "1:99", "--weights_save", "out/segm.pth"]
+    ended = script(command, *first, *folders, *flags)
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert "--flip_swap names class 99; the model has the classes 0 to 2" in ended.err
+    assert not (split.parent / "out").exists()
 
 
 def test_wrong_words_are_refused():
