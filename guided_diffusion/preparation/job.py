@@ -7,7 +7,7 @@ from guided_diffusion.images.files import Unpaired
 from guided_diffusion.preparation import layouts, overview
 from guided_diffusion.preparation.analysis import analyze
 from guided_diffusion.preparation.layouts import Item, require_new_folder
-from guided_diffusion.preparation.organize import Placed, place, write_split
+from guided_diffusion.preparation.organize import keep, place, write_split
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import fault_table, validate
@@ -54,7 +54,7 @@ class PrepareConfig:
         "",
         "organize: how to identify the patient, so that none is in both TRAIN and VAL: a regular"
         " expression searched for in the names (its first capture group, if any, is the patient),"
-        " or a CSV file of lines NAME,PATIENT",
+        " or a CSV file of lines NAME,PATIENT; '': as DICOM's PatientID or the names tell",
     )
     seed: int = flag(0, "organize, create-sample: random seed")
     num_samples: int = flag(20, "create-sample: labelled radiographs")
@@ -152,12 +152,14 @@ def organize_items(
     divided = {"TRAIN", "VAL"} <= {item.split for item in items}
     if {"train_split", "train_images", "group"} & set(overrides) or not divided:
         wanted = config.train_images or config.train_split
-        placed = place(items, wanted, config.group, config.seed)
+        placed, notes = place(items, wanted, config.group, config.seed)
     else:
         print("keeping the split of the data set; --train-split or --train-images make a new one")
-        placed = [Placed(item, item.split or "TRAIN") for item in items]
+        placed, notes = keep(items)
     folder = os.path.join(config.output_dir, "Split")
     table = write_split(placed, folder)
+    for note in notes:
+        print(note)
     count = {split: sum(p.split == split for p in placed) for split in ("TRAIN", "VAL", "TEST")}
     if config.train_images and count["TRAIN"] != config.train_images:
         print(f"{count['TRAIN']} images in TRAIN, not {config.train_images}: groups stay together")

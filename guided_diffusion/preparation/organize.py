@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guided_diffusion.images.duplicates import Fingerprint, find_duplicates, fingerprint
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, open_file
-from guided_diffusion.images.image_io import ImageError
+from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import read_mask
+from guided_diffusion.images.patients import find_patients, merge, shared_groups
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_csv
@@ -28,21 +30,87 @@ class Placed:
     group: str = ""
 
 
-def place(items: Sequence[Item], wanted: int | float, rule: str, seed: int) -> list[Placed]:
+def place(
+    items: Sequence[Item], wanted: int | float, rule: str, seed: int
+) -> tuple[list[Placed], list[str]]:
     """Divide into TRAIN and VAL; what is in TEST stays there.
 
     :param wanted: images for TRAIN: an int is their number, a float their share.
-    :param rule: how to identify the patient, see `read_groups`.
+    :param rule: how to identify the patient, see `read_groups`; "": see `find_patients`.
+    :return: also what to tell the user about patients.
     """
-    kept = [Placed(item, "TEST") for item in items if item.split == "TEST"]
     free = [item for item in items if item.split != "TEST"]
-    groups = read_groups([item.stem for item in free], rule)
+    items = [*free, *(item for item in items if item.split == "TEST")]
+    groups, notes = group_images(items, rule)
     number = wanted if isinstance(wanted, int) else max(1, round(wanted * len(free)))
-    train = divide(groups, _classes_in(free), number, seed)
-    return kept + [
-        Placed(item, "TRAIN" if chosen else "VAL", group if rule else "")
-        for item, chosen, group in zip(free, train, groups)
-    ]
+    train = divide(groups[: len(free)], _classes_in(free), number, seed)
+    splits = ["TRAIN" if chosen else "VAL" for chosen in train]
+    splits += ["TEST"] * (len(items) - len(free))
+    placed = [Placed(*row) for row in zip(items, splits, groups)]
+    return placed, [*notes, *leaks(placed)]
+
+
+def keep(items: Sequence[Item]) -> tuple[list[Placed], list[str]]:
+    """The split that the items have; and what to tell the user about patients in several parts."""
+    groups, _ = group_images(items, "")
+    placed = [Placed(item, item.split or "TRAIN", group) for item, group in zip(items, groups)]
+    return placed, leaks(placed)
+
+
+def leaks(placed: Sequence[Placed]) -> list[str]:
+    """A line for each two splits that have a group in common."""
+    lines = []
+    for one, other in (("TRAIN", "VAL"), ("TRAIN", "TEST"), ("VAL", "TEST")):
+        sides = [[p for p in placed if p.split == split] for split in (one, other)]
+        films = [[(p.group, p.item.image) for p in side] for side in sides]
+        if shared := shared_groups(*films):
+            lines.append(f"warning: {one} and {other} are not independent: {shared}")
+    return lines
+
+
+def group_images(items: Sequence[Item], rule: str) -> tuple[list[str], list[str]]:
+    """Of each item, a name for what stays on one side; and what to tell the user about patients."""
+    if rule:
+        names, notes = _by_rule(items, rule), []
+        first: dict[str, int] = {}
+        groups = [first.setdefault(name, number) for number, name in enumerate(names)]
+    else:
+        names = [item.name for item in items]
+        patients = find_patients([item.stem for item in items], [item.image for item in items])
+        groups = patients.groups
+        notes = [f"{patients.said}; --group states it yourself"]
+        if len(set(groups)) == 1:  # of one patient, so nothing can be kept apart
+            groups = list(range(len(items)))
+            notes = [f"warning: all images seem to be of one patient, on both sides; {notes[0]}"]
+    prints = [_fingerprint(item) for item in track(items, "comparing")]
+    found = list(find_duplicates(prints))
+    for exact, kind in ((True, "the same pixels as"), (False, "almost the same pixels as")):
+        pairs = [(later, first) for later, first, same in found if same == exact]
+        merged = merge(groups, pairs)
+        if 2 * len(set(merged)) < len(set(groups)):  # most look alike: not copies
+            notes.append(f"warning: {len(pairs)} of {len(items)} images have {kind} others")
+        elif pairs:
+            groups = merged
+            later, earlier = (items[number].image for number in pairs[0])
+            notes.append(f"{later} has {kind} {earlier}, {len(pairs)} in all: kept together")
+    return [names[group] for group in groups], notes
+
+
+def _fingerprint(item: Item) -> Fingerprint:
+    try:
+        return fingerprint(read_image(item.image))
+    except ImageError as error:
+        raise UserError(f"{error}; see --action validate") from error
+
+
+def _by_rule(items: Sequence[Item], rule: str) -> list[str]:
+    """The groups of the items; of TEST, where the rule does not cover it, their names."""
+    try:
+        return read_groups([item.stem for item in items], rule)
+    except UserError:
+        free = [item.stem for item in items if item.split != "TEST"]
+        test = [item.name for item in items if item.split == "TEST"]
+        return [*read_groups(free, rule), *test]
 
 
 def write_split(placed: Sequence[Placed], folder: str) -> str:
@@ -154,7 +222,10 @@ def divide(groups: Sequence[str], classes: np.ndarray, num_train: int, seed: int
     if not 1 <= num_train < len(groups):
         raise UserError(f"{num_train} of {len(groups)} images for TRAIN leave one side empty")
     if sizes.min() > num_train:
-        raise UserError(f"no group has as few as {num_train} images; choose more for TRAIN")
+        raise UserError(
+            f"no group has as few as {num_train} images; choose more for TRAIN, or other groups"
+            " with --group"
+        )
     rng = np.random.default_rng(seed)
 
     def score(chosen: np.ndarray) -> tuple[int, int, int]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from guided_diffusion.images.duplicates import Fingerprint, find_duplicates, fingerprint
 from guided_diffusion.images.files import Unpaired
 from guided_diffusion.images.geometry import Geometry
 from guided_diffusion.images.image_io import ImageError, read_counted
-from guided_diffusion.preparation.duplicates import Fingerprint, find_duplicates, fingerprint
 from guided_diffusion.preparation.layouts import Item
 from guided_diffusion.preparation.mask_repair import examine_mask
 from guided_diffusion.runtime.progress import track

@@ -6,8 +6,10 @@ import pytest
 from conftest import digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images_util import write_dicom
 
 from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.preparation.organize import divide, read_groups
 from guided_diffusion.runtime.errors import UserError
@@ -75,20 +77,100 @@ def test_organize_few_labels(prepare, patients, tmp_path):
         prepare(
             *("--action", "organize", "--image_dir", patients / "imgs"),
             *("--mask_dir", patients / "masks", "--output_dir", out),
-            *("--train_images", 3, "--seed", seed),
+            *("--train_images", 6, "--seed", seed),
         )
         sides = organized(out)
-        assert len(sides["TRAIN"]) == 3
-        assert len(sides["VAL"]) == 21
+        assert len(sides["TRAIN"]) == 6
+        assert len(sides["VAL"]) == 18
         assert "p5_film5" in sides["TRAIN"]
         draws.add(frozenset(sides["TRAIN"]))
         again = tmp_path / f"{seed} again"
         prepare(
             *("--action", "organize", "--source-dir", patients, "--output-dir", again),
-            *("--train-images", 3, "--seed", seed),
+            *("--train-images", 6, "--seed", seed),
         )
         assert digests(again) == digests(out)
     assert len(draws) > 1
+
+
+def write_films(folder, stems, seed=0):
+    """Write a different noisy radiograph and a mask for each stem."""
+    rng = np.random.default_rng(seed)
+    for stem in stems:
+        write_mask(f"{folder}/IMG/{stem}.png", rng.integers(0, 255, (40, 40), dtype=np.uint8))
+        write_mask(f"{folder}/MASK/{stem}.png", np.eye(40, dtype=np.uint8))
+
+
+def organize(prepare, source, out, *flags):
+    """{patient: the splits that it is in}, by what precedes the last underscore; the output."""
+    code, said, error = prepare(
+        *("--action", "organize", "--source-dir", source, "--output-dir", out, *flags)
+    )
+    assert code == 0, error
+    sides = {}
+    for split, stems in organized(out).items():
+        for stem in stems:
+            sides.setdefault(stem.rpartition("_")[0], set()).add(split)
+    return sides, said
+
+
+FORMS = ["patient_{}_{}", "P{:03}-x_{}", "{:04}_{}", "kim{}_2020-01-02_{}"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_patients_in_names_stay_together(prepare, tmp_path, form):
+    write_films(tmp_path / "in", [form.format(i, side) for i in range(8) for side in "ab"])
+    for seed in range(3):
+        sides, said = organize(prepare, tmp_path / "in", tmp_path / f"{seed}", "--seed", seed)
+        assert set(map(len, sides.values())) == {1}
+        assert "8 patients of 16 images" in said
+
+
+def test_patients_of_dicom_files_stay_together(prepare, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        stem = f"{number % 6}x_{'lr'[number // 6]}u{number}"
+        write_mask(f"{tmp_path}/in/MASK/{stem}.png", np.eye(40, dtype=np.uint8))
+        (tmp_path / "in/IMG").mkdir(exist_ok=True)
+        pixels = rng.integers(0, 255, (40, 40), dtype=np.uint8)
+        write_dicom(tmp_path / "in/IMG", pixels, name=f"{stem}.dcm", PatientID=f"A{number % 6}")
+    sides, said = organize(prepare, tmp_path / "in", tmp_path / "out")
+    assert set(map(len, sides.values())) == {1}
+    assert "PatientID" in said
+
+
+def test_copies_stay_together(prepare, tmp_path):
+    write_films(tmp_path / "in", [f"film{i}" for i in range(12)])
+    for i in range(6):
+        picture = read_image(str(tmp_path / f"in/IMG/film{i}.png"))
+        brighter = picture // 2 + np.uint8(9)
+        again = tmp_path / f"in/IMG/other{i}.png"
+        write_mask(str(again), brighter)
+        if not i % 3:
+            shutil.copy(tmp_path / f"in/IMG/film{i}.png", again)
+        shutil.copy(tmp_path / f"in/MASK/film{i}.png", tmp_path / f"in/MASK/other{i}.png")
+    for seed in range(3):
+        out = tmp_path / f"{seed}"
+        _, said = organize(prepare, tmp_path / "in", out, "--train-split", 0.5, "--seed", seed)
+        assert "2 in all: kept together" in said
+        assert "4 in all: kept together" in said, said
+        for stems in organized(out).values():
+            assert all((f"film{i}" in stems) == (f"other{i}" in stems) for i in range(6))
+
+
+def test_doubt_and_leaks_are_said(prepare, tmp_path):
+    write_films(tmp_path / "in", [f"x{i}" for i in range(6)])
+    _, said = organize(prepare, tmp_path / "in", tmp_path / "out")
+    assert "warning: nothing tells which images are of one patient" in said
+    assert "--group" in said
+    for split, side in (("train", "a"), ("val", "b"), ("test", "c")):
+        write_films(tmp_path / "split" / split, [f"p{i}_{side}" for i in range(4)], ord(side))
+    for flags, pairs in (((), 3), (("--train-split", 0.5), 2)):
+        out = tmp_path / f"out{pairs}"
+        _, said = organize(prepare, tmp_path / "split", out, *flags)
+        lines = [line for line in said.splitlines() if "not independent" in line]
+        assert len(lines) == pairs
+        assert all("of one patient" in line for line in lines)
 
 
 def test_organize_keeps_an_existing_split_by_default_and_test_always(prepare, tmp_path):
