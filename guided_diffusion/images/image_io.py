@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
-from guided_diffusion.images import dicom_file, dicom_io
+from guided_diffusion.images import dicom_file, dicom_io, tiff
 from guided_diffusion.images.decoded import DecodedImage, PixelSize, Undecodable, linear_window
 from guided_diffusion.images.files import (
     DICOM_EXTENSIONS,
@@ -232,6 +232,8 @@ def _identify(file: BinaryIO, path: str) -> ImageFile.ImageFile | None:
     try:
         return Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError:
+        if head[:4] in tiff.MAGIC:
+            raise tiff.unsupported(file) from None
         if not has_dicom_extension(path):
             raise
     file.seek(0)
@@ -244,14 +246,11 @@ def _load(picture: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
         raise Undecodable(
             f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit"
         )
-    if isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.tile:
-        rows = max(extents[3] for _, extents, *_ in picture.tile if extents)
-        if rows < (claimed := picture.tag_v2[TiffImagePlugin.IMAGELENGTH]):
-            # Pillow would leave the rest black
-            raise Undecodable(f"it is damaged: only {rows} of its {claimed} rows are there")
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        tiff.mend(picture)
     picture.info["grey_step"] = _grey_step(picture)
     lossy = _lossy_format(picture, file)
-    with _silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
+    with tiff.silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
         frames = getattr(picture, "n_frames", 1)
         picture.load()
     if frames != 1 and picture.format != "MPO":  # the other frames of a camera's MPO are previews
@@ -291,49 +290,21 @@ def _is_lossless_webp(file: BinaryIO) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _silent_libtiff() -> Iterator[None]:
-    """Discard what libtiff prints to the stderr of the process; Pillow raises it as well."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # no stderr at all
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def _picture_values(picture: Image.Image) -> DecodedImage:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return _deep_values(picture)
     mode = picture.mode
+    if mode in ("I", "F") or mode.startswith("I;16") or (mode == "L" and tiff.is_signed(picture)):
+        return tiff.deep_values(picture)
     if mode not in ("1", "L") and picture.has_transparency_data:
+        if not np.asarray(picture.convert("RGBA").getchannel("A")).any():
+            raise Undecodable(
+                "it is transparent in all of its pixels; save it without transparency"
+            )
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, picture.convert("RGBA"))
     values = np.array(picture.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
     if mode in ("P", "PA") and equal_channels(values):
         values = values[..., 0]
     return DecodedImage(values, (0.0, 255.0))
-
-
-def _deep_values(picture: Image.Image) -> DecodedImage:
-    """One channel of more than 8 bits. Only TIFF has tags for depth, sign and inversion."""
-    values = np.array(picture)
-    tags = getattr(picture, "tag_v2", {})
-    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-    if picture.mode == "F":
-        return DecodedImage(values, None, inverted)
-    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
-    if tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2:
-        return DecodedImage(values, (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1), inverted)
-    if bits == 32:
-        values = values.view(np.uint32)  # Pillow takes them for signed
-    return DecodedImage(values, (0.0, 2.0**bits - 1), inverted)
 
 
 def _apply_intensity(image: DecodedImage, intensity: Intensity) -> np.ndarray:
