@@ -54,6 +54,7 @@ def load_data(
     on_skip: Callable[[str], None] | None = None,
     mask_dir: str = "",
     mask_classes: int | None = None,
+    mask_ignore: tuple[int, ...] = (),
 ) -> Iterator[Batch]:
     """Yield batches endlessly: float32 [N x C x H x W] in [-1, 1], and a dict.
 
@@ -78,6 +79,7 @@ def load_data(
     mask_dir         masks of class indices with the names of their images; crops and flips apply to
                      both, padding is IGNORE
     mask_classes     masks hold 0 to `mask_classes` - 1; None allows any
+    mask_ignore      values of mask pixels without a label, which become IGNORE
 
     :raises UserError: at once, if the folder or the arguments are unsuitable.
     :raises ImageError: when an unreadable file is reached, unless bad images are skipped.
@@ -117,6 +119,7 @@ def load_data(
         ),
         mask_paths=masks,
         mask_classes=mask_classes,
+        mask_ignore=mask_ignore,
     )
     steps = _Steps(images, batch_size, rank, num_ranks, seed, deterministic, skip_bad_images)
     return _batches(steps, start_step, num_workers, on_skip or _print_skipped)
@@ -143,13 +146,14 @@ class ImageDataset(Dataset):
         cache: ImageCache | None = None,
         mask_paths: list[str] | None = None,
         mask_classes: int | None = None,
+        mask_ignore: tuple[int, ...] = (),
     ):
         super().__init__()
         self.reading = replace(reading or ReadingConfig(), image_size=resolution)
         self.paths = image_paths[shard::num_shards]
         self.classes = None if classes is None else classes[shard::num_shards]
         self.mask_paths = None if mask_paths is None else mask_paths[shard::num_shards]
-        self.mask_classes = mask_classes
+        self.mask_classes, self.mask_ignore = mask_classes, mask_ignore
         self.random_crop = random_crop
         self.random_flip = random_flip
         self.cache = cache
@@ -204,7 +208,7 @@ class ImageDataset(Dataset):
         image = read_image(path, reading.in_channels, reading.intensity_rule())
         if self.mask_paths is None:
             return image, None
-        mask = read_mask(self.mask_paths[index], self.mask_classes)
+        mask = read_mask(self.mask_paths[index], self.mask_classes, self.mask_ignore)
         check_sizes(self.mask_paths[index], mask, path, image)
         return image, mask
 

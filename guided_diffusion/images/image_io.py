@@ -248,6 +248,11 @@ def _load(picture: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
         )
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         tiff.mend(picture)
+    if picture.format == "BMP" and picture.mode == "1" and _bmp_bits(file) != 1:
+        raise Undecodable(
+            "it is a BMP file of 8 bits with a palette of black and white, which Pillow misreads;"
+            " save it as PNG"
+        )
     picture.info["grey_step"] = _grey_step(picture)
     lossy = _lossy_format(picture, file)
     with tiff.silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
@@ -258,6 +263,15 @@ def _load(picture: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
     ImageOps.exif_transpose(picture, in_place=True)
     picture.info["lossy"] = lossy
     return picture
+
+
+def _bmp_bits(file: BinaryIO) -> int:
+    """Bits per pixel of a BMP file. Leaves the file where it is."""
+    start = file.tell()
+    file.seek(28)
+    bits = int.from_bytes(file.read(2), "little")
+    file.seek(start)
+    return bits
 
 
 def _grey_step(picture: ImageFile.ImageFile) -> int:

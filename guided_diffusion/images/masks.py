@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image, TiffImagePlugin
 
 from guided_diffusion.images import dicom_io
 from guided_diffusion.images.decoded import Undecodable
@@ -21,9 +22,9 @@ from guided_diffusion.images.image_io import (
 from guided_diffusion.runtime.errors import UserError
 
 LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
-BLACK_AND_WHITE = (
-    "A black-and-white mask? Convert it with tools/prepare_data.py --action validate --fix-issues."
-)
+_CONVERT = "onvert it with tools/prepare_data.py --action validate --fix-issues."
+BLACK_AND_WHITE = f"A black-and-white mask? C{_CONVERT}"
+BINARY = f"A black-and-white mask? Pass --binary True, or c{_CONVERT}"  # of commands that have it
 NEAR = 48  # grey levels of 255 from black or white that still count as black or white
 GREY_EDGES = 0.4  # share of a blurred black-and-white mask that may be grey
 # Share of the noise of lossy files and of grey edges that may lie in 2 x 2 blocks of one value.
@@ -54,7 +55,7 @@ class MaskRule:
         :raises ImageError: if the file is unreadable or its values do not fit the rule.
         """
         if not self.binary:
-            return read_mask(path, IGNORE if self.classes is None else self.classes, self.ignore)
+            return _read_indices(path, self.classes, self.ignore, BINARY)
         values, lossy = mask_values(path)
         labelled = ~np.isin(values, self.ignore)
         shown = np.where(labelled, values, 0)
@@ -65,7 +66,7 @@ class MaskRule:
         if foreground is None:
             raise ImageError(
                 f"{path} holds the values {list_values(shown)}: neither black and white nor class"
-                f" indices. {_advice(path, shown, lossy, None)}"
+                f" indices. {_advice(shown, lossy, None)}"
             )
         return np.where(labelled, foreground, IGNORE).astype(np.uint8)
 
@@ -79,14 +80,25 @@ def read_mask(
     :raises ImageError: if the file is unreadable, is drawn in colours, stores its values with
         loss, or holds others than `ignore` and 0 to `num_classes` - 1 (by default 255).
     """
+    return _read_indices(path, 256 if num_classes is None else num_classes, ignore, BLACK_AND_WHITE)
+
+
+def _read_indices(
+    path: str, num_classes: int | None, ignore: tuple[int, ...], black_and_white_advice: str
+) -> np.ndarray:
+    """`read_mask`, in which None classes allow any value but IGNORE."""
     values, lossy = mask_values(path)
     labelled = values if not ignore else values[~np.isin(values, ignore)]
-    top = 256 if num_classes is None else num_classes
+    top = IGNORE if num_classes is None else num_classes
     if labelled.size and (labelled.min() < 0 or labelled.max() >= top):
-        raise ImageError(
-            f"{path} holds the values {list_values(labelled)}; {top} classes allow 0 to {top - 1}."
-            f" {_advice(path, labelled, lossy, top)}"
+        worst = labelled.min() if labelled.min() < 0 else labelled.max()
+        what = (
+            f"the value {worst}, not a class."
+            if num_classes is None
+            else f"the values {list_values(labelled)}; {top} classes allow 0 to {top - 1}."
         )
+        advice = _advice(labelled, lossy, top) or black_and_white_advice
+        raise ImageError(f"{path} holds {what} {advice}")
     if lossy and values.min() < values.max():
         raise ImageError(f"{path} cannot be trusted as class indices: {_lossy_advice(lossy)}")
     if ignore:
@@ -132,12 +144,24 @@ def black_and_white(values: np.ndarray, lossy: str) -> np.ndarray | None:
         return levels > 0
     if not lossy and not bright.any() and not grey.any():
         return None  # class indices, drawn thinly
+    if lossy:  # the noise of strong compression has flat parts, but stays in blocks with an edge
+        near = _near_white(levels)
+        return levels > 127 if near[dark].all() and grey.mean() <= GREY_EDGES else None
     solid = in_block(levels)
     shares = ((dark, _SOLID_NOISE), (bright, _SOLID_NOISE), (grey, _SOLID_GREY))
     confined = all(
         np.count_nonzero(s & solid) <= share * np.count_nonzero(s) for s, share in shares
     )
     return levels > 127 if confined and grey.mean() <= GREY_EDGES else None
+
+
+def _near_white(levels: np.ndarray, block: int = 16) -> np.ndarray:
+    """Pixels in a square block that shows white, or beside one, bool [H x W]."""
+    height, width = levels.shape
+    white = np.pad(levels > 127, ((0, -height % block), (0, -width % block)))
+    shown = white.reshape(len(white) // block, block, -1, block).any(axis=(1, 3))
+    beside = sliding_window_view(np.pad(shown, 1), (3, 3)).any(axis=(2, 3))
+    return beside.repeat(block, 0).repeat(block, 1)[:height, :width]
 
 
 def grey_levels(values: np.ndarray) -> np.ndarray:
@@ -153,6 +177,18 @@ def in_block(mask: np.ndarray) -> np.ndarray:
     return block[1:, 1:] | block[1:, :-1] | block[:-1, 1:] | block[:-1, :-1]
 
 
+def ignored_values(ignore_index: int) -> tuple[int, ...]:
+    """The values that `--ignore_index` names: itself, or none for -1.
+
+    :raises UserError: if no mask can hold it.
+    """
+    if not -1 <= ignore_index <= IGNORE:
+        raise UserError(
+            f"--ignore_index {ignore_index}: expected a value of mask pixels, 0 to {IGNORE}, or -1"
+        )
+    return (ignore_index,) if ignore_index >= 0 else ()
+
+
 def count_classes(values: Iterable[int], flag: str) -> int:
     """One more than the highest value in a set of masks, at least 2.
 
@@ -166,7 +202,7 @@ def count_classes(values: Iterable[int], flag: str) -> int:
         shown = ", ".join(map(str, seen[:12])) + (", ..." if seen[12:] else "")
         raise UserError(
             f"the masks hold the values {{{shown}}}, which would be {highest + 1} classes, {absent}"
-            f" of them in no mask. {BLACK_AND_WHITE} If they are class indices, pass"
+            f" of them in no mask. {BINARY} If they are class indices, pass"
             f" {flag} {highest + 1}"
         )
     return max(2, highest + 1)
@@ -214,14 +250,14 @@ def _foreground(values: np.ndarray, lossy: str) -> np.ndarray | None:
     return white
 
 
-def _advice(path: str, values: np.ndarray, lossy: str, top: int | None) -> str:
-    """What to do about values that do not fit."""
+def _advice(values: np.ndarray, lossy: str, top: int | None) -> str:
+    """What to do about values that do not fit; "" if they are black and white."""
     distinct = np.unique(values)
     if lossy:
         white = None if top is None else black_and_white(values, lossy)
-        return _lossy_advice(lossy) if white is None else BLACK_AND_WHITE
+        return _lossy_advice(lossy) if white is None else ""
     if len(distinct) <= 2 and top is not None:
-        return BLACK_AND_WHITE
+        return ""
     if distinct[-1] == IGNORE and (top is None or distinct[-2] < top):
         return f"If {IGNORE} marks pixels to ignore, pass --ignore_index {IGNORE}."
     return "Correct the number of classes or the mask."
@@ -244,7 +280,10 @@ def _decode_values(path: str) -> tuple[np.ndarray, str]:
     if picture.mode in ("1", "L"):
         return np.asarray(picture) // picture.info.get("grey_step", 1), ""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return np.asarray(picture), ""
+        values = np.asarray(picture)
+        if getattr(picture, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            values = (2 ** (8 * values.dtype.itemsize) - 1) - values  # as in 8 bits, black is 0
+        return values, ""
     if "A" in picture.getbands() and np.asarray(picture.getchannel("A")).min() < 255:
         raise Undecodable("it has transparent pixels; save the mask without transparency")
     return np.asarray(picture.convert("L" if picture.mode in ("LA", "La") else "RGB")), ""

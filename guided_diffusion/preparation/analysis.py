@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import ImageError, bit_depth, read_counted
-from guided_diffusion.images.masks import read_mask
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.preparation.layouts import Item
+from guided_diffusion.preparation.mask_repair import SetValues
 from guided_diffusion.runtime.progress import track
 
 BINS = 64
@@ -37,12 +39,14 @@ class ImageFacts:
 class Analysis:
     """Facts about every readable image, and a message about each that is not.
 
+    binary        whether all masks are drawn in black and white, so that white counts as class 1
     thickness     per class, how thick it is in each mask that shows it: share of the longer side
     lost_by_crop  per mask, the share of each class that a central square crop would lose
     """
 
     facts: list[ImageFacts] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    binary: bool = False
     thickness: dict[int, list[float]] = field(default_factory=dict)
     lost_by_crop: list[np.ndarray] = field(default_factory=list)
 
@@ -53,14 +57,20 @@ class Analysis:
         )
 
 
-def analyze(items: Sequence[Item]) -> Analysis:
-    """Read every image and mask once; unreadable ones are listed instead of raising an error."""
+def analyze(items: Sequence[Item], ignore: tuple[int, ...] = ()) -> Analysis:
+    """Read every image and mask; unreadable ones are listed instead of raising an error.
+
+    :param ignore: values of mask pixels without a label, which no figure counts.
+    """
     analysis = Analysis()
+    whole = SetValues.of((item.mask for item in items if item.mask), MaskRule(None, ignore))
+    analysis.binary = whole.black_and_white
+    rule = MaskRule(None, ignore, analysis.binary)
     for item in track(items, "reading"):
         try:
             facts = _image_facts(item, *read_counted(item.image))
             if item.mask:
-                _add_mask(analysis, facts, read_mask(item.mask))
+                _add_mask(analysis, facts, rule.read(item.mask))
         except ImageError as error:
             analysis.unreadable.append(str(error))
             continue
@@ -90,7 +100,8 @@ def _image_facts(item: Item, image: np.ndarray, counted: np.ndarray) -> ImageFac
 
 
 def _add_mask(analysis: Analysis, facts: ImageFacts, mask: np.ndarray) -> None:
-    pixels = np.bincount(mask.ravel())
+    labelled = mask[mask != IGNORE]
+    pixels = np.bincount(labelled, minlength=1)
     facts.class_pixels = pixels
     for index in np.flatnonzero(pixels):
         region = mask == index
@@ -102,7 +113,8 @@ def _add_mask(analysis: Analysis, facts: ImageFacts, mask: np.ndarray) -> None:
             analysis.thickness.setdefault(int(index), []).append(share)
     side = min(mask.shape)
     top, left = (mask.shape[0] - side) // 2, (mask.shape[1] - side) // 2
-    kept = np.bincount(mask[top : top + side, left : left + side].ravel(), minlength=len(pixels))
+    centre = mask[top : top + side, left : left + side]
+    kept = np.bincount(centre[centre != IGNORE], minlength=len(pixels))
     analysis.lost_by_crop.append(np.divide(pixels - kept, np.maximum(pixels, 1)))
 
 

@@ -37,7 +37,7 @@ class ConvertConfig:
     unknown: str = flag(
         "error",
         "what to do about colours of no class: stop with an error, use the class of the nearest"
-        " colour, or use the background",
+        " colour, use the background, or use the value that the class table ignores",
         choices=UNKNOWN,
     )
 
@@ -48,22 +48,24 @@ def convert(source: str, target: str, config: ConvertConfig) -> None:
     :raises UserError: before anything is written, if colours are unknown and may not be replaced,
         or files would be overwritten by each other.
     """
-    categories = load_categories(config.categories or None)
+    table = load_categories(config.categories or None)
+    if config.unknown == "ignore" and not table.ignored:
+        raise UserError('--unknown ignore: no class of the class table is marked "ignore": true')
     jobs = plan(source, target, FORMATS[config.format])
     check_outputs([written for _, written in jobs])
     unknown: dict[str, ColorCounts] = {}
     for path, _ in track(jobs, "checking", "mask"):
-        if colors := unknown_colors(read_color_mask(path), categories):
+        if colors := unknown_colors(read_color_mask(path), table.entries):
             unknown[path] = colors
     if unknown and config.unknown == "error":
         raise UserError(
             f"{len(unknown)} of {len(jobs)} masks hold colours of no class, nothing was written: "
-            f"{_describe(unknown)}; correct them or the class table, or choose --unknown nearest or"
-            " background"
+            f"{_describe(unknown)}; correct them or the class table, or choose --unknown nearest,"
+            " background or ignore"
         )
     replaced = sum(os.path.exists(written) for _, written in jobs)
     for path, written in track(jobs, "converting", "mask"):
-        mask = indices_from_colors(read_color_mask(path), categories, config.unknown)
+        mask = indices_from_colors(read_color_mask(path), table, config.unknown)
         write_mask(written, mask)
     print(f"{len(jobs)} masks written to {target}, {replaced} of them replacing existing files")
     if unknown:

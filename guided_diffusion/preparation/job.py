@@ -1,5 +1,6 @@
 """What tools/prepare_data.py does: analyse, validate, organise, or generate a data set."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -7,17 +8,23 @@ from guided_diffusion.images.files import Unpaired
 from guided_diffusion.preparation import layouts, overview
 from guided_diffusion.preparation.analysis import analyze
 from guided_diffusion.preparation.layouts import Item, require_new_folder
+from guided_diffusion.preparation.mask_repair import SetValues
 from guided_diffusion.preparation.organize import keep, place, write_split
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.preparation.repair import write_repaired
-from guided_diffusion.preparation.validation import fault_table, validate
+from guided_diffusion.preparation.validation import MaskReading, fault_table, validate
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags
-from guided_diffusion.segmentation.categories import Category, categories_for, load_categories
+from guided_diffusion.segmentation.categories import (
+    BINARY,
+    ClassTable,
+    categories_for,
+    load_categories,
+)
 
 PLACES = ("image_dir", "mask_dir", "source_dir", "output_dir")
-CLASSES = ("num_classes", "categories")
+CLASSES = ("num_classes", "categories", "ignore_index")
 ACTIONS = {
     "analyze": (*PLACES, *CLASSES),
     "validate": (*PLACES, *CLASSES, "fix_issues"),
@@ -45,6 +52,9 @@ class PrepareConfig:
         0, "number of classes, background included; 0: infer from --categories or the masks"
     )
     categories: str = flag("", "class table; '': flags/categories.json")
+    ignore_index: int = flag(
+        -1, "value of mask pixels without a label, such as 255; -1: as the class table says"
+    )
     fix_issues: bool = flag(False, "validate: write a repaired copy to --output-dir")
     train_split: float = flag(0.8, "organize, create-sample: share of the images for TRAIN")
     train_images: int = flag(
@@ -92,9 +102,15 @@ def run(overrides: Overrides) -> int:
 
 def analyze_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
     """Describe the data set and recommend settings."""
-    result = analyze(items)
+    declared = (load_categories(config.categories) if config.categories else BINARY).ignoring(
+        config.ignore_index
+    )
+    result = analyze(items, declared.mask_rule().ignore)
     if not result.facts:
-        raise UserError(f"none of {len(items)} images can be read; see --action validate")
+        raise UserError(
+            f"none of {len(items)} images can be read; see --action validate; the first:"
+            f" {result.unreadable[0]}"
+        )
     categories = _table(config, result.num_classes())
     summary = overview.summarize(result, categories)
     print(overview.table(result, summary))
@@ -115,9 +131,12 @@ def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpa
     """List the faults of the data set; with --fix-issues write a repaired copy."""
     if config.fix_issues:
         require_new_folder(config.output_dir, config.source_dir, config.image_dir, config.mask_dir)
-    categories = _table(config, config.num_classes)
-    num_classes = config.num_classes or (len(categories) if config.categories else None)
-    report = validate(items, unpaired, num_classes, categories)
+    table = _table(config, config.num_classes)
+    num_classes = config.num_classes or (len(table) if config.categories else None)
+    rule = dataclasses.replace(table.mask_rule(), classes=num_classes)
+    whole = SetValues.of((item.mask for item in items if item.mask), rule)
+    reading = MaskReading(rule, table, whole)
+    report = validate(items, unpaired, reading)
     print(f"{len(items)} images checked, {len(report.faults)} faults")
     if num_classes is None and any(item.mask for item in items):
         print("the number of classes is unknown: give --num-classes to check the values of masks")
@@ -125,11 +144,16 @@ def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpa
         print(fault_table(report.faults))
     left = report.faults
     if config.fix_issues:
-        left = write_repaired(items, unpaired, report, config.output_dir, num_classes, categories)
+        left = write_repaired(items, unpaired, report, config.output_dir, reading)
         print(
             f"repaired copy in {config.output_dir}, changes listed in fixes.csv;"
             f" {len(left)} faults were not fixed"
         )
+        if report.lost:
+            print(
+                f"classes {', '.join(map(str, sorted(report.lost)))} are only in masks that were"
+                " left out: repair those by hand, or the class is lost"
+            )
     if config.output_dir:
         path = os.path.join(config.output_dir, "faults.json")
         save_json(path, [fault.to_plain() for fault in report.faults])
@@ -189,18 +213,19 @@ def create_sample(config: PrepareConfig) -> int:
     return 0
 
 
-def _table(config: PrepareConfig, seen: int) -> tuple[Category, ...]:
+def _table(config: PrepareConfig, seen: int) -> ClassTable:
     """The class table that the flags name, else one for the number of classes seen in the masks."""
     if config.num_classes:
-        return categories_for(config.num_classes, config.categories)
-    if config.categories or not seen:
+        table = categories_for(config.num_classes, config.categories)
+    elif config.categories or not seen:
         table = load_categories(config.categories or None)
         if seen > len(table):
             raise UserError(
                 f"the masks hold {seen} classes, {config.categories} lists {len(table)}"
             )
-        return table
-    return categories_for(max(2, seen))
+    else:
+        table = categories_for(max(2, seen))
+    return table.ignoring(config.ignore_index)
 
 
 def _check_share(share: float) -> None:

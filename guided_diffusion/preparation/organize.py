@@ -11,7 +11,7 @@ import numpy as np
 from guided_diffusion.images.duplicates import Fingerprint, find_duplicates, fingerprint
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, open_file
 from guided_diffusion.images.image_io import ImageError, read_image
-from guided_diffusion.images.masks import read_mask
+from guided_diffusion.images.masks import black_and_white, mask_values
 from guided_diffusion.images.patients import find_patients, merge, shared_groups
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
@@ -144,7 +144,9 @@ def _classes_in(items: Sequence[Item]) -> np.ndarray:
         if item.mask is None:
             raise UserError(f"{item.image} has no mask; give --mask-dir or --source-dir")
         try:
-            row[np.unique(read_mask(item.mask))] = True
+            values, lossy = mask_values(item.mask)
+            white = black_and_white(values, lossy)
+            row[np.unique(values if white is None else white).clip(0, 255).astype(int)] = True
         except ImageError as error:
             raise UserError(f"{error}; see --action validate") from error
     return classes

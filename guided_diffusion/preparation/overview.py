@@ -135,6 +135,8 @@ def recommend(analysis: Analysis, categories: Sequence[Category]) -> list[Advice
     else:
         why = f"images use {100 * used:.0f} % of their type's range (median)"
         advice.append(Advice("--intensity", "full", why))
+    if analysis.binary:
+        advice.append(Advice("--binary", "True", "the masks are drawn in black and white"))
     if analysis.num_classes():
         advice.append(_class_weighting(analysis, categories))
     return advice

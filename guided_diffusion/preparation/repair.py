@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from guided_diffusion.images.files import Unpaired
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.preparation.layouts import Item, copy_file, copy_pair
-from guided_diffusion.preparation.validation import KINDS, Fault, Report, repaired_mask
+from guided_diffusion.preparation.validation import (
+    KINDS,
+    Fault,
+    MaskReading,
+    Report,
+    repaired_mask,
+)
 from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.progress import track
-from guided_diffusion.segmentation.categories import Category
 
 
 def write_repaired(
@@ -17,8 +22,7 @@ def write_repaired(
     unpaired: Sequence[Unpaired],
     report: Report,
     folder: str,
-    num_classes: int | None,
-    categories: Sequence[Category],
+    reading: MaskReading,
 ) -> list[Fault]:
     """Write the copy, and fixes.csv with what was done about each fault.
 
@@ -30,7 +34,7 @@ def write_repaired(
         mask = None
         if item.mask is not None and item.image in report.rewritten:
             size = read_image(item.image).shape[:2]
-            mask, _ = repaired_mask(item.name, item.mask, size, num_classes, categories)
+            mask, _ = repaired_mask(item.name, item.mask, size, reading)
         copy_pair(item, folder, mask)
     for one in unpaired:
         if one.kind == "image without mask" and _is_readable(one.path):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,10 +11,11 @@ from guided_diffusion.images.duplicates import Fingerprint, find_duplicates, fin
 from guided_diffusion.images.files import Unpaired
 from guided_diffusion.images.geometry import Geometry
 from guided_diffusion.images.image_io import ImageError, read_counted
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.preparation.layouts import Item
-from guided_diffusion.preparation.mask_repair import examine_mask
+from guided_diffusion.preparation.mask_repair import SetValues, examine_mask
 from guided_diffusion.runtime.progress import track
-from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.categories import ClassTable
 
 USUAL_SIZE = 0.8  # share of the images that must agree before another size is unusual
 
@@ -27,10 +28,12 @@ KINDS: dict[str, tuple[bool, str]] = {
     "several of one name": (True, "leaves them all out"),
     "sizes differ": (True, "resizes the mask where the shapes agree, else leaves the pair out"),
     "value out of range": (True, "leaves the pair out"),
-    "black-and-white mask": (True, "makes 255 class 1"),
+    "black-and-white mask": (True, "makes white class 1"),
+    "undeclared 255": (True, ""),
     "colour mask": (True, "turns colours into classes, see tools/rgb2tif.py"),
     "blurred mask": (False, "gives stray pixels the class of their neighbours"),
-    "lossy mask": (False, "rewrites black-and-white and colour masks, leaves others out"),
+    "thin or stray values": (False, ""),
+    "lossy mask": (True, "rewrites black-and-white and colour masks, leaves others out"),
     "empty mask": (False, ""),
     "blank image": (False, "leaves the pair out"),
     "exact duplicate": (False, "keeps one"),
@@ -39,6 +42,14 @@ KINDS: dict[str, tuple[bool, str]] = {
     "near duplicate across splits": (False, "keeps the one that is not in TRAIN"),
     "unusual size": (False, ""),
 }
+
+
+class MaskReading(NamedTuple):
+    """What is known about the masks of a set, see `examine_mask`."""
+
+    rule: MaskRule
+    table: ClassTable
+    whole: SetValues
 
 
 @dataclass(frozen=True)
@@ -69,11 +80,13 @@ class Report:
 
     dropped    images to leave out, with their masks
     rewritten  images whose mask is to be rewritten, see `repaired_mask`
+    lost       classes that only masks hold which are left out
     """
 
     faults: list[Fault] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
     rewritten: set[str] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
 
     def add(self, kind: str, item: Item, text: str) -> None:
         self.faults.append(Fault(kind, item.name, item.image, text))
@@ -82,17 +95,13 @@ class Report:
 def validate(
     items: Sequence[Item],
     unpaired: Sequence[Unpaired],
-    num_classes: int | None,
-    categories: Sequence[Category],
+    reading: MaskReading,
 ) -> Report:
-    """Examine every file.
-
-    :param num_classes: masks may hold 0 to `num_classes` - 1; if None, anything but 255.
-    :param categories: the class table that colour masks are drawn by.
-    """
+    """Examine every file."""
     report = Report([Fault(u.kind, u.path, u.path, u.text) for u in unpaired])
     prints: dict[str, Fingerprint] = {}
     sizes: dict[str, tuple[int, int]] = {}
+    kept: dict[str, set[int]] = {}
     for item in track(items, "checking"):
         image = _read(item, report)
         if image is not None:
@@ -100,14 +109,20 @@ def validate(
             prints[item.image] = fingerprint(image)
         if item.mask:
             size = None if image is None else image.shape[:2]
-            mask, found = repaired_mask(item.name, item.mask, size, num_classes, categories)
+            mask, found = repaired_mask(item.name, item.mask, size, reading)
             report.faults += found
+            if mask is not None:
+                kept.setdefault(item.image, set()).update(np.unique(mask).tolist())
             if mask is None:
                 report.dropped.add(item.image)
             elif any(fault.repairable for fault in found):
                 report.rewritten.add(item.image)
     _compare_sizes(items, sizes, report)
     _compare_images([item for item in items if item.image in prints], prints, report)
+    rule, _, whole = reading
+    left = set().union(*(v for image, v in kept.items() if image not in report.dropped))
+    classes = {v for v in whole.drawn if rule.classes is None or v < rule.classes} - {255}
+    report.lost = classes - left if rule.classes or left else set()
     return report
 
 
@@ -145,8 +160,7 @@ def repaired_mask(
     name: str,
     path: str,
     size: tuple[int, int] | None,
-    num_classes: int | None,
-    categories: Sequence[Category],
+    reading: MaskReading,
 ) -> tuple[np.ndarray | None, list[Fault]]:
     """An item's mask as it should be, None if that cannot be known, and its faults.
 
@@ -154,7 +168,7 @@ def repaired_mask(
     :param path: of the mask.
     :param size: (height, width) of the image; None if that is unreadable.
     """
-    mask, found = examine_mask(path, num_classes, categories)
+    mask, found = examine_mask(path, *reading)
     faults = [Fault(fault.kind, name, path, fault.text) for fault in found]
     if mask is not None and size is not None and mask.shape != size:
         shapes = ["x".join(map(str, shape)) for shape in (mask.shape, size)]

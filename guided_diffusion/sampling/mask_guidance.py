@@ -16,7 +16,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.files import list_images, split_folder
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import write_image
-from guided_diffusion.images.masks import read_mask
+from guided_diffusion.images.masks import ignored_values, read_mask
 from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
@@ -34,6 +34,9 @@ class GuidedSampleConfig(SampleConfig):
     seg_dir: str = flag("", "class maps: an image is sampled for each, under its name")
     seg_split: str = flag("test", "which of SEG_DIR/all/{train,val,test}, where that is the layout")
     samples_per_mask: int = flag(1, "images for each class map")
+    ignore_index: int = flag(
+        -1, "value of class map pixels without a label, which count as background; -1: none"
+    )
     ablate_classes: str = flag(
         "", "classes to leave unspecified, comma-separated indices, e.g. 1,3"
     )
@@ -44,13 +47,14 @@ class GuidingMasks:
     """Masks to sample images for; image k belongs to mask k // per_mask.
 
     names: names of the masks. paths: their files. per_mask: images per mask. dropped: classes left
-    unspecified. trained: the network.
+    unspecified. ignore: values of pixels without a label. trained: the network.
     """
 
     names: tuple[str, ...]
     paths: tuple[str, ...]
     per_mask: int
     dropped: tuple[int, ...]
+    ignore: tuple[int, ...]
     trained: Trained
 
     def image_names(self) -> list[str]:
@@ -65,7 +69,7 @@ class GuidingMasks:
         Unspecified classes and padding become background.
         """
         classes = self.trained.model.num_segmentation_classes
-        mask = read_mask(self.paths[index // self.per_mask], classes)
+        mask = read_mask(self.paths[index // self.per_mask], classes, self.ignore)
         mask = self.trained.reading.geometry().apply_mask(mask)
         return np.where(np.isin(mask, (*self.dropped, IGNORE)), 0, mask).astype(np.uint8)
 
@@ -92,6 +96,7 @@ class GuidingMasks:
             "masks": crc,
             "samples_per_mask": self.per_mask,
             "ablate_classes": list(self.dropped),
+            **({"ignore": list(self.ignore)} if self.ignore else {}),
         }
 
 
@@ -156,9 +161,11 @@ def guiding_masks(settings: GuidedSampleConfig, trained: Trained) -> GuidingMask
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{folder} holds several masks with the name {twice[0]}")
+    ignore = ignored_values(settings.ignore_index)
     for path in paths:
-        read_mask(path, trained.model.num_segmentation_classes)
-    return GuidingMasks(tuple(names), tuple(paths), settings.samples_per_mask, dropped, trained)
+        read_mask(path, trained.model.num_segmentation_classes, ignore)
+    per_mask = settings.samples_per_mask
+    return GuidingMasks(tuple(names), tuple(paths), per_mask, dropped, ignore, trained)
 
 
 def _parse_classes(text: str, classes: int) -> tuple[int, ...]:

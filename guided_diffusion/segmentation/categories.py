@@ -3,7 +3,7 @@
 import colorsys
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import blobfile as bf
 
 from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.runtime.errors import UserError
 
 DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "categories.json")
 MAX_CATEGORIES = 255  # masks have 8 bits, and 255 in them means "ignore"
+IGNORE_COLOR = (128, 128, 128)
 EXAMPLE = '{"index": 1, "name": "enamel", "color": [255, 0, 0]}'
 
 # in the name of a class, such as "left lung" or "lung_right"
@@ -33,16 +35,45 @@ class Category:
     color: tuple[int, int, int]
 
 
+class ClassTable(tuple[Category, ...]):
+    """The classes of a task, by index; `ignored`: the values of pixels without a label."""
+
+    ignored: tuple[Category, ...]
+
+    def __new__(cls, classes: Iterable[Category], ignored: Iterable[Category] = ()) -> "ClassTable":
+        table = super().__new__(cls, classes)
+        table.ignored = tuple(ignored)
+        return table
+
+    @property
+    def entries(self) -> tuple[Category, ...]:
+        """The classes, then the ignored values."""
+        return (*self, *self.ignored)
+
+    def mask_rule(self, binary: bool = False, threshold: int | None = None) -> MaskRule:
+        """How to read masks of these classes."""
+        values = tuple(category.index for category in self.ignored)
+        return MaskRule(len(self), values, binary, threshold)
+
+    def ignoring(self, index: int) -> "ClassTable":
+        """The table in which a value is ignored, as `--ignore_index` asks; -1: the table itself."""
+        known = [category.index for category in self.ignored]
+        more = [
+            Category(i, "ignored", IGNORE_COLOR) for i in ignored_values(index) if i not in known
+        ]
+        return ClassTable(self, (*self.ignored, *more))
+
+
 # the class table of masks that only separate foreground from background
-BINARY = (Category(0, "background", (0, 0, 0)), Category(1, "foreground", (255, 0, 0)))
+BINARY = ClassTable((Category(0, "background", (0, 0, 0)), Category(1, "foreground", (255, 0, 0))))
 
 
-def load_categories(path: str | None = None) -> tuple[Category, ...]:
+def load_categories(path: str | None = None) -> ClassTable:
     """Read a class table, sorted by index.
 
     :param path: a JSON file; None or "" for the project's own table (bitewings).
-    :raises UserError: naming the file and the fault: not JSON, indices other than 0, 1, 2, ..., or
-        a name or colour that two classes share.
+    :raises UserError: naming the file and the fault: not JSON, indices other than 0, 1, 2, ... (of
+        values marked `"ignore": true`: any above), or a name or colour that two classes share.
     """
     path = str(path or DEFAULT_CATEGORIES)
     try:
@@ -60,21 +91,37 @@ def load_categories(path: str | None = None) -> tuple[Category, ...]:
     return from_plain(plain, source=path)
 
 
-def from_plain(plain: Any, source: str = "the class table") -> tuple[Category, ...]:
+def from_plain(plain: Any, source: str = "the class table") -> ClassTable:
     """Check and build a class table from plain lists and dictionaries; see `to_plain`."""
-    if not isinstance(plain, list | tuple) or not 2 <= len(plain) <= MAX_CATEGORIES:
+    if not isinstance(plain, list | tuple):
+        plain = []
+    entries = [(_category(item, source), item.get("ignore", False)) for item in plain]
+    table = sorted((c for c, ignored in entries if not ignored), key=lambda c: c.index)
+    ignored = sorted((c for c, ignored in entries if ignored), key=lambda c: c.index)
+    if not 2 <= len(table) <= MAX_CATEGORIES:
         raise UserError(
             f"{source}: expected a list of 2 to {MAX_CATEGORIES} classes, each like {EXAMPLE}."
         )
-    table = sorted((_category(item, source) for item in plain), key=lambda c: c.index)
     indices = [category.index for category in table]
     if indices != list(range(len(table))):
         raise UserError(
-            f"{source}: the indices are {indices}; expected 0 to {len(table) - 1}, each once."
+            f"{source}: the indices are {indices}; expected 0 to {len(table) - 1}, each once"
+            ' (values of pixels without a label are marked "ignore": true).'
         )
+    for number, category in enumerate(ignored):
+        if not len(table) <= category.index <= IGNORE or category in ignored[:number]:
+            raise UserError(
+                f"{source}: ignored index {category.index} ({category.name}): expected values from"
+                f" {len(table)} to {IGNORE}, each once."
+            )
+    _check_unique([*table, *ignored], source)
+    return ClassTable(table, ignored)
+
+
+def _check_unique(entries: Sequence[Category], source: str) -> None:
     names: dict[str, int] = {}
     colors: dict[tuple[int, int, int], int] = {}
-    for category in table:
+    for category in entries:
         twin = names.setdefault(category.name.casefold(), category.index)
         if twin != category.index:
             raise UserError(
@@ -86,15 +133,19 @@ def from_plain(plain: Any, source: str = "the class table") -> tuple[Category, .
                 f"{source}: classes {twin} and {category.index} share the colour "
                 f"{list(category.color)}; colour masks would be ambiguous."
             )
-    return tuple(table)
 
 
 def _category(item: Any, source: str) -> Category:
-    if not isinstance(item, dict) or set(item) != {"index", "name", "color"}:
+    required = {"index", "name", "color"}
+    if not isinstance(item, dict) or not required <= set(item) <= {*required, "ignore"}:
         raise UserError(f"{source}: {_short(item)} is not a class; write it like {EXAMPLE}.")
     index, name, color = item["index"], item["name"], item["color"]
     if not _is_int(index):
         raise UserError(f"{source}: index {_short(index)} is not an integer.")
+    if not isinstance(item.get("ignore", False), bool):
+        raise UserError(
+            f'{source}: class {index}: "ignore" is true or false, not {_short(item["ignore"])}.'
+        )
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise UserError(f"{source}: class {index} needs a name on one line, not {_short(name)}.")
     if (
@@ -120,10 +171,13 @@ def _short(value: Any) -> str:
 
 def to_plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
     """A class table as plain values, for JSON and for checkpoints read with `weights_only=True`."""
-    return [{"index": c.index, "name": c.name, "color": list(c.color)} for c in categories]
+    plain = [{"index": c.index, "name": c.name, "color": list(c.color)} for c in categories]
+    for c in categories.ignored if isinstance(categories, ClassTable) else ():
+        plain.append({"index": c.index, "name": c.name, "color": list(c.color), "ignore": True})
+    return plain
 
 
-def generic_categories(n: int) -> tuple[Category, ...]:
+def generic_categories(n: int) -> ClassTable:
     """A table for `n` unnamed classes: "background" (black), "class 1", "class 2", ...
 
     The hues step by the golden ratio, so that neighbouring indices look unlike each other.
@@ -136,10 +190,10 @@ def generic_categories(n: int) -> tuple[Category, ...]:
         saturation, value = ((1.0, 1.0), (0.55, 1.0), (1.0, 0.65))[(index - 1) // 12 % 3]
         red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
         table.append(Category(index, f"class {index}", (red, green, blue)))
-    return tuple(table)
+    return ClassTable(table)
 
 
-def categories_for(num_classes: int, path: str | None = None) -> tuple[Category, ...]:
+def categories_for(num_classes: int, path: str | None = None) -> ClassTable:
     """The class table for a task of `num_classes`.
 
     :param path: a table of as many classes; without one, the project's own table if it has as many,
@@ -161,22 +215,29 @@ def categories_for(num_classes: int, path: str | None = None) -> tuple[Category,
 
 
 def resolve_categories(
-    count: Callable[[], int], number: int = 0, path: str = "", binary: bool = False
-) -> tuple[Category, ...]:
+    count: Callable[[], int],
+    number: int = 0,
+    path: str = "",
+    binary: bool = False,
+    ignore_index: int = -1,
+) -> ClassTable:
     """The class table that the flags ask for, or else one for the classes in the masks.
 
     :param count: counts the classes in the masks; called only where the flags do not tell.
     :param number: of classes, 0 if not given.
     :param path: of a class table, "" if not given.
     :param binary: masks separate foreground from background, whatever their values.
+    :param ignore_index: value of pixels without a label, -1 for none but those of the table.
     """
     if binary:
         if number not in (0, 2):
             raise UserError(f"--binary or --mask_threshold makes two classes, not {number}")
-        return categories_for(2, path) if path else BINARY
-    if number:
-        return categories_for(number, path)
-    return load_categories(path) if path else categories_for(count())
+        table = categories_for(2, path) if path else BINARY
+    elif number:
+        table = categories_for(number, path)
+    else:
+        table = load_categories(path) if path else categories_for(count())
+    return table.ignoring(ignore_index)
 
 
 def parse_swaps(text: str) -> Swaps:

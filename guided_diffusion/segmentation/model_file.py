@@ -17,7 +17,7 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.segmentation.categories import (
-    Category,
+    ClassTable,
     Swaps,
     from_plain,
     parse_swaps,
@@ -49,7 +49,7 @@ class SegmentationConfig:
 
     model: ModelConfig | None
     reading: ReadingConfig
-    categories: tuple[Category, ...]
+    categories: ClassTable
     depth: int | None = None
     timestep: float = 1
     kind: str = "unet"

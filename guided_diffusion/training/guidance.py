@@ -16,7 +16,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files, split_folder
 from guided_diffusion.images.image_io import read_image
-from guided_diffusion.images.masks import check_sizes, read_mask
+from guided_diffusion.images.masks import check_sizes, ignored_values, read_mask
 from guided_diffusion.networks.conditional import GuidedConfig, check_classes, one_hot
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
@@ -38,6 +38,7 @@ _SIZES_CHECKED = 16
 # flags that mean nothing without --segmentation_guided
 _GUIDED_FLAGS = (
     "seg_dir",
+    "ignore_index",
     "num_segmentation_classes",
     "use_ablated_segmentations",
     "init_checkpoint",
@@ -50,6 +51,9 @@ class GuidedTrainConfig(ConditionalTrainConfig):
 
     seg_dir: str = flag(
         "", "folder of the masks, named like their images; or one with all/ or train/ inside"
+    )
+    ignore_index: int = flag(
+        -1, "value of mask pixels without a label, which count as background; -1: none"
     )
     dry_run: bool = flag(
         False,
@@ -79,28 +83,32 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
     if overrides.get("data_dir"):
         overrides["data_dir"] = split_folder(overrides["data_dir"], "train")
         if dist_util.is_main():
-            check_masks(pair_files(overrides["data_dir"], overrides["seg_dir"]), classes)
+            pairs = pair_files(overrides["data_dir"], overrides["seg_dir"])
+            check_masks(pairs, classes, ignored_values(overrides.get("ignore_index", -1)))
     return open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig)
 
 
 def refuse_guidance(overrides: Overrides) -> None:
     """:raises UserError: for flags that apply to guided runs only."""
     for name in _GUIDED_FLAGS:
-        if overrides.get(name):
+        if overrides.get(name) not in (None, False, "", 0, -1):
             raise UserError(f"--{name} requires --segmentation_guided True: add it")
 
 
-def check_masks(pairs: Sequence[tuple[str, str, str]], classes: int) -> None:
+def check_masks(
+    pairs: Sequence[tuple[str, str, str]], classes: int, ignore: tuple[int, ...] = ()
+) -> None:
     """Read every mask, since a run may last for days before it reaches a bad one.
 
     :param pairs: of `pair_files`.
+    :param ignore: values of pixels without a label.
     :raises UserError: for a mask with a class out of range or of another size than its image.
     """
     spread = np.linspace(0, len(pairs) - 1, min(_SIZES_CHECKED, len(pairs))).round().astype(int)
     compared = set(spread.tolist())
     with progress_bar(len(pairs), "mask", desc="checking masks") as bar:
         for number, (_, image_path, mask_path) in enumerate(pairs):
-            mask = read_mask(mask_path, classes)
+            mask = read_mask(mask_path, classes, ignore)
             if number in compared:
                 check_sizes(mask_path, mask, image_path, read_image(image_path))
             bar.update()
@@ -129,7 +137,13 @@ def ablated(condition: th.Tensor, seed: int, indices: Sequence[int]) -> th.Tenso
 def guided_batches(run: Run[GuidedConfig, GuidedTrainConfig], start_step: int) -> Iterator[Batch]:
     """The run's batches from a step on, with the condition "cond" that the network takes."""
     classes = run.model.num_segmentation_classes
-    masked = diffusion_batches(run, start_step, mask_dir=run.train.seg_dir, mask_classes=classes)
+    masked = diffusion_batches(
+        run,
+        start_step,
+        mask_dir=run.train.seg_dir,
+        mask_classes=classes,
+        mask_ignore=ignored_values(run.train.ignore_index),
+    )
     for step, (images, arguments) in enumerate(masked, start_step):
         condition = one_hot(arguments.pop("mask"), classes)
         if run.model.use_ablated_segmentations:

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,8 +8,18 @@ from hypothesis import strategies as st
 from images_util import COLOUR, DEEP, GREY, MASK
 from PIL import Image
 
+from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import ImageError
-from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, read_mask, write_mask
+from guided_diffusion.images.masks import (
+    LOSSLESS_EXTENSIONS,
+    MaskRule,
+    black_and_white,
+    count_classes,
+    ignored_values,
+    read_mask,
+    write_mask,
+)
+from guided_diffusion.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -87,3 +100,186 @@ class TestMasks:
     def test_masks_are_not_written_with_loss(self, tmp_path):
         with pytest.raises(ImageError, match=r"a\.jpg would not keep"):
             write_mask(str(tmp_path / "a.jpg"), MASK)
+
+
+def _discs(size=64):
+    down, across = np.mgrid[:size, :size]
+    return ((across - 20) ** 2 + (down - 32) ** 2 < 100) | ((across - 44) ** 2 < 30)
+
+
+def _grey_png(path, mask, bits):
+    """A grey PNG of 1, 2, 4 or 8 bits, which Pillow cannot write."""
+    per_byte = 8 // bits
+    padded = np.pad(mask, ((0, 0), (0, -mask.shape[1] % per_byte))).astype(np.uint16)
+    packed = np.zeros((len(mask), padded.shape[1] // per_byte), np.uint16)
+    for place in range(per_byte):
+        packed |= padded[:, place::per_byte] << (8 - bits * (place + 1))
+    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in packed)
+
+    def chunk(kind, data):
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return str(path)
+
+
+class TestForeground:
+    """One rule for black-and-white masks, whatever wrote them."""
+
+    RULE = MaskRule(2, binary=True)
+
+    @pytest.mark.parametrize("quality", [20, 50, 75, 95])
+    def test_noise_of_lossy_files_is_no_foreground(self, save, quality):
+        for ending in ("jpg", "webp"):
+            drawn = Image.fromarray(_discs().astype(np.uint8) * 255)
+            path = save(f"{quality}.{ending}", drawn, quality=quality)
+            assert np.array_equal(self.RULE.read(path), _discs())
+
+    @pytest.mark.parametrize("white", [1, 2, 128, 254, 255, 65535])
+    def test_any_single_value_is_foreground(self, save, white):
+        kind = np.uint16 if white > 255 else np.uint8
+        path = save("m.png", _discs().astype(kind) * kind(white))
+        assert np.array_equal(self.RULE.read(path), _discs())
+
+    def test_of_class_indices_all_but_0_are_foreground(self, save):
+        assert np.array_equal(self.RULE.read(save("m.png", MASK)), MASK > 0)
+        many = (np.arange(64 * 64).reshape(64, 64) // 64).astype(np.uint8)
+        assert np.array_equal(self.RULE.read(save("n.png", many)), many > 0)
+
+    def test_grey_edges_are_halved(self, save):
+        large = Image.fromarray(np.kron(_discs(), np.full((4, 4), 255)).astype(np.uint8))
+        small = large.resize((100, 100), Image.Resampling.BICUBIC)
+        grey = np.asarray(small) > 127
+        assert np.array_equal(self.RULE.read(save("m.png", small)), grey)
+        deep = np.asarray(small).astype(np.uint16) * 257
+        assert np.array_equal(self.RULE.read(save("n.png", deep)), grey)
+
+    def test_what_is_neither_is_refused(self, save):
+        bordered = np.where(np.arange(8) > 6, 255, MASK[:, :1] % 3).astype(np.uint8)
+        with pytest.raises(ImageError, match=r"neither .* pass --ignore_index 255"):
+            self.RULE.read(save("m.png", bordered))
+        with pytest.raises(ImageError, match="JPEG alters values"):
+            self.RULE.read(save("m.jpg", np.kron(MASK, np.full((9, 9), 20, np.uint8))))
+
+    def test_thresholds_are_levels_of_255(self, save):
+        levels = np.array([[0, 100, 101, 255]], np.uint8)
+        rule = MaskRule(2, binary=True, threshold=100)
+        for path in (save("m.png", levels), save("n.png", levels.astype(np.uint16) * 257)):
+            assert rule.read(path).tolist() == [[0, 0, 1, 1]]
+
+    def test_the_black_and_white_are_told_from_classes_with_a_border(self):
+        assert np.array_equal(black_and_white(_discs() * 255, ""), _discs())
+        assert black_and_white(np.where(_discs(), 1, 0), "") is None
+        thin = np.zeros((40, 40), int)
+        thin[5], thin[:, 30:] = 1, 255
+        assert black_and_white(thin, "") is None
+        thick = np.where(_discs(), 2, 0)
+        thick[:, 50:] = 255
+        assert black_and_white(thick, "") is black_and_white(thick, "JPEG") is None
+
+
+class TestPolarity:
+    def test_palettes_of_greys_keep_it(self, save):
+        mask = _discs().astype(np.uint8)
+        white_first = Image.fromarray(1 - mask).convert("P")
+        white_first.putpalette([255, 255, 255, 0, 0, 0])
+        black_first = Image.fromarray(mask).convert("P")
+        black_first.putpalette([0, 0, 0, 255, 255, 255])
+        bitmap = Image.fromarray(mask * 255).convert("1")
+        for ending in ("png", "gif", "tif", "bmp"):
+            for number, picture in enumerate((white_first, black_first, bitmap)):
+                path = save(f"{number}.{ending}", picture)
+                if (ending, number) == ("bmp", 1):
+                    with pytest.raises(ImageError, match="BMP file of 8 bits"):
+                        read_mask(path)
+                    continue
+                assert np.array_equal(MaskRule(2, binary=True).read(path), mask), path
+        for ending in ("png", "tif"):
+            assert np.array_equal(read_mask(save(f"b.{ending}", black_first), 2), mask)
+        with pytest.raises(ImageError, match=r"\{0, 255\}.*black-and-white"):
+            read_mask(save("w.png", white_first), 2)
+
+    def test_dark_greys_of_optimised_palettes_are_values(self, save):
+        picture = Image.fromarray(np.searchsorted([0, 3, 6], MASK // 3 * 3).astype(np.uint8))
+        picture = picture.convert("P")
+        picture.putpalette([v for grey in (0, 3, 6) for v in (grey,) * 3])
+        assert np.array_equal(read_mask(save("a.png", picture), 7), MASK // 3 * 3)
+
+    def test_indices_that_are_hardly_classes_are_refused(self, save):
+        picture = Image.fromarray((MASK % 3).astype(np.uint8)).convert("P")
+        picture.putpalette([255, 0, 0, 0, 0, 0, 0, 255, 0])
+        with pytest.raises(ImageError, match="index 1 in black and index 0 in colour"):
+            read_mask(save("a.png", picture), 3)
+        picture.putpalette([0, 0, 0, 200, 200, 200, 100, 100, 100])
+        with pytest.raises(ImageError, match="do not rise with the index"):
+            read_mask(save("b.png", picture), 3)
+
+    def test_white_is_zero_tiffs_show_what_they_show(self, save, tmp_path):
+        mask = _discs().astype(np.uint8)
+        picture = Image.fromarray(mask * 255).convert("1")
+        deep = Image.fromarray((1 - mask).astype(np.uint16) * np.uint16(65535))
+        for path in (
+            save("a.tif", picture, tiffinfo={262: 0}),
+            save("b.tif", deep, tiffinfo={262: 0}),
+        ):
+            assert np.array_equal(MaskRule(2, binary=True).read(path), mask)
+
+
+class TestStoredValues:
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+    def test_grey_of_few_bits_is_not_scaled(self, tmp_path, bits):
+        mask = MASK % min(2**bits, 16)
+        assert np.array_equal(read_mask(_grey_png(tmp_path / "a.png", mask, bits), 7), mask)
+
+    def test_lossy_files_are_no_class_indices(self, save):
+        classes = np.kron(MASK % 3, np.ones((9, 9), np.uint8))
+        for path in (
+            save("a.jpg", classes, quality=95),
+            save("a.webp", Image.fromarray(classes), quality=80, lossless=False),
+            save("a.tif", Image.fromarray(classes), compression="jpeg"),
+        ):
+            with pytest.raises(ImageError, match="alters values; save masks as PNG or TIFF"):
+                read_mask(path, 7)
+        assert np.array_equal(read_mask(save("b.webp", classes, lossless=True), 7), classes)
+
+
+class TestIgnoredValues:
+    def test_they_are_read_as_ignore(self, save):
+        path = save("a.png", np.where(MASK > 4, 200, MASK).astype(np.uint8))
+        expected = np.where(MASK > 4, IGNORE, MASK)
+        assert np.array_equal(read_mask(path, 5, (200,)), expected)
+        assert np.array_equal(MaskRule(5, (200, 255)).read(path), expected)
+        with pytest.raises(ImageError, match="200"):
+            read_mask(path, 5)
+        joined = MaskRule(2, (200,), binary=True).read(path)
+        assert np.array_equal(joined, np.where(MASK > 4, IGNORE, MASK > 0))
+
+    def test_undeclared_ones_are_named_with_the_flag(self, save):
+        path = save("a.png", np.where(MASK > 4, 255, MASK).astype(np.uint8))
+        for rule in (MaskRule(5), MaskRule()):
+            with pytest.raises(ImageError, match=r"255.*pass --ignore_index 255"):
+                rule.read(path)
+
+    def test_only_what_masks_can_hold(self):
+        assert ignored_values(-1) == ()
+        assert ignored_values(255) == (255,)
+        for value in (-2, 256):
+            with pytest.raises(UserError, match=f"--ignore_index {value}"):
+                ignored_values(value)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [([0], 2), ([0, 1], 2), ([0, 2], 3), ([0, 1, 3], 4), ([0, 1, 2, IGNORE], 3), ([5, 4, 3, 1], 6)],
+)
+def test_classes_are_counted(values, classes):
+    assert count_classes(values, "--out_channels") == classes
+
+
+@pytest.mark.parametrize("values", [[0, 128], [0, 85, 170], [0, 5], [0, 50, 100, 150, 200]])
+def test_values_with_gaps_are_no_class_indices(values):
+    with pytest.raises(UserError, match=f"pass --out_channels {max(values) + 1}"):
+        count_classes(values, "--out_channels")

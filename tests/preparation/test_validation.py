@@ -11,7 +11,7 @@ from conftest import digests
 from PIL import Image
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.masks import read_mask, write_mask
+from guided_diffusion.images.masks import MaskRule, read_mask, write_mask
 from guided_diffusion.preparation.mask_repair import examine_mask
 from guided_diffusion.preparation.phantoms import make_phantom
 from guided_diffusion.preparation.validation import KINDS
@@ -20,6 +20,8 @@ from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.visuals.render import palette
 
 TABLE = load_categories()
+# those that are planted together; beside 255 as "ignore", white would not be sure to be white
+PLANTED = [kind for kind in KINDS if kind not in ("undeclared 255", "thin or stray values")]
 
 
 def black_and_white(mask):
@@ -29,7 +31,7 @@ def black_and_white(mask):
 def plant(folder):
     """One fault of every kind; returns {kind: file name} and the true masks of repairable ones."""
     img, msk = folder / "TRAIN/IMG", folder / "TRAIN/MASK"
-    place = {kind: f"train_{number:04d}.png" for number, kind in enumerate(KINDS)}
+    place = {kind: f"train_{number:04d}.png" for number, kind in enumerate(PLANTED)}
 
     def mask_of(kind):
         return read_mask(str(msk / place[kind]))
@@ -74,7 +76,7 @@ def plant(folder):
     (img / place["exact duplicate"]).unlink()
     place["exact duplicate"] = "train_0025_again.bmp"
     Image.open(other).save(img / place["exact duplicate"])
-    old = msk / f"train_{list(KINDS).index('exact duplicate'):04d}.png"
+    old = msk / f"train_{PLANTED.index('exact duplicate'):04d}.png"
     old.rename(msk / "train_0025_again.png")
     # The same picture, brightened and compressed as JPEG.
     encoded = io.BytesIO()
@@ -126,7 +128,7 @@ def test_every_planted_fault_is_found(prepare, faulty, tmp_path):
     )
     assert code == 1
     found = faults_in(tmp_path / "report/faults.json")
-    assert set(found) == set(KINDS)
+    assert set(found) == set(PLANTED)
     for kind, name in place.items():
         stems = {Path(path).stem for path in found[kind]}
         assert stems == {Path(name).stem}, kind
@@ -185,7 +187,7 @@ def test_repairable_faults_are_repaired_in_a_copy(prepare, faulty, tmp_path):
 
     with open(copy / "fixes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["fault"] for row in rows} == set(KINDS)
+    assert {row["fault"] for row in rows} == set(PLANTED)
     undone = {row["fault"] for row in rows if row["done"] == "nothing"}
     assert undone == set(left)
 
@@ -227,7 +229,7 @@ def test_unlabelled_folders_can_be_validated(prepare, phantoms, tmp_path):
 def test_hard_edges_are_not_called_blurred(tmp_path, size, seed):
     path = str(tmp_path / "m.png")
     write_mask(path, make_phantom(seed, (size, size))[1])
-    assert examine_mask(path, 7, TABLE)[1] == []
+    assert examine_mask(path, MaskRule(7), TABLE)[1] == []
 
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
@@ -238,7 +240,7 @@ def test_interpolated_masks_are_called_blurred_and_repaired(tmp_path, resample, 
         large, truth = black_and_white(large), black_and_white(truth) // 255
     path = str(tmp_path / "m.png")
     Image.fromarray(large).resize((80, 80), resample).save(path)
-    repaired, faults = examine_mask(path, 7, TABLE)
+    repaired, faults = examine_mask(path, MaskRule(7), TABLE)
     assert [fault.kind for fault in faults] == ["blurred mask"]
     after = dice_iou(confusion_matrix(repaired, truth, 7)).mean_dice()
     if values == "black and white":
@@ -253,6 +255,108 @@ def test_grey_areas_are_not_merged_into_black_and_white(tmp_path):
     mask[5:30, 5:30], mask[10:14, 10:14] = 255, 128
     path = str(tmp_path / "m.png")
     Image.fromarray(mask).save(path)
-    repaired, faults = examine_mask(path, 3, generic_categories(3))
+    repaired, faults = examine_mask(path, MaskRule(3), generic_categories(3))
     assert repaired is None
     assert [fault.kind for fault in faults] == ["value out of range"]
+
+
+def _labelled(folder, masks):
+    """A set of grey noise with these masks."""
+    for kind in ("IMG", "MASK"):
+        (folder / kind).mkdir(parents=True)
+    for number, mask in enumerate(masks):
+        noise = np.random.default_rng(number).integers(0, 256, mask.shape, dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"IMG/r{number}.png")
+        Image.fromarray(mask).save(folder / f"MASK/r{number}.png")
+    return ("--image_dir", folder / "IMG", "--mask_dir", folder / "MASK")
+
+
+def _fix(prepare, source, output, *flags):
+    code, out, error = prepare("--action", "validate", *source, *flags, "--fix_issues",
+                               "--output_dir", output)  # fmt: skip
+    assert code in (0, 1), error
+    return code, out
+
+
+def _bordered(number=0):
+    """Classes 1 and 2 inside a border of 255."""
+    mask = np.zeros((40, 40), np.uint8)
+    mask[5:20, 5 + number : 20], mask[10:14, 22:34] = 1, 2
+    mask[:, 37:] = 255
+    return mask
+
+
+class TestIgnoreLabel:
+    def test_undeclared_borders_are_reported_and_left_alone(self, prepare, tmp_path):
+        masks = [_bordered(n) for n in range(3)] + [np.where(_bordered() == 255, 255, 0)]
+        source = _labelled(tmp_path / "in", [mask.astype(np.uint8) for mask in masks])
+        code, out = _fix(prepare, source, tmp_path / "out", "--num_classes", 3)
+        assert code == 1
+        assert "4  undeclared 255" in out
+        assert "--ignore_index 255" in out
+        for number, mask in enumerate(masks):
+            assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r{number}.png"), mask)
+
+    @pytest.mark.parametrize("declared", ["flag", "table"])
+    def test_declared_borders_are_no_fault(self, prepare, tmp_path, declared):
+        source = _labelled(tmp_path / "in", [_bordered(n) for n in range(3)])
+        flags = ("--num_classes", 3, "--ignore_index", 255)
+        if declared == "table":
+            path = tmp_path / "classes.json"
+            names = ((0, "background"), (1, "tooth"), (2, "crown"), (255, "unlabelled"))
+            plain = [{"index": i, "name": n, "color": [i, 9, 9]} for i, n in names]
+            path.write_text(json.dumps([*plain[:3], {**plain[3], "ignore": True}]))
+            flags = ("--categories", path)
+        code, out, _ = prepare("--action", "validate", *source, *flags)
+        assert (code, "0 faults" in out) == (0, True)
+        code, out, error = prepare("--action", "analyze", *source, *flags, "--output_dir",
+                                   tmp_path / "facts")  # fmt: skip
+        assert code == 0, error
+        classes = json.loads((tmp_path / "facts/analysis.json").read_text())["classes"]
+        assert sum(c["share"] for c in classes.values()) == pytest.approx(1)
+        assert len(classes) == 3
+
+    def test_repairs_keep_ignored_pixels(self, prepare, tmp_path):
+        large = np.kron(_bordered(), np.ones((2, 2), np.uint8))
+        source = _labelled(tmp_path / "in", [_bordered(), _bordered(1)])
+        Image.fromarray(large).save(tmp_path / "in/MASK/r0.png")
+        code, _ = _fix(prepare, source, tmp_path / "out", "--num_classes", 3, "--ignore_index", 255)
+        assert code == 0
+        assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r0.png"), _bordered())
+
+
+class TestNothingIsGuessed:
+    def test_a_class_that_is_thin_everywhere_is_kept(self, prepare, tmp_path):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[8:30, 8:30] = 1
+        mask[9:29, 9:29] = 2  # class 1 is a line of one pixel between 0 and 2
+        source = _labelled(tmp_path / "in", [mask, mask.T.copy(), np.roll(mask, 3)])
+        code, out = _fix(prepare, source, tmp_path / "out", "--num_classes", 3)
+        assert code == 1
+        assert "thin or stray values" in out
+        assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r0.png"), mask)
+
+    @pytest.mark.parametrize("white", [128, 255, 65535])
+    def test_black_and_white_by_any_white(self, prepare, tmp_path, white):
+        truth = _bordered() == 1
+        kind = np.uint16 if white > 255 else np.uint8
+        source = _labelled(tmp_path / "in", [(truth * white).astype(kind) for _ in range(2)])
+        Image.fromarray(np.roll(truth, 9, 0).astype(kind) * kind(white)).save(
+            tmp_path / "in/MASK/r1.png"
+        )
+        code, _, error = prepare("--action", "analyze", *source, "--output_dir", tmp_path / "facts")
+        assert code == 0, error
+        facts = json.loads((tmp_path / "facts/analysis.json").read_text())
+        assert list(facts["classes"].values())[1]["share"] == pytest.approx(truth.mean())
+        assert "--binary" in {advice["flag"] for advice in facts["recommended"]}
+        _fix(prepare, source, tmp_path / "out")
+        assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r0.png", 2), truth)
+
+    def test_a_class_in_faulty_masks_only_is_named(self, prepare, tmp_path):
+        bad = _bordered()
+        bad[bad == 255], bad[0, 0] = 3, 77
+        source = _labelled(
+            tmp_path / "in", [bad, np.where(_bordered() == 1, 1, 0).astype(np.uint8)]
+        )
+        _, out = _fix(prepare, source, tmp_path / "out", "--num_classes", 4)
+        assert "classes 2, 3 are only in masks that were left out" in out

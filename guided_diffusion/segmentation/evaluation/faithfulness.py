@@ -186,10 +186,11 @@ class Faithfulness:
         if where is not None:
             write_image(os.path.join(folder, "where.png"), where)
         images, masks = [], []
+        rule = predictor.categories.mask_rule()
         for name in self.worst():
             folders = (self.source.images, self.source.masks)
             path, true_path = (os.path.join(folder, f"{name}.png") for folder in folders)
-            pair = next(iter(predict_mask_pairs(predictor, path, true_path)))
+            pair = next(iter(predict_mask_pairs(predictor, path, true_path, rule)))
             pair = _without(pair, self.source.left_open)
             images.append(predictor.read(path))
             wrong = np.where(pair.predicted == pair.true, 0, pair.true)
@@ -224,7 +225,9 @@ def compare_with_masks(predictor: Segmenter, source: GuidedImages) -> Faithfulne
     :raises UserError: if the masks hold classes that the model does not know.
     """
     failures = Failures(len(predictor.categories))
-    pairs = predict_mask_pairs(predictor, source.images, source.masks)
+    pairs = predict_mask_pairs(
+        predictor, source.images, source.masks, predictor.categories.mask_rule()
+    )
     counted = _count_failures(pairs, failures, source.left_open)
     return Faithfulness(evaluate(counted, predictor.categories), failures, source)
 

@@ -74,7 +74,12 @@ class LabelEfficiencyConfig:
     out_channels: int = flag(
         0, "number of classes including background; 0: infer from categories or masks"
     )
-    binary: bool = flag(False, "two classes: any mask value except 0 is foreground")
+    binary: bool = flag(
+        False, "two classes: masks are black and white, or every class but 0 is foreground"
+    )
+    ignore_index: int = flag(
+        -1, "value of mask pixels that no loss or score counts; -1: as the class table says"
+    )
     folds: int = flag(
         0, "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST"
     )
@@ -177,10 +182,11 @@ class LabelEfficiency:
         self._check(test)
         folders = [train, *([test] if test else [])]
         self.categories = resolve_categories(
-            lambda: count_classes(folders),
+            lambda: count_classes(folders, settings.ignore_index),
             settings.out_channels,
             settings.categories,
             settings.binary,
+            settings.ignore_index,
         )
         self.parts = split_folds(self.train.names, settings.folds) if settings.folds else []
         self.tests = [_pairs(*test)] if test else self._copy_folds()
@@ -244,7 +250,7 @@ class LabelEfficiency:
             *("--steps", str(settings.steps)),
             *("--batch_size", str(settings.batch_size)),
             *("--out_channels", str(len(self.categories))),
-            *(("--binary", "True") if settings.binary else ()),
+            *self._mask_flags(),
             *(("--categories", settings.categories) if settings.categories else ()),
             *("--weights_save", self._model_path(run)),
             *shlex.split(settings.common),
@@ -256,9 +262,16 @@ class LabelEfficiency:
         test, model = self.tests[run.fold or 0], self._model_path(run)
         train = [f"scripts/{run.method.script}", *self.training_arguments(run)]
         evaluate = ["scripts/evaluate.py", test.images, test.masks, "--model", model]
-        evaluate += ["--binary", "True"] if self.settings.binary else []
+        evaluate += self._mask_flags()
         lines = [train, evaluate, *([*evaluate, *flags] for flags in self.variants.values())]
         return [shlex.join(["python", *words]) for words in lines]
+
+    def _mask_flags(self) -> list[str]:
+        """How to read masks, as flags of both the training and the evaluation scripts."""
+        settings = self.settings
+        binary = ["--binary", "True"] if settings.binary else []
+        ignore = ["--ignore_index", str(settings.ignore_index)]
+        return binary + (ignore if settings.ignore_index >= 0 else [])
 
     def _model_path(self, run: Run) -> str:
         return os.path.join(self.settings.output, "runs", run.name, "segm.pth")
@@ -380,7 +393,8 @@ class LabelEfficiency:
         averaging = parse_flags(make_parser("", AveragingConfig), flags)
         predictor = from_flags(AveragingConfig, averaging).load(path, dist_util.dev())
         binary = self.settings.binary
-        pairs = predict_mask_pairs(predictor, test.images, test.masks, binary)
+        rule = self.categories.mask_rule(binary)
+        pairs = predict_mask_pairs(predictor, test.images, test.masks, rule)
         scores = dice_iou(evaluate(pairs, self.categories, binary).confusion)
         names = [category.name for category in self.categories]
         return {

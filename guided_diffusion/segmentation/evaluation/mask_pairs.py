@@ -10,7 +10,7 @@ import numpy as np
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import pixel_spacing, read_image
-from guided_diffusion.images.masks import read_mask
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
@@ -39,15 +39,14 @@ class MaskPair:
 def read_mask_pairs(
     predictions: str,
     truths: str,
-    num_classes: int | None,
-    binary: bool = False,
+    rule: MaskRule,
     spacing: Spacing = None,
     images: str = "",
 ) -> Iterator[MaskPair]:
     """The masks of two folders, or of two files, paired by name.
 
     :param predictions: may also be an output folder of predict.py, whose MASK folder is read.
-    :param num_classes: None accepts any number of classes.
+    :param rule: what the values of the masks mean.
     :param spacing: of files that do not record the size of a pixel in the patient.
     :param images: the radiographs, if they are to be read; they may record the spacing too.
     """
@@ -58,8 +57,7 @@ def read_mask_pairs(
 
     def load(item: tuple[str, str, str]) -> MaskPair:
         name, predicted_path, true_path = item
-        predicted = read_class_mask(predicted_path, num_classes, binary)
-        true = read_class_mask(true_path, num_classes, binary)
+        predicted, true = rule.read(predicted_path), rule.read(true_path)
         _check_same_size(predicted_path, predicted, true_path, true)
         sizes, image = [pixel_spacing(true_path)], None
         if name in image_of:
@@ -74,12 +72,13 @@ def predict_mask_pairs(
     predictor: Segmenter,
     images: str,
     truths: str,
-    binary: bool = False,
+    rule: MaskRule,
     spacing: Spacing = None,
     batch_size: int = 8,
 ) -> Iterator[MaskPair]:
     """A model's predictions for radiographs that have masks.
 
+    :param rule: what the values of the masks mean.
     :param spacing: of files that do not record the size of a pixel in the patient.
     """
     paths = pair_paths(images, truths)
@@ -87,7 +86,7 @@ def predict_mask_pairs(
     def load(item: tuple[str, str, str]) -> _Labelled:
         name, image_path, true_path = item
         image = predictor.read(image_path)
-        true = read_class_mask(true_path, len(predictor.categories), binary)
+        true = rule.read(true_path)
         _check_same_size(image_path, image[..., 0] if image.ndim == 3 else image, true_path, true)
         return _Labelled(name, image, true, _in_patient(pixel_spacing(image_path), spacing))
 
@@ -110,23 +109,6 @@ class _Labelled(NamedTuple):
     image: np.ndarray
     true: np.ndarray
     spacing: Spacing
-
-
-def read_class_mask(path: str, num_classes: int | None, binary: bool) -> np.ndarray:
-    """A mask of class indices.
-
-    :param num_classes: None accepts any number.
-    :param binary: accept any value: only whether it is 0 matters.
-    """
-    if binary:
-        return read_mask(path)
-    mask = read_mask(path, num_classes)
-    if num_classes is None and mask.max() == 255:
-        raise UserError(
-            f"{path} holds the value 255, not a class. A black-and-white mask? Compare with "
-            "--binary True, or convert it with tools/prepare_data.py --action validate --fix-issues"
-        )
-    return mask
 
 
 def pair_paths(first: str, second: str) -> list[tuple[str, str, str]]:

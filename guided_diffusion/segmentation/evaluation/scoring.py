@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.images.decoded import PixelSize
+from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.masks import count_classes
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import (
     BINARY,
     Category,
+    ClassTable,
     categories_for,
     load_categories,
 )
@@ -147,7 +150,7 @@ def evaluate(
     """Compare masks pair by pair.
 
     :param categories: the class table; None for as many classes as the masks turn out to hold.
-    :param binary: in both masks every value except 0 is foreground.
+    :param binary: all foreground classes are joined into one.
     :param surface: measure distances between boundaries too.
     :param on_image: called after each image, with the masks as they were compared.
     """
@@ -158,7 +161,7 @@ def evaluate(
         if binary:
             pair = _binary(pair)
         predicted, true = pair.predicted, pair.true
-        count = len(categories) if categories else int(max(predicted.max(), true.max())) + 1
+        count = len(categories) if categories else _count(predicted, true)
         try:
             result = ImageResult(pair.name, confusion_matrix(predicted, true, count))
         except UserError as error:
@@ -172,18 +175,29 @@ def evaluate(
             on_image(pair, result)
     evaluation = Evaluation(categories or (), results)
     if not evaluation.categories:
-        evaluation.widen(max(2, *(len(result.confusion) for result in results)))
+        present = [r.confusion.any(axis=0) | r.confusion.any(axis=1) for r in results]
+        seen = {int(i) for shown in present for i in np.flatnonzero(shown)}
+        evaluation.widen(count_classes(seen, "--num_classes"))
     if calibration.images:
         evaluation.calibration = calibration
     return evaluation
 
 
+def _count(*masks: np.ndarray) -> int:
+    """One more than the highest class in any mask."""
+    return 1 + max(int(np.where(mask == IGNORE, 0, mask).max()) for mask in masks)
+
+
 def _binary(pair: MaskPair) -> MaskPair:
-    """The pair with all foreground classes joined into one; any value except 0 is foreground."""
+    """The pair with all foreground classes joined into one."""
+    joined = [
+        np.where(mask == IGNORE, IGNORE, mask > 0).astype(np.uint8)
+        for mask in (pair.predicted, pair.true)
+    ]
     return dataclasses.replace(
         pair,
-        predicted=(pair.predicted > 0).astype(np.uint8),
-        true=(pair.true > 0).astype(np.uint8),
+        predicted=joined[0],
+        true=joined[1],
         prediction=pair.prediction and binary_prediction(pair.prediction),
     )
 
@@ -191,6 +205,7 @@ def _binary(pair: MaskPair) -> MaskPair:
 def _distances(
     predicted: np.ndarray, true: np.ndarray, spacing: PixelSize | None
 ) -> dict[str, dict[int, tuple[float, float]]]:
+    predicted = np.where(true == IGNORE, 0, predicted)  # what is not labelled does not count
     common = [int(i) for i in np.intersect1d(predicted, true) if i > 0]
     units: dict[str, tuple[float, float]] = {"px": (1.0, 1.0)}
     if spacing:
@@ -206,7 +221,7 @@ def identifier(unit: str) -> str:
     return unit.replace(" ", "_")
 
 
-def choose_categories(path: str | None, num_classes: int | None) -> tuple[Category, ...] | None:
+def choose_categories(path: str | None, num_classes: int | None) -> ClassTable | None:
     """The class table that the flags determine; None leaves it to the masks."""
     if num_classes is not None:
         return categories_for(num_classes, path)

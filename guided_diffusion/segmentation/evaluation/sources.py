@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import IMAGE_EXTENSIONS
+from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
-from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.evaluation.mask_pairs import (
     MaskPair,
     predict_mask_pairs,
@@ -34,7 +35,12 @@ class EvaluateConfig:
     num_classes: int = flag(
         0, "number of classes; 0: from --categories, the model or the masks' values"
     )
-    binary: bool = flag(False, "join all foreground classes: any value except 0 is foreground")
+    binary: bool = flag(False, "join all foreground classes; masks may also be black and white")
+    ignore_index: int = flag(
+        -1,
+        "value of pixels in the true masks that no figure counts, such as 255; -1: what the class"
+        " table or the model says",
+    )
     surface: bool = flag(False, "95 % Hausdorff and average surface distance (HD95, ASD)")
     spacing: str = flag(
         "", "size of a pixel in mm, HEIGHT[,WIDTH], for files that record none in the patient"
@@ -63,11 +69,9 @@ class Source:
     config: EvaluateConfig
     averaging: AveragingConfig
     truths: str
-    categories: tuple[Category, ...] | None
+    categories: ClassTable | None
 
-    def from_model(
-        self, model: str, images: str
-    ) -> tuple[Iterator[MaskPair], tuple[Category, ...] | None]:
+    def from_model(self, model: str, images: str) -> tuple[Iterator[MaskPair], ClassTable | None]:
         """A model's masks, and the class table: that of --categories, or else the model's."""
         config = self.config
         predictor = self.averaging.load(model, config.device or None)
@@ -80,7 +84,7 @@ class Source:
             predictor,
             images,
             self.truths,
-            config.binary,
+            self._rule(predictor.categories),
             parse_spacing(config.spacing),
             config.batch_size,
         )
@@ -88,17 +92,25 @@ class Source:
 
     def from_files(
         self, masks: str, images: str = ""
-    ) -> tuple[Iterator[MaskPair], tuple[Category, ...] | None]:
+    ) -> tuple[Iterator[MaskPair], ClassTable | None]:
         """Masks of a folder or a file, and the class table if flags determine it."""
         pairs = read_mask_pairs(
             masks,
             self.truths,
-            len(self.categories) if self.categories else None,
-            self.config.binary,
+            self._rule(self.categories),
             parse_spacing(self.config.spacing),
             images,
         )
         return pairs, self.categories
+
+    def _rule(self, table: ClassTable | None) -> MaskRule:
+        """What the values of the true masks mean, for classes of a table or of any number."""
+        binary, ignore_index = self.config.binary, self.config.ignore_index
+        if table is None:
+            return MaskRule(None, ignored_values(ignore_index), binary)
+        if self.categories:  # as many classes as the model's
+            table = ClassTable(self.categories, (*self.categories.ignored, *table.ignored))
+        return table.ignoring(ignore_index).mask_rule(binary)
 
 
 def is_model(path: str) -> bool:

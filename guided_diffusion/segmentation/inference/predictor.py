@@ -13,7 +13,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import normalize, to_uint8_channels
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import Category, check_swaps, parse_swaps
+from guided_diffusion.segmentation.categories import ClassTable, check_swaps, parse_swaps
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
 from guided_diffusion.segmentation.inference.views import View, mirrors, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
@@ -36,7 +36,7 @@ class Segmenter(ABC):
         self.config = config
 
     @property
-    def categories(self) -> tuple[Category, ...]:
+    def categories(self) -> ClassTable:
         return self.config.categories
 
     def read(self, path: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.sampling.images import sample_images
 from guided_diffusion.sampling.solvers import SamplerOptions
-from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.networks.kind import Member, MemberOptions, architecture
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
@@ -159,7 +159,7 @@ def describe(
     model: MaskDiffusionConfig,
     diffusion: DiffusionConfig,
     reading: ReadingConfig,
-    categories: tuple[Category, ...],
+    categories: ClassTable,
 ) -> SegmentationConfig:
     """The configuration that the model file of a mask diffusion network stores."""
     return SegmentationConfig(

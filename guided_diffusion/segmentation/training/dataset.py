@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
+from guided_diffusion.images import masks as mask_files
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import read_image
-from guided_diffusion.images.masks import check_sizes, read_mask
+from guided_diffusion.images.masks import MaskRule, check_sizes, ignored_values
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.networks.padding import margins
 from guided_diffusion.segmentation.training.augment import Augmentation
 
@@ -102,7 +103,7 @@ class TrainingData:
     train on. unlabelled: radiographs without masks, see `consistency.load_unlabelled`.
     """
 
-    categories: tuple[Category, ...]
+    categories: ClassTable
     train: LabelledImages
     val: LabelledImages | None = None
     synthetic: LabelledImages | None = None
@@ -113,25 +114,20 @@ def load_labelled(
     image_dir: str,
     mask_dir: str,
     reading: ReadingConfig,
-    num_classes: int | None = None,
+    rule: MaskRule,
     only: Sequence[str] = (),
-    binary: bool = False,
-    threshold: int = 0,
 ) -> LabelledImages:
     """Read and check all pairs of a folder.
 
-    :param num_classes: masks hold 0 to `num_classes - 1`; None to allow any.
+    :param rule: what the values of the masks mean.
     :param only: names of the pairs to read; () for all.
-    :param binary: mask values above `threshold` are class 1, all others class 0.
-    :raises UserError: for files that do not pair, cannot be read, differ in size or hold a class
-        that is too high; or if all masks show background alone.
+    :raises UserError: for files that do not pair, cannot be read, differ in size or hold values
+        that do not fit the rule; or if all masks show background alone.
     """
     names, images, masks = [], [], []
     for name, image_path, mask_path in choose_pairs(pair_files(image_dir, mask_dir), only):
         image = read_image(image_path, reading.in_channels, reading.intensity_rule())
-        mask = read_mask(mask_path, None if binary else num_classes)
-        if binary:
-            mask = (mask > threshold).astype(np.uint8)
+        mask = rule.read(mask_path)
         check_sizes(mask_path, mask, image_path, image)
         names.append(name)
         images.append(reading.prepare(image))
@@ -172,20 +168,14 @@ def _random_crop(
     return image[part], mask[part]
 
 
-def count_classes(mask_dirs: Sequence[tuple[str, str]]) -> int:
-    """One more than the highest value of all masks, at least 2."""
-    highest = max(
-        int(read_mask(mask_path).max())
-        for image_dir, mask_dir in mask_dirs
-        for _, _, mask_path in pair_files(image_dir, mask_dir)
-    )
-    if highest == IGNORE:
-        raise UserError(
-            f"the masks hold the value {IGNORE}, which is not a class: pass --out_channels to see"
-            " where; for black-and-white masks pass --binary True, or convert them with"
-            " tools/prepare_data.py --action validate --fix-issues"
-        )
-    return max(2, highest + 1)
+def count_classes(mask_dirs: Sequence[tuple[str, str]], ignore_index: int = -1) -> int:
+    """The number of classes in all masks, at least 2; see `images.masks.count_classes`."""
+    rule = MaskRule(None, ignored_values(ignore_index))
+    seen: set[int] = set()
+    for image_dir, mask_dir in mask_dirs:
+        for _, _, mask_path in pair_files(image_dir, mask_dir):
+            seen.update(np.unique(rule.read(mask_path)).tolist())
+    return mask_files.count_classes(seen, "--out_channels")
 
 
 def training_batches(

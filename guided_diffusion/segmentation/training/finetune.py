@@ -10,7 +10,7 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, netwo
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags, make_parser
-from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.job import Folders, read_data, start_run
 from guided_diffusion.segmentation.training.layers import freeze, parameter_groups
@@ -65,7 +65,7 @@ def _initial_network(
     settings: FinetuneConfig,
     pretrained: Trained[ModelConfig],
     reading: ReadingConfig,
-    categories: tuple[Category, ...],
+    categories: ClassTable,
 ) -> InitialNetwork:
     """The segmentation network with the checkpoint's weights, and which of them train how fast."""
     network = dataclasses.replace(pretrained.model, use_fp16=False)

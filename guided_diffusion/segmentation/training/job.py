@@ -12,7 +12,7 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.segmentation.categories import Category, resolve_categories
+from guided_diffusion.segmentation.categories import Category, ClassTable, resolve_categories
 from guided_diffusion.segmentation.model_file import swaps_of_training
 from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.consistency import load_unlabelled
@@ -68,9 +68,11 @@ class Folders:
     def pairs(self) -> list[tuple[str, str]]:
         return [self.train] if self.val is None else [self.train, self.val]
 
-    def count_classes(self) -> int:
-        """One more than the highest value of all masks, at least 2."""
-        return count_classes(self.pairs)
+    def find_table(self, number: int, path: str, binary: bool, ignore_index: int) -> ClassTable:
+        """The class table that the flags ask for, or else one for the classes in all masks."""
+        return resolve_categories(
+            lambda: count_classes(self.pairs, ignore_index), number, path, binary, ignore_index
+        )
 
 
 def split_names(text: str) -> list[str]:
@@ -80,19 +82,17 @@ def split_names(text: str) -> list[str]:
 
 def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig) -> TrainingData:
     """Read and check all images of a run, and find its class table."""
-    binary = settings.binary
-    categories = resolve_categories(
-        folders.count_classes, settings.out_channels, settings.categories, binary
+    categories = folders.find_table(
+        settings.out_channels, settings.categories, settings.binary, settings.ignore_index
     )
     check_flips(categories, settings.flip, settings.flip_swap)
-    classes = len(categories)
-    names = split_names(settings.train_names)
-    train = load_labelled(*folders.train, reading, classes, names, binary)
-    val = load_labelled(*folders.val, reading, classes, (), binary) if folders.val else None
+    rule = categories.mask_rule(settings.binary)
+    train = load_labelled(*folders.train, reading, rule, split_names(settings.train_names))
+    val = load_labelled(*folders.val, reading, rule) if folders.val else None
     synthetic = unlabelled = None
     if settings.synthetic_dir:
         image_dir, mask_dir = (os.path.join(settings.synthetic_dir, k) for k in ("IMG", "MASK"))
-        synthetic = load_labelled(image_dir, mask_dir, reading, classes, (), binary)
+        synthetic = load_labelled(image_dir, mask_dir, reading, rule)
     if settings.unlabeled_dir:
         unlabelled = load_unlabelled(settings.unlabeled_dir, reading)
     return TrainingData(categories, train, val, synthetic, unlabelled)

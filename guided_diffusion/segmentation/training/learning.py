@@ -30,7 +30,14 @@ class LearningConfig:
         "--classes",
         "-c",
     )
-    binary: bool = flag(False, "two classes: every non-zero mask value is foreground")
+    binary: bool = flag(
+        False, "two classes: masks are black and white, or every class but 0 is foreground"
+    )
+    ignore_index: int = flag(
+        -1,
+        "mask value of pixels without a label, which no loss or score counts, such as 255; -1: what"
+        ' the class table marks with "ignore": true',
+    )
     categories: str = flag(
         "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
     )

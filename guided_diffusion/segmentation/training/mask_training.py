@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import blobfile as bf
@@ -14,7 +14,7 @@ from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import write_image
-from guided_diffusion.images.masks import read_mask
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
@@ -22,7 +22,7 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
-from guided_diffusion.segmentation.categories import resolve_categories
+from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import (
     SegmentationConfig,
@@ -77,9 +77,14 @@ class MaskTrainConfig(ConditionalTrainConfig):
     categories: str = flag(
         "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
     )
-    binary: bool = flag(False, "two classes: every non-zero mask value is foreground")
+    binary: bool = flag(
+        False, "two classes: masks are black and white, or every class but 0 is foreground"
+    )
     mask_threshold: int = flag(
-        -1, "two classes: mask values above this are foreground; -1: mask values are classes"
+        -1, "two classes: grey levels of masks, 0 to 255, above this are foreground; -1: see binary"
+    )
+    ignore_index: int = flag(
+        -1, "mask value of pixels without a label, trained as background; -1: as the class table"
     )
     train_names: str = flag(
         "", "train on these images only: comma-separated file names without extension"
@@ -100,11 +105,12 @@ class MaskTrainConfig(ConditionalTrainConfig):
         False, "with each grid of samples, show noise turning into a mask: process_N.png and .gif"
     )
 
-    def threshold(self) -> int | None:
-        """Mask values above it are foreground; None: mask values are classes."""
-        if self.binary or self.mask_threshold >= 0:
-            return max(0, self.mask_threshold)
-        return None
+    def rule(self, table: ClassTable) -> MaskRule:
+        """What the values of the masks mean."""
+        return table.mask_rule(
+            self.binary or self.mask_threshold >= 0,
+            self.mask_threshold if self.mask_threshold >= 0 else None,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,18 +255,18 @@ def prepare(overrides: Overrides) -> MaskTraining:
     settings = from_flags(MaskTrainConfig, overrides)
     run_folder = _folder(settings.weights_save)
     folders = Folders.from_flags(overrides)
-    categories = resolve_categories(
-        folders.count_classes,
+    categories = folders.find_table(
         overrides.get("num_segmentation_classes", 0),
         settings.categories,
-        binary=settings.threshold() is not None,
+        settings.binary or settings.mask_threshold >= 0,
+        settings.ignore_index,
     )
     swaps = augment.check_flips(categories, settings.flip, settings.flip_swap)
     augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
-    if settings.threshold() is None:
-        for image_dir, mask_dir in folders.pairs:
-            for _, _, path in pair_files(image_dir, mask_dir):
-                read_mask(path, len(categories))
+    rule = settings.rule(categories)
+    for image_dir, mask_dir in folders.pairs:
+        for _, _, path in pair_files(image_dir, mask_dir):
+            rule.read(path)
     run = open_run(
         {
             "predict_xstart": MaskProcessConfig.predict_xstart,
@@ -275,9 +281,9 @@ def prepare(overrides: Overrides) -> MaskTraining:
         repeats=True,
         folder=run_folder,
     )
-    classes = len(categories)
-    train = _load(folders.train, run.reading, classes, settings, split_names(settings.train_names))
-    val = _load(folders.val, run.reading, classes, settings) if folders.val else None
+    names = split_names(settings.train_names)
+    train = load_labelled(*folders.train, run.reading, rule, names)
+    val = load_labelled(*folders.val, run.reading, rule) if folders.val else None
     logger.log(f"{len(train)} training images, {len(val or ())} for validation")
     logger.log(describe_classes(categories))
     config = dataclasses.replace(
@@ -293,14 +299,3 @@ def _folder(weights_save: str) -> str:
     if weights_save:
         check_output(weights_save)
     return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
-
-
-def _load(
-    dirs: tuple[str, str],
-    reading: ReadingConfig,
-    classes: int,
-    settings: MaskTrainConfig,
-    names: Sequence[str] = (),
-) -> LabelledImages:
-    threshold = settings.threshold()
-    return load_labelled(*dirs, reading, classes, names, threshold is not None, threshold or 0)

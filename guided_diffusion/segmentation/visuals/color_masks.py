@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from guided_diffusion.images.image_io import ImageError, read_image
-from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.categories import Category, ClassTable
 
-UNKNOWN = ("error", "nearest", "background")
+UNKNOWN = ("error", "nearest", "background", "ignore")
 Color = tuple[int, int, int]
 
 
@@ -29,24 +29,29 @@ def unknown_colors(colors: np.ndarray, categories: Sequence[Category]) -> dict[C
 
 
 def indices_from_colors(
-    colors: np.ndarray, categories: Sequence[Category], unknown: str = "nearest"
+    colors: np.ndarray, table: ClassTable, unknown: str = "nearest"
 ) -> np.ndarray:
     """Class indices uint8 [H x W] of a colour mask uint8 [H x W x 3].
 
     :param unknown: what becomes of a colour of no class: "nearest" takes the class whose colour is
-        nearest in RGB (the lower index of two), "background" takes class 0.
+        nearest in RGB (the lower index of two), "background" takes class 0, "ignore" the value
+        that the table ignores.
     """
     found, inverse = np.unique(_packed(colors), return_inverse=True)
-    indices = np.zeros(len(found), np.uint8)
+    values = np.array([category.index for category in table.entries], np.uint8)
     if unknown == "nearest":
-        table = np.array([category.color for category in categories], np.int32)
+        indices = np.zeros(len(found), np.uint8)
+        known = np.array([category.color for category in table.entries], np.int32)
         rgb = np.array([_unpacked(code) for code in found.tolist()], np.int32)
         for start in range(0, len(rgb), 65536):  # a photograph has millions of colours
             part = rgb[start : start + 65536, None]
-            indices[start : start + 65536] = ((part - table) ** 2).sum(axis=2).argmin(axis=1)
+            nearest = ((part - known) ** 2).sum(axis=2).argmin(axis=1)
+            indices[start : start + 65536] = values[nearest]
     else:
-        for category, code in zip(categories, _packed_table(categories)):
-            indices[found == code] = category.index
+        rest = table.ignored[0].index if unknown == "ignore" else 0
+        indices = np.full(len(found), rest, np.uint8)
+        for value, code in zip(values, _packed_table(table.entries)):
+            indices[found == code] = value
     return indices[inverse].reshape(colors.shape[:2])
 
 

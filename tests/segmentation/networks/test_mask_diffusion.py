@@ -196,6 +196,8 @@ class TestTraining:
         overrides |= {"train_img": str(tmp_path / "IMG"), "train_mask": str(tmp_path / "MASK")}
         run = prepare(overrides)
         assert np.array_equal(run.train.masks[0], values > 150)
+        values = np.where(values > 150, 255, 0).astype(np.uint8)
+        Image.fromarray(values).save(tmp_path / "MASK" / "r0.png")
         run = prepare({**overrides, "binary": True, "mask_threshold": -1})
         assert np.array_equal(run.train.masks[0], values > 0)
 

@@ -136,7 +136,7 @@ def test_mirroring_is_checked_against_the_classes():
     lungs[1:] = [replace(lungs[1], name="lung_left"), replace(lungs[2], name="Right lung")]
     assert check_flips(plain, "both", "") == ()
     assert check_flips(plain, "vertical", "1:3") == ((1, 3),)
-    with pytest.raises(UserError, match="names class 99; .* 0 to 3"):
+    with pytest.raises(UserError, match=r"names class 99; .* 0 to 3"):
         check_flips(plain, "none", "1:99")
     for flip in ("horizontal", "both"):
         with pytest.raises(UserError, match=f"--flip {flip} mirrors radiographs, and 'lung_left'"):

@@ -8,6 +8,7 @@ from conftest import TINY, TINY_DIFFUSION, draw_pairs
 from golden_util import fill_parameters
 from PIL import Image
 
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.model_file import load_model
@@ -252,7 +253,7 @@ def test_padding_repeats_the_border_and_is_undone():
 
 
 def test_a_share_is_kept_for_validation(split):
-    data = load_labelled(*folders(split)[:2], ReadingConfig(16, 1, "pad"), 3)
+    data = load_labelled(*folders(split)[:2], ReadingConfig(16, 1, "pad"), MaskRule(3))
     train, val = baselines.split(data, 34, seed=0)
     assert (len(train), len(val)) == (2, 1)
     assert {*train.names, *val.names} == set(data.names)

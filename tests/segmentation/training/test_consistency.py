@@ -10,6 +10,7 @@ import torch as th
 from conftest import draw_pairs
 
 from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.training import loop
@@ -156,7 +157,7 @@ def test_synthetic_images_are_that_share_and_labelled_ones_still_come_round(tmp_
     draw_pairs(tmp_path / "few", 3)
     draw_pairs(tmp_path / "many", 8, seed=4)
     few, many = (
-        load_labelled(str(tmp_path / n / "IMG"), str(tmp_path / n / "MASK"), READING, 3)
+        load_labelled(str(tmp_path / n / "IMG"), str(tmp_path / n / "MASK"), READING, MaskRule(3))
         for n in ("few", "many")
     )
     known = [image.tobytes() for image in (*few.images, *many.images)]

@@ -12,6 +12,7 @@ from conftest import TINY, TINY_DIFFUSION, draw_pairs
 from golden_util import fill_parameters
 
 from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.networks.padding import sliding_scores
@@ -325,7 +326,7 @@ class TestNoisedInput:
 
 class TestData:
     def test_batches_are_a_function_of_seed_and_step(self, split):
-        data = load_labelled(*folders(split)[:2], ReadingConfig(16, 1, "pad"), 3)
+        data = load_labelled(*folders(split)[:2], ReadingConfig(16, 1, "pad"), MaskRule(3))
 
         def batches(step, seed=0):
             found = training_batches(data, 2, Augmentation("heavy"), seed, step)
@@ -338,14 +339,14 @@ class TestData:
         assert not th.equal(batches(0, 1)[0][0], batches(0)[0][0])
 
     def test_padding_is_ignored_and_classes_stay(self, split):
-        data = load_labelled(*folders(split)[:2], ReadingConfig(32, 1, "pad"), 3)
+        data = load_labelled(*folders(split)[:2], ReadingConfig(32, 1, "pad"), MaskRule(3))
         masks = np.stack(data.masks)
         assert set(np.unique(masks)) == {0, 1, 2, IGNORE}
         assert np.stack(data.images).shape == (3, 32, 32, 1)
         assert data.class_pixels(3).sum() == (masks != IGNORE).sum()
 
     def test_native_size_trains_on_windows(self, split):
-        data = load_labelled(*folders(split)[:2], ReadingConfig(8, 1, "native"), 3)
+        data = load_labelled(*folders(split)[:2], ReadingConfig(8, 1, "native"), MaskRule(3))
         assert data.images[0].shape == (16, 20, 1)
         images, masks = data.batch([0, 0, 1], seeds=[5, 6, 7])
         assert images.shape == (3, 1, 8, 8)
@@ -358,7 +359,7 @@ class TestData:
         ]
         y, x = shifts[0]
         assert np.array_equal(masks[0].numpy(), data.masks[0][y : y + 8, x : x + 8])
-        larger = load_labelled(*folders(split)[:2], ReadingConfig(24, 1, "native"), 3)
+        larger = load_labelled(*folders(split)[:2], ReadingConfig(24, 1, "native"), MaskRule(3))
         _, masks = larger.batch([0], seeds=[1])
         assert masks.shape == (1, 24, 24)
         assert (masks == IGNORE).sum() == 24 * 24 - 16 * 20
@@ -367,7 +368,7 @@ class TestData:
         """Where the image is smaller than the window, the network sees the same either way."""
         for size in ((24, 32), (24, 18), (12, 33)):
             reading = ReadingConfig(size, 1, "native")
-            data = load_labelled(*folders(split)[:2], reading, 3)
+            data = load_labelled(*folders(split)[:2], reading, MaskRule(3))
             image = normalize(data.images[0])[None]
             seen = []
 
