@@ -32,7 +32,10 @@ class ReadingConfig:
     image_size: int | tuple[int, int] = flag(64, "side of the input square, in pixels", type=int)
     in_channels: int = flag(3, "1 (grey) or 3 (colour; grey images are repeated)")
     resize: str = flag(
-        "crop", "how images are fitted to image_size; pad keeps all of them", choices=KINDS
+        "crop",
+        "how images are fitted to image_size; pad keeps all of them, and is the default where there"
+        " are masks, unless the pretraining used squash",
+        choices=KINDS,
     )
     intensity: str = flag(
         "full", "which grey levels become black and white", choices=INTENSITY_RULES

@@ -34,11 +34,19 @@ def infer_model_config(
     """
     try:
         inferred, attention_levels = _from_shapes(state)
+        outputs = state["out.2.weight"].shape[0]
     except (KeyError, IndexError, StopIteration):
         raise UserError(
             f"{source} does not hold a diffusion U-Net: expected the state_dict of a"
             " guided-diffusion image model (model*.pt or ema_*.pt)"
         ) from None
+    inputs = inferred["in_channels"]
+    if inputs not in (1, 3) or outputs not in (inputs, 2 * inputs):
+        raise UserError(
+            f"{source} has {inputs} input and {outputs} output channels: it is conditioned on an"
+            " image (guided by masks, mask diffusion or super-resolution). Name an unconditional"
+            " checkpoint, or copy its config.json along to use it as what it is"
+        )
     required = (*_NOT_IN_SHAPES, *((name,) for name in also_required))
     missing = [
         " or ".join(f"--{name}" for name in names)

@@ -65,6 +65,23 @@ class Trained(NetworkRecord[Network_co]):
         (network.convert_to_fp16 if half else network.convert_to_fp32)()
         return network.to(device).eval().requires_grad_(False)
 
+    def without_classes(self) -> tuple[Mapping[str, th.Tensor], str]:
+        """The weights of the network without its classes, and a line for the log.
+
+        The timestep embedding takes in what the network gets for images without a class, if it
+        was trained on such, or else the mean over the classes. ("" and the weights themselves for
+        a network without classes.)
+        """
+        classes = self.weights.get("label_emb.weight")
+        if classes is None:
+            return self.weights, ""
+        has_null = isinstance(self.model, ModelConfig) and self.model.cond_drop_prob > 0
+        embedding = classes[-1] if has_null else classes.mean(0)
+        weights = {k: v for k, v in self.weights.items() if k != "label_emb.weight"}
+        weights["time_embed.2.bias"] = weights["time_embed.2.bias"] + embedding
+        of = "no class" if has_null else f"the mean of its {len(classes)} classes"
+        return weights, f"{self.path} is class-conditional: taken with the embedding of {of}"
+
 
 def read_trained(
     path: str,
@@ -128,7 +145,8 @@ def _from_config(
     found = stored.get("kind", "diffusion")
     if found != kind and found in KINDS:
         raise UserError(
-            f"{path} is a network of kind {found}, not {kind}: it is for scripts/{KINDS[found][1]}"
+            f"{path} is a network of kind {found}, not {kind}: it is for scripts/{KINDS[found][1]};"
+            f" name a checkpoint of kind {kind}"
         )
     try:
         record = read_record(stored, KINDS[kind][0])

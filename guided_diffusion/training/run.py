@@ -393,9 +393,12 @@ def widen(network: ConditionalUNetModel, init: Trained, at: int = 0) -> None:
     :raises UserError: if nothing fits.
     """
     try:
-        report = network.load_widened(init.weights, at)
+        weights, message = init.without_classes()
+        report = network.load_widened(weights, at)
     except ValueError as error:
         raise UserError(f"--init_checkpoint {init.path}: {error}") from error
+    if message:
+        logger.log(message)
     logger.log(f"{init.path}: {report}; the other channels of the input layer start at zero")
 
 

@@ -1,5 +1,6 @@
 """Checkpoints as every command reads them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,8 @@ import torch as th
 from sampling_util import NETWORK, write_trained
 
 from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.conditional import GuidedConfig, MaskDiffusionConfig
+from guided_diffusion.networks.config import SuperResConfig
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
@@ -52,6 +55,51 @@ def test_a_network_of_another_kind_names_what_it_is_for(tmp_path, kind, purpose,
         UserError, match=rf"kind {kind}, not diffusion: it is for scripts/{purpose}"
     ):
         read_trained(str(path), {}, for_tuning=for_tuning)
+
+
+GUIDED = {"segmentation_guided": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (GuidedConfig, {**GUIDED, "num_segmentation_classes": 3}),  # 1 + 2 channels: as in colour
+        (GuidedConfig, {**GUIDED, "num_segmentation_classes": 2}),
+        (GuidedConfig, {**GUIDED, "num_segmentation_classes": 3, "learn_sigma": False}),
+        (GuidedConfig, {**GUIDED, "num_segmentation_classes": 4, "in_channels": 3}),
+        (MaskDiffusionConfig, {"num_segmentation_classes": 2}),
+        (MaskDiffusionConfig, {"num_segmentation_classes": 4, "in_channels": 3}),
+        (SuperResConfig, {"small_size": 8, "large_size": 16}),
+        (SuperResConfig, {"small_size": 8, "large_size": 16, "in_channels": 3}),
+    ],
+)
+@pytest.mark.parametrize("for_tuning", [True, False])
+def test_without_config_a_condition_shows_in_the_channels(tmp_path, kind, settings, for_tuning):
+    fields = dataclasses.asdict(NETWORK) | settings
+    names = {field.name for field in dataclasses.fields(kind)}
+    model = kind(**{k: v for k, v in fields.items() if k in names})
+    path = tmp_path / "model000001.pt"
+    th.save(model.build().state_dict(), path)
+    with pytest.raises(UserError, match=r"input and .* output channels: it is conditioned"):
+        read_trained(str(path), SHAPELESS, for_tuning=for_tuning)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+def test_a_network_without_its_classes_keeps_their_embedding(tmp_path, drop):
+    model = dataclasses.replace(NETWORK, class_cond=True, num_classes=2, cond_drop_prob=drop)
+    found = read_trained(str(write_trained(tmp_path / "run", model)), {})
+    weights, message = found.without_classes()
+    assert "class-conditional" in message
+    plain = NETWORK.build()
+    plain.load_state_dict(weights)
+    x, t = th.randn(1, 1, 16, 16), th.tensor([3])
+    network = found.network("cpu")
+    if not drop:  # any of equal classes is their mean
+        network.label_emb.weight[:] = found.weights["label_emb.weight"].mean(0)
+    expected = network(x, t, y=th.tensor([2 if drop else 0]))
+    th.testing.assert_close(plain(x, t), expected)
+    unconditional = read_trained(str(write_trained(tmp_path / "plain")), {})
+    assert unconditional.without_classes() == (unconditional.weights, "")
 
 
 def test_a_segmentation_model_is_refused(tmp_path):

@@ -24,7 +24,12 @@ from guided_diffusion.segmentation.networks.feature_classifier import (
 )
 from guided_diffusion.segmentation.networks.feature_classifier import build as build_features
 from guided_diffusion.segmentation.training.dataset import LabelledImages
-from guided_diffusion.segmentation.training.job import Folders, read_data, start_run
+from guided_diffusion.segmentation.training.job import (
+    Folders,
+    read_data,
+    reading_of_pairs,
+    start_run,
+)
 from guided_diffusion.segmentation.training.layers import parameter_groups
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
@@ -108,7 +113,9 @@ def prepare(overrides: Overrides) -> Finetuner | None:
         if settings.checkpoint
         else None
     )
-    reading = _reading(settings, folders.train, overrides, loaded and loaded[1], pretrained)
+    reading, about_reading = _reading(
+        settings, folders.train, overrides, loaded and loaded[1], pretrained
+    )
     data = read_data(settings, folders, reading)
     if settings.validation:
         train, val = split(data.train, settings.validation, settings.seed)
@@ -126,7 +133,8 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     if isinstance(model, FeatureClassifier) and settings.augmentation == settings.flip == "none":
         model.remember_features()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    messages = [*initial.messages, f"{initial.config.kind}: {trainable} trainable parameters"]
+    about_model = f"{initial.config.kind}: {trainable} trainable parameters"
+    messages = [*initial.messages, *about_reading, about_model]
     initial = dataclasses.replace(initial, messages=messages)
     source = settings.load or settings.checkpoint
     use_fp16 = settings.amp or bool(overrides.get("use_fp16"))
@@ -154,13 +162,15 @@ def _reading(
     overrides: Overrides,
     loaded: SegmentationConfig | None,
     pretrained: Trained[ModelConfig] | None,
-) -> ReadingConfig:
-    """How to read images: as --load or --checkpoint did, or else to suit the images."""
+) -> tuple[ReadingConfig, list[str]]:
+    """How to read images: as --load or --checkpoint did, or else to suit the images.
+
+    :return: also lines for the log.
+    """
     if loaded is not None:
-        return from_flags(ReadingConfig, overrides, loaded.reading)
+        return from_flags(ReadingConfig, overrides, loaded.reading), []
     if pretrained is not None:
-        reading = dataclasses.replace(pretrained.reading, resize="pad")
-        return from_flags(ReadingConfig, overrides, reading)
+        return reading_of_pairs(pretrained.reading, overrides)
     paths = [image for _, image, _ in pair_files(*train_dirs)]
     suited: dict[str, Any] = {"resize": "pad"}
     if "in_channels" not in overrides:
@@ -169,7 +179,7 @@ def _reading(
         sizes = np.array([read_image(path, 1).shape for path in paths])
         sides = np.ceil(settings.scale * sizes.max(axis=0) / _MULTIPLE).astype(int) * _MULTIPLE
         suited["image_size"] = tuple(sides.tolist())
-    return from_flags(ReadingConfig, {**suited, **overrides})
+    return from_flags(ReadingConfig, {**suited, **overrides}), []
 
 
 def _smp(

@@ -12,12 +12,18 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags, make_parser
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig
-from guided_diffusion.segmentation.training.job import Folders, read_data, start_run
+from guided_diffusion.segmentation.training.job import (
+    Folders,
+    read_data,
+    reading_of_pairs,
+    start_run,
+)
 from guided_diffusion.segmentation.training.layers import freeze, parameter_groups
 from guided_diffusion.segmentation.training.learning import FinetuneConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 from guided_diffusion.segmentation.training.noised_input import NoisedInput, parse_range
 from guided_diffusion.training.run import TrainConfig
+from guided_diffusion.unet import LoadReport
 
 # flags of pretraining that users may pass along, and that have no effect here
 _NO_EFFECT = sorted(
@@ -51,12 +57,15 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     )
     settings = settings.with_default_lr(pretrained.model.num_channels)
     flags = {k: v for k, v in overrides.items() if k != "in_channels"}  # the network's is fixed
-    padded = dataclasses.replace(pretrained.reading, resize="pad")
-    reading = from_flags(ReadingConfig, flags, padded)
+    reading, about_reading = reading_of_pairs(pretrained.reading, flags)
     data = read_data(settings, folders, reading)
     initial = _initial_network(settings, pretrained, reading, data.categories)
     ignored = [name for name in _NO_EFFECT if name in overrides]
-    messages = [*initial.messages, *(f"--{n} is for pretraining and ignored here" for n in ignored)]
+    messages = [
+        *initial.messages,
+        *about_reading,
+        *(f"--{n} is for pretraining and ignored here" for n in ignored),
+    ]
     initial = dataclasses.replace(initial, messages=messages)
     return start_run(initial, settings, data, pretrained.path, bool(overrides.get("use_fp16")))
 
@@ -84,10 +93,12 @@ def _initial_network(
         groups, fresh = None, list(model.state_dict())
     else:
         try:
-            report = model.load_pretrained(pretrained.weights)
+            weights, message = pretrained.without_classes()
+            report = model.load_pretrained(weights)
         except ValueError as error:
             raise UserError(f"{pretrained.path}: {error}") from error
-        messages, fresh = [f"{pretrained.path}: {report}"], report.fresh
+        _check_loaded(pretrained.path, report, settings.depth)
+        messages, fresh = [m for m in (message, f"{pretrained.path}: {report}") if m], report.fresh
         groups = parameter_groups(model, settings.layer_decay, report.fresh, settings.head_lr_scale)
     messages.append(f"learning rate {settings.lr:.3g}")
     frozen = freeze(model, settings.unfreeze_encoder, settings.unfreeze_decoder)
@@ -99,6 +110,18 @@ def _initial_network(
             " --unfreeze_encoder or --unfreeze_decoder, or leave out --depth or --random_init"
         )
     return InitialNetwork(model, config, groups, noised_input, messages)
+
+
+def _check_loaded(path: str, report: LoadReport, depth: int) -> None:
+    """:raises UserError: if more starts from random weights than the task and --depth make new."""
+    new = ("out.2.", *(("middle_block.", "output_blocks.0.") if depth else ()))
+    if missing := [name for name in report.fresh if not name.startswith(new)]:
+        raise UserError(
+            f"{path} does not fit the network that its config.json or the flags describe:"
+            f" {len(missing)} of {len(report.fresh) + len(report.loaded)} tensors, such as"
+            f" {missing[0]}, would start from random weights. Name an unconditional checkpoint with"
+            " the config.json of its own run"
+        )
 
 
 def _noised_input(settings: FinetuneConfig, diffusion: DiffusionConfig) -> NoisedInput | None:

@@ -10,7 +10,7 @@ import torch as th
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import Category, ClassTable, resolve_categories
 from guided_diffusion.segmentation.model_file import swaps_of_training
@@ -78,6 +78,26 @@ class Folders:
 def split_names(text: str) -> list[str]:
     """The names in a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def reading_of_pairs(
+    pretrained: ReadingConfig, overrides: Overrides
+) -> tuple[ReadingConfig, list[str]]:
+    """How radiographs and masks are read, by default as in pretraining but for a crop.
+
+    A crop would remove parts that carry labels and leave them without a prediction, so images are
+    padded instead.
+
+    :return: also lines for the log.
+    """
+    default = "pad" if pretrained.resize == "crop" else pretrained.resize
+    reading = from_flags(ReadingConfig, overrides, dataclasses.replace(pretrained, resize=default))
+    messages = []
+    if reading.resize != pretrained.resize:
+        messages.append(f"--resize {reading.resize}; the pretraining read with {pretrained.resize}")
+    if reading.resize == "crop":
+        messages.append("--resize crop: what it cuts off is neither learnt nor predicted")
+    return reading, messages
 
 
 def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig) -> TrainingData:

@@ -286,6 +286,8 @@ def prepare(overrides: Overrides) -> MaskTraining:
     val = load_labelled(*folders.val, run.reading, rule) if folders.val else None
     logger.log(f"{len(train)} training images, {len(val or ())} for validation")
     logger.log(describe_classes(categories))
+    if run.init and (before := run.init.reading.resize) != run.reading.resize:
+        logger.log(f"--resize {run.reading.resize}; the pretraining read with {before}")
     config = dataclasses.replace(
         describe(run.model, run.diffusion, run.reading, categories),
         flip_swaps=swaps_of_training(settings.flip, settings.flip_swap),

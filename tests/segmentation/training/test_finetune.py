@@ -14,6 +14,7 @@ from golden_util import fill_parameters
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig, normalize
+from guided_diffusion.runtime import checkpoint
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training.augment import Augmentation
@@ -124,6 +125,19 @@ def test_a_checkpoint_without_config_needs_what_shapes_cannot_determine(
     assert "--num_res_blocks 2 contradicts" in wrong.err
 
 
+def test_weights_that_do_not_fit_their_config_are_refused(script, pretrained, split):
+    """Such as config.json of another run: nothing but the new layers starts from random weights."""
+    weights = th.load(pretrained, weights_only=True)
+    colour = {**weights, "input_blocks.0.0.weight": th.zeros(32, 3, 3, 3)}
+    lacking = {k: v for k, v in weights.items() if not k.startswith("time_embed.0")}
+    for wrong, name in ((colour, "input_blocks.0.0.weight"), (lacking, "time_embed.0.weight")):
+        th.save(wrong, pretrained)
+        ended = script("finetune.py", pretrained, *folders(split), "--depth", 1)
+        assert ended.code == 2
+        assert f"{name}, would start from random weights" in ended.err
+        assert ended.err.count("\n") == 1
+
+
 def test_depth_random_init_and_frozen_parts(script, pretrained, split, tmp_path):
     argv = [pretrained, *folders(split), "--epochs", 1]
     ended = script("finetune.py", *argv, "--depth", 1, "--weights_save", "d.pth")
@@ -151,6 +165,29 @@ def test_depth_random_init_and_frozen_parts(script, pretrained, split, tmp_path)
     assert "random weights" in ended.out
     start = weights("r.pth")["time_embed.0.weight"]
     assert (start - donor["time_embed.0.weight"]).norm() > 0.5 * start.norm()
+
+
+@pytest.mark.parametrize(
+    ("before", "flags", "after", "said"),
+    [
+        ("crop", "", "pad", "--resize pad; the pretraining read with crop"),
+        ("pad", "", "pad", ""),
+        ("squash", "", "squash", ""),
+        ("squash", "--resize pad", "pad", "--resize pad; the pretraining read with squash"),
+        ("crop", "--resize crop", "crop", "what it cuts off is neither learnt nor predicted"),
+    ],
+)
+def test_masks_are_not_cropped_unless_asked_for(
+    script, pretrained, split, before, flags, after, said
+):
+    stored = checkpoint.read_config(str(pretrained))
+    stored["reading"]["resize"] = before
+    checkpoint.write_config(str(pretrained.parent), stored)
+    ended = script("finetune.py", pretrained, *folders(split), "--epochs", 1, *flags.split())
+    assert ended.code == 0, ended.err
+    assert load_model("segm.pth")[1].reading.resize == after
+    assert said in ended.out
+    assert bool(said) == ("--resize" in ended.out)
 
 
 def test_native_size_runs_and_is_predicted_so(script, pretrained, split, tmp_path):
