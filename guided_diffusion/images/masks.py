@@ -25,6 +25,10 @@ LOSSLESS_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 _CONVERT = "onvert it with tools/prepare_data.py --action validate --fix-issues."
 BLACK_AND_WHITE = f"A black-and-white mask? C{_CONVERT}"
 BINARY = f"A black-and-white mask? Pass --binary True, or c{_CONVERT}"  # of commands that have it
+_SCALED = (
+    "Grey levels for display? Convert them to indices with tools/rgb2tif.py and a class table that"
+    " lists them as colours."
+)
 NEAR = 48  # grey levels of 255 from black or white that still count as black or white
 GREY_EDGES = 0.4  # share of a blurred black-and-white mask that may be grey
 # Share of the noise of lossy files and of grey edges that may lie in 2 x 2 blocks of one value.
@@ -197,15 +201,22 @@ def count_classes(values: Iterable[int], flag: str) -> int:
     """
     seen = sorted({int(value) for value in values} - {IGNORE})
     highest = max(seen, default=0)
-    absent = highest + 1 - len({0, *seen})
-    if absent > len({*seen} - {0}):
+    if has_gaps(seen):
+        advice = BINARY if len({0, *seen}) == 2 else _SCALED
+        absent = highest + 1 - len({0, *seen})
         shown = ", ".join(map(str, seen[:12])) + (", ..." if seen[12:] else "")
         raise UserError(
             f"the masks hold the values {{{shown}}}, which would be {highest + 1} classes, {absent}"
-            f" of them in no mask. {BINARY} If they are class indices, pass"
+            f" of them in no mask. {advice} If they are class indices, pass"
             f" {flag} {highest + 1}"
         )
     return max(2, highest + 1)
+
+
+def has_gaps(values: Iterable[int]) -> bool:
+    """Whether most values from 1 to the highest are missing, so that they are hardly indices."""
+    classes = {*values} - {0, IGNORE}
+    return max(classes, default=0) > 2 * len(classes)
 
 
 def check_sizes(mask_path: str, mask: np.ndarray, path: str, image: np.ndarray) -> None:
@@ -258,6 +269,8 @@ def _advice(values: np.ndarray, lossy: str, top: int | None) -> str:
         return _lossy_advice(lossy) if white is None else ""
     if len(distinct) <= 2 and top is not None:
         return ""
+    if len(distinct) > 2 and has_gaps(distinct.tolist()):
+        return _SCALED
     if distinct[-1] == IGNORE and (top is None or distinct[-2] < top):
         return f"If {IGNORE} marks pixels to ignore, pass --ignore_index {IGNORE}."
     return "Correct the number of classes or the mask."

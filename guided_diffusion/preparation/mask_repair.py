@@ -12,6 +12,7 @@ from guided_diffusion.images.masks import (
     NEAR,
     MaskRule,
     black_and_white,
+    has_gaps,
     in_block,
     list_values,
     mask_values,
@@ -75,6 +76,10 @@ class SetValues:
         all_white = max(levels, default=0) > 0 and (drawings or single)
         return cls(frozenset(levels), frozenset(drawn), mixed, all_white)
 
+    def has_gaps(self, rule: MaskRule) -> bool:
+        """Whether the values are hardly class indices, though nothing says which there may be."""
+        return rule.classes is None and has_gaps(self.levels)
+
     def is_white(self, value: int, rule: MaskRule) -> bool:
         """Whether a mask that holds only 0 and this value is surely drawn in black and white."""
         if value in (255, 65535):
@@ -113,6 +118,9 @@ def examine_mask(
     if len(distinct) == 2 and distinct[0] == 0 and whole.is_white(int(distinct[-1]), rule):
         faults.append(("black-and-white mask", f"holds the values {shown}"))
         repaired = np.where(ignored, values, labelled > 0)
+    elif not lossy and white is None and distinct[-1] < 256 and whole.has_gaps(rule):
+        text = f"holds the values {shown}: grey levels for display? See tools/rgb2tif.py"
+        return values.astype(np.uint8), [MaskFault("values with gaps", text)]
     elif (
         distinct[-1] == 255
         and not lossy

@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[bool, str]] = {
     "value out of range": (True, "leaves the pair out"),
     "black-and-white mask": (True, "makes white class 1"),
     "undeclared 255": (True, ""),
+    "values with gaps": (True, ""),
     "colour mask": (True, "turns colours into classes, see tools/rgb2tif.py"),
     "blurred mask": (False, "gives stray pixels the class of their neighbours"),
     "thin or stray values": (False, ""),

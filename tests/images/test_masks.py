@@ -281,5 +281,13 @@ def test_classes_are_counted(values, classes):
 
 @pytest.mark.parametrize("values", [[0, 128], [0, 85, 170], [0, 5], [0, 50, 100, 150, 200]])
 def test_values_with_gaps_are_no_class_indices(values):
-    with pytest.raises(UserError, match=f"pass --out_channels {max(values) + 1}"):
+    remedy = "--binary" if len(values) == 2 else r"tools/rgb2tif\.py"
+    with pytest.raises(UserError, match=f"{remedy}.* pass --out_channels {max(values) + 1}"):
         count_classes(values, "--out_channels")
+
+
+def test_grey_levels_for_display_are_told_from_an_ignore_label(save):
+    path = save("a.png", np.choose(MASK % 4, [0, 85, 170, 255]).astype(np.uint8))
+    for rule in (MaskRule(4), MaskRule()):
+        with pytest.raises(ImageError, match=r"255.* tools/rgb2tif\.py and a class table"):
+            rule.read(path)

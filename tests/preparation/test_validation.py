@@ -21,7 +21,8 @@ from guided_diffusion.segmentation.visuals.render import palette
 
 TABLE = load_categories()
 # those that are planted together; beside 255 as "ignore", white would not be sure to be white
-PLANTED = [kind for kind in KINDS if kind not in ("undeclared 255", "thin or stray values")]
+APART = ("undeclared 255", "values with gaps", "thin or stray values")
+PLANTED = [kind for kind in KINDS if kind not in APART]
 
 
 def black_and_white(mask):
@@ -351,6 +352,14 @@ class TestNothingIsGuessed:
         assert "--binary" in {advice["flag"] for advice in facts["recommended"]}
         _fix(prepare, source, tmp_path / "out")
         assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r0.png", 2), truth)
+
+    def test_grey_levels_for_display_are_kept(self, prepare, tmp_path):
+        mask = np.choose(np.arange(1600).reshape(40, 40) // 400, [0, 85, 170, 255]).astype(np.uint8)
+        source = _labelled(tmp_path / "in", [mask, mask.T.copy()])
+        code, out = _fix(prepare, source, tmp_path / "out")
+        assert code == 1
+        assert "2  values with gaps" in out
+        assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r1.png"), mask.T)
 
     def test_a_class_in_faulty_masks_only_is_named(self, prepare, tmp_path):
         bad = _bordered()
