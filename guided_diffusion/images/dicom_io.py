@@ -21,6 +21,7 @@ _PIXEL_KEYS = {
     "FloatPixelData": "Float",
     "DoubleFloatPixelData": "DoubleFloat",
 }
+_LOSSY_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _INSTALL_DECODERS = "install more decoders: pip install '.[dicom]' in the checkout"
@@ -41,16 +42,32 @@ def read_dicom(content: bytes, max_pixels: int) -> DecodedImage:
     if stored.ndim == 3:
         return DecodedImage(stored, limits)
     values, limits = modality_values(dataset, stored, limits)
+    return DecodedImage(values, limits, _is_inverted(dataset), own_window(dataset), padding)
+
+
+def _is_inverted(dataset: pydicom.Dataset) -> bool:
+    """Whether low values are shown bright."""
     # INVERSE belongs to MONOCHROME1, and says the same; alone it inverts as well
     shape = str(value_of(dataset, "PresentationLUTShape") or "").strip().upper()
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
-    return DecodedImage(values, limits, inverted, own_window(dataset), padding)
+    return dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
 
 
-def read_dicom_stored(content: bytes, max_pixels: int) -> np.ndarray:
-    """The stored values [H x W] or [H x W x 3] as they are, for index masks."""
+def read_dicom_mask(content: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
+    """The stored values [H x W] or [H x W x 3] as they are, and the lossy compression or ""."""
     dataset = parse(content, max_pixels)
-    return _stored(dataset, _raw(dataset, max_pixels))
+    values = _stored(dataset, _raw(dataset, max_pixels))
+    if _is_inverted(dataset) and set(np.unique(values).tolist()) in (
+        {0, 255},
+        {0, 4095},
+        {0, 65535},
+    ):
+        raise Undecodable(
+            "it is a black-and-white mask shown inverted (MONOCHROME1), so that its foreground is"
+            " unclear; export it as MONOCHROME2 or PNG"
+        )
+    lossy = str(value_of(dataset, "LossyImageCompression") or "") == "01"
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return values, "lossy DICOM" if lossy or syntax in _LOSSY_SYNTAXES else ""
 
 
 def read_dicom_bits(content: bytes, max_pixels: int) -> int:

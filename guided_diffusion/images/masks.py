@@ -284,7 +284,7 @@ def _decode_values(path: str) -> tuple[np.ndarray, str]:
     """A file's values as stored, [H x W] or [H x W x 3], and its lossy compression or ""."""
     picture = open_image(path)
     if isinstance(picture, bytes):
-        return dicom_io.read_dicom_stored(picture, MAX_PIXELS), ""
+        return dicom_io.read_dicom_mask(picture, MAX_PIXELS)
     lossy = str(picture.info.get("lossy", ""))
     if lossy:
         return np.asarray(picture.convert("L")), lossy

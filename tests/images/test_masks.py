@@ -202,6 +202,12 @@ class TestPolarity:
         with pytest.raises(ImageError, match=r"\{0, 255\}.*black-and-white"):
             read_mask(save("w.png", white_first), 2)
 
+    def test_inverted_dicom_is_refused_where_it_matters(self, dicom):
+        inverted = {"PhotometricInterpretation": "MONOCHROME1"}
+        with pytest.raises(ImageError, match="foreground is unclear"):
+            MaskRule(2, binary=True).read(dicom(_discs().astype(np.uint8) * 255, **inverted))
+        assert np.array_equal(read_mask(dicom(MASK, **inverted), 7), MASK)
+
     def test_dark_greys_of_optimised_palettes_are_values(self, save):
         picture = Image.fromarray(np.searchsorted([0, 3, 6], MASK // 3 * 3).astype(np.uint8))
         picture = picture.convert("P")
@@ -234,12 +240,13 @@ class TestStoredValues:
         mask = MASK % min(2**bits, 16)
         assert np.array_equal(read_mask(_grey_png(tmp_path / "a.png", mask, bits), 7), mask)
 
-    def test_lossy_files_are_no_class_indices(self, save):
+    def test_lossy_files_are_no_class_indices(self, save, dicom):
         classes = np.kron(MASK % 3, np.ones((9, 9), np.uint8))
         for path in (
             save("a.jpg", classes, quality=95),
             save("a.webp", Image.fromarray(classes), quality=80, lossless=False),
             save("a.tif", Image.fromarray(classes), compression="jpeg"),
+            dicom(classes, LossyImageCompression="01"),
         ):
             with pytest.raises(ImageError, match="alters values; save masks as PNG or TIFF"):
                 read_mask(path, 7)
