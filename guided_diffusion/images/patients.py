@@ -84,13 +84,28 @@ def merge(groups: Sequence[int], pairs: Iterable[tuple[int, int]]) -> list[int]:
     return [first.setdefault(labels[group], group) for group in groups]
 
 
-def shared_patients(one: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> str:
+def films_of(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Names for `find_patients`, below the folder that the files have in common, and the paths."""
+    folders = [path.replace(os.sep, "/").split("/")[:-1] for path in paths]
+    depths = (i for i, parts in enumerate(zip(*folders)) if len(set(parts)) > 1)
+    depth = next(depths, min(map(len, folders)))
+    stems = [os.path.splitext(path.replace(os.sep, "/"))[0] for path in paths]
+    return [("/".join(stem.split("/")[depth:]), path) for stem, path in zip(stems, paths)]
+
+
+def shared_patients(
+    one: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]], digests: Sequence[str] = ()
+) -> str:
     """Images of one patient on both sides, as a sentence; "" if none are known.
 
     :param one: names and paths of the images of one side.
+    :param digests: of the pixels of all images, if known: copies count as well.
     """
     names, paths = zip(*one, *other)
-    films = [*zip(find_patients(names, paths).groups, paths)]
+    first: dict[str, int] = {}
+    copies = [(n, first.setdefault(digest, n)) for n, digest in enumerate(digests)]
+    groups = merge(find_patients(names, paths).groups, copies)
+    films = [*zip(groups, paths)]
     return shared_groups(films[: len(one)], films[len(one) :])
 
 
@@ -136,7 +151,8 @@ def _name_keys(names: Sequence[str]) -> tuple[list[str], bool]:
     rest = [number for number, key in enumerate(keys) if not key]
     for rule, fewest in ((_folder, _FEWEST_WORDS), (_identifier, 2), (_word, _FEWEST_WORDS)):
         found = {number: rule(plain[number]) for number in rest}
-        sizes = Counter(filter(None, found.values()))
+        # two sides may each count from 1: equal names alone tell nothing
+        sizes = Counter(key for _, key in {(names[n], key) for n, key in found.items() if key})
         if len(sizes) >= fewest and 1 < max(sizes.values()) <= _MOST_IMAGES:
             for number, key in found.items():
                 keys[number] = key and f"{rule.__name__} {key}"

@@ -9,7 +9,7 @@ from guided_diffusion.preparation import layouts, overview
 from guided_diffusion.preparation.analysis import analyze
 from guided_diffusion.preparation.layouts import Item, require_new_folder
 from guided_diffusion.preparation.mask_repair import SetValues
-from guided_diffusion.preparation.organize import keep, place, write_split
+from guided_diffusion.preparation.organize import by_patient, keep, leaks, place, write_split
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import MaskReading, fault_table, validate
@@ -140,6 +140,8 @@ def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpa
     print(f"{len(items)} images checked, {len(report.faults)} faults")
     if num_classes is None and any(item.mask for item in items):
         print("the number of classes is unknown: give --num-classes to check the values of masks")
+    for line in leaks(by_patient(items)):
+        print(line)
     if report.faults:
         print(fault_table(report.faults))
     left = report.faults

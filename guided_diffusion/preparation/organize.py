@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guided_diffusion.images.duplicates import Fingerprint, find_duplicates, fingerprint
+from guided_diffusion.images.duplicates import find_duplicates, fingerprint
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, open_file
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import black_and_white, mask_values
@@ -57,6 +57,12 @@ def keep(items: Sequence[Item]) -> tuple[list[Placed], list[str]]:
     return placed, leaks(placed)
 
 
+def by_patient(items: Sequence[Item]) -> list[Placed]:
+    """The items in the split that they have, with their patients for groups."""
+    patients = find_patients([item.stem for item in items], [item.image for item in items])
+    return [Placed(item, item.split, str(g)) for item, g in zip(items, patients.groups)]
+
+
 def leaks(placed: Sequence[Placed]) -> list[str]:
     """A line for each two splits that have a group in common."""
     lines = []
@@ -82,7 +88,7 @@ def group_images(items: Sequence[Item], rule: str) -> tuple[list[str], list[str]
         if len(set(groups)) == 1:  # of one patient, so nothing can be kept apart
             groups = list(range(len(items)))
             notes = [f"warning: all images seem to be of one patient, on both sides; {notes[0]}"]
-    prints = [_fingerprint(item) for item in track(items, "comparing")]
+    prints = [fingerprint(read_image(item.image)) for item in track(items, "comparing")]
     found = list(find_duplicates(prints))
     for exact, kind in ((True, "the same pixels as"), (False, "almost the same pixels as")):
         pairs = [(later, first) for later, first, same in found if same == exact]
@@ -94,13 +100,6 @@ def group_images(items: Sequence[Item], rule: str) -> tuple[list[str], list[str]
             later, earlier = (items[number].image for number in pairs[0])
             notes.append(f"{later} has {kind} {earlier}, {len(pairs)} in all: kept together")
     return [names[group] for group in groups], notes
-
-
-def _fingerprint(item: Item) -> Fingerprint:
-    try:
-        return fingerprint(read_image(item.image))
-    except ImageError as error:
-        raise UserError(f"{error}; see --action validate") from error
 
 
 def _by_rule(items: Sequence[Item], rule: str) -> list[str]:

@@ -8,8 +8,10 @@ from typing import Any
 import torch as th
 import torch.nn.functional as F
 
-from guided_diffusion import logger
+from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
+from guided_diffusion.images.files import list_images
+from guided_diffusion.images.patients import films_of, shared_patients
 from guided_diffusion.networks.config import ClassifierConfig
 from guided_diffusion.runtime.flags import Overrides, flag
 from guided_diffusion.train_util import TrainLoop
@@ -50,8 +52,15 @@ def train(overrides: Overrides) -> int:
     validation = None
     if run.train.val_data_dir:
         validation = partial(run.batches, data_dir=run.train.val_data_dir)
+        if shared := dist_util.is_main() and _shared(run.train):
+            logger.log(f"warning: the held-out images are not independent: {shared}")
     loop = run.loop(ClassifierLoop, run.build(), run.batches, validation=validation)
     return run_training(loop, run)
+
+
+def _shared(train: ClassifierTrainConfig) -> str:
+    one, other = (films_of(list_images(path)) for path in (train.data_dir, train.val_data_dir))
+    return shared_patients(one, other)
 
 
 class ClassifierLoop(TrainLoop):

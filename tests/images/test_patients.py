@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from guided_diffusion.images.patients import find_patients, merge, shared_patients
+from guided_diffusion.images.patients import films_of, find_patients, merge, shared_patients
 
 ONE_AND_ONE = [
     "patient_01_left patient_01_right patient_02",
@@ -77,7 +77,7 @@ def test_dicom_files(dicom):
     for ids in ("AAA", ["ANONYMOUS", "0000", ""], [None, None, None]):
         assert find_patients(names, paths(ids, ["1.2", "1.3", "1.4"])).groups == [0, 1, 0]
     assert find_patients(["x", "y", "z"], paths("000", ["1.2", "1.3", "1.2"])).groups == [0, 1, 0]
-    (damaged := paths("AAB", ["1", "2", "3"]))
+    damaged = paths("AAB", ["1", "2", "3"])
     with open(damaged[0], "wb") as file:
         file.write(b"nothing")
     assert find_patients(names, damaged).groups == [0, 1, 0]
@@ -90,6 +90,15 @@ def test_both_sides():
     assert "T/p1_a.png and V/p1_b.png" in said
     assert "1 more pairs" in said
     assert shared_patients(one[:1], [("p1_b", "V/p1_b.png")])
+    assert shared_patients(one[:1], [("p3_b", "V/p3_b.png")], ["digest", "digest"])
+
+
+def test_names_begin_below_the_common_folder():
+    assert films_of(["/p1/x/a.png", "/p1/x/y/b.dcm"]) == [
+        ("a", "/p1/x/a.png"),
+        ("y/b", "/p1/x/y/b.dcm"),
+    ]
+    assert films_of(["gs://p1/a.b.png"]) == [("a.b", "gs://p1/a.b.png")]
 
 
 def test_merge():

@@ -165,6 +165,8 @@ def test_doubt_and_leaks_are_said(prepare, tmp_path):
     assert "--group" in said
     for split, side in (("train", "a"), ("val", "b"), ("test", "c")):
         write_films(tmp_path / "split" / split, [f"p{i}_{side}" for i in range(4)], ord(side))
+    _, said, _ = prepare("--action", "validate", "--source-dir", tmp_path / "split")
+    assert said.count("not independent") == 3
     for flags, pairs in (((), 3), (("--train-split", 0.5), 2)):
         out = tmp_path / f"out{pairs}"
         _, said = organize(prepare, tmp_path / "split", out, *flags)

@@ -10,7 +10,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -24,6 +24,7 @@ from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule
+from guided_diffusion.images.patients import find_patients, shared_patients
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json, writing
@@ -117,10 +118,24 @@ def draw(names: Sequence[str], k: int, seed: int) -> list[str]:
     return [names[i] for i in generator.permutation(len(names))[:k]]
 
 
-def split_folds(names: Sequence[str], folds: int) -> list[list[str]]:
-    """Divide the names into `folds` parts whose sizes differ by at most one."""
-    order = np.random.default_rng(rng.derive_seed(0, "folds")).permutation(len(names))
-    return [sorted(names[i] for i in order[fold::folds]) for fold in range(folds)]
+def split_folds(
+    names: Sequence[str], folds: int, patients: Sequence[Hashable] = ()
+) -> list[list[str]]:
+    """Divide the names into `folds` parts, of which no two have a patient in common.
+
+    :param patients: of the names; () if each is one of its own, so that sizes differ by at most 1.
+    :raises UserError: for fewer patients than folds.
+    """
+    members: dict[Hashable, list[str]] = {}
+    for name, patient in zip(names, patients or names):
+        members.setdefault(patient, []).append(name)
+    if len(members) < folds:
+        raise UserError(f"--folds {folds}: the images are of {len(members)} patients")
+    groups = [*members.values()]
+    parts: list[list[str]] = [[] for _ in range(folds)]
+    for number in np.random.default_rng(rng.derive_seed(0, "folds")).permutation(len(groups)):
+        min(parts, key=len).extend(groups[number])
+    return [sorted(part) for part in parts]
 
 
 def label_efficiency(
@@ -188,8 +203,10 @@ class LabelEfficiency:
             settings.binary,
             settings.ignore_index,
         )
-        self.parts = split_folds(self.train.names, settings.folds) if settings.folds else []
+        self.parts = self._split() if settings.folds else []
         self.tests = [_pairs(*test)] if test else self._copy_folds()
+        if test and (shared := shared_patients(_films(self.train), _films(self.tests[0]))):
+            print(f"warning: scores on TEST will be too high: {shared}")
         most = len(self.train.names) - max(map(len, self.parts), default=0)
         if max(self.numbers) > most:
             raise UserError(f"--k {max(self.numbers)}: there are {most} images to draw from")
@@ -213,6 +230,11 @@ class LabelEfficiency:
             raise UserError(f"--steps {settings.steps}: must be at least 1")
         if not settings.checkpoint:
             raise UserError("--checkpoint is missing: name the pretrained network")
+
+    def _split(self) -> list[list[str]]:
+        patients = find_patients(*zip(*_films(self.train)))
+        print(patients.said)
+        return split_folds(self.train.names, self.settings.folds, patients.groups)
 
     def _copy_folds(self) -> list[Pairs]:
         """Copy each fold to folders of its own, so that commands can name them."""
@@ -418,6 +440,10 @@ class LabelEfficiency:
 
 def _pairs(images: str, masks: str) -> Pairs:
     return Pairs(images, masks, tuple(name for name, *_ in pair_files(images, masks)))
+
+
+def _films(pairs: Pairs) -> list[tuple[str, str]]:
+    return [(name, image) for name, image, _ in pair_files(pairs.images, pairs.masks)]
 
 
 def _plain(value: float) -> float | None:

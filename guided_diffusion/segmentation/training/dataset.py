@@ -100,7 +100,8 @@ class TrainingData:
     """The images of a run.
 
     categories: the classes of all masks. val: to validate on, if any. synthetic: further pairs to
-    train on. unlabelled: radiographs without masks, see `consistency.load_unlabelled`.
+    train on. unlabelled: radiographs without masks, see `consistency.load_unlabelled`. shared: a
+    warning of patients that train and val have in common.
     """
 
     categories: ClassTable
@@ -108,6 +109,7 @@ class TrainingData:
     val: LabelledImages | None = None
     synthetic: LabelledImages | None = None
     unlabelled: LabelledImages | None = None
+    shared: str = ""
 
 
 def load_labelled(

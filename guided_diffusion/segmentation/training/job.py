@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch as th
 
 from guided_diffusion import dist_util, logger
+from guided_diffusion.images.duplicates import fingerprint
+from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
@@ -19,6 +22,7 @@ from guided_diffusion.segmentation.training.consistency import load_unlabelled
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
     TrainingData,
+    choose_pairs,
     count_classes,
     load_labelled,
 )
@@ -115,7 +119,24 @@ def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig
         synthetic = load_labelled(image_dir, mask_dir, reading, rule)
     if settings.unlabeled_dir:
         unlabelled = load_unlabelled(settings.unlabeled_dir, reading)
-    return TrainingData(categories, train, val, synthetic, unlabelled)
+    shared = shared_with_validation(folders, names, train, val)
+    return TrainingData(categories, train, val, synthetic, unlabelled, shared)
+
+
+def shared_with_validation(
+    folders: Folders, names: Sequence[str], train: LabelledImages, val: LabelledImages | None
+) -> str:
+    """Images of one patient, or the same, in TRAIN and VAL, as a warning; "" if none are known.
+
+    :param names: of the images of TRAIN that count; () for all.
+    """
+    if folders.val is None or val is None:
+        return ""
+    pairs = choose_pairs(pair_files(*folders.train), names), pair_files(*folders.val)
+    one, other = ([(name, image) for name, image, _ in side] for side in pairs)
+    digests = [fingerprint(image).digest for image in (*train.images, *val.images)]
+    shared = shared_patients(one, other, digests)
+    return shared and f"warning: scores on VAL will be too high: {shared}"
 
 
 def start_run(
@@ -171,6 +192,8 @@ def _log_data(data: TrainingData) -> None:
     for kind, images in (("synthetic", data.synthetic), ("unlabelled", data.unlabelled)):
         if images is not None:
             logger.log(f"{len(images)} {kind} images")
+    if data.shared:
+        logger.log(data.shared)
     logger.log(describe_classes(data.categories))
     train = data.train if data.synthetic is None else data.train.join(data.synthetic)
     if absent := _absent(train, data.categories):

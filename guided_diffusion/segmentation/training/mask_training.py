@@ -40,7 +40,12 @@ from guided_diffusion.segmentation.training.dataset import (
     load_labelled,
     training_batches,
 )
-from guided_diffusion.segmentation.training.job import Folders, describe_classes, split_names
+from guided_diffusion.segmentation.training.job import (
+    Folders,
+    describe_classes,
+    shared_with_validation,
+    split_names,
+)
 from guided_diffusion.segmentation.training.mask_process import write_process
 from guided_diffusion.segmentation.visuals.render import comparison
 from guided_diffusion.train_util import TrainLoop
@@ -285,6 +290,8 @@ def prepare(overrides: Overrides) -> MaskTraining:
     train = load_labelled(*folders.train, run.reading, rule, names)
     val = load_labelled(*folders.val, run.reading, rule) if folders.val else None
     logger.log(f"{len(train)} training images, {len(val or ())} for validation")
+    if shared := shared_with_validation(folders, names, train, val):
+        logger.log(shared)
     logger.log(describe_classes(categories))
     if run.init and (before := run.init.reading.resize) != run.reading.resize:
         logger.log(f"--resize {run.reading.resize}; the pretraining read with {before}")

@@ -54,6 +54,26 @@ def test_folds_share_out_the_images():
     assert {len(fold) for fold in folds} == {2, 3}
 
 
+def test_folds_share_no_patient():
+    patients = [number // 3 for number in range(12)]
+    folds = split_folds(NAMES, 3, patients)
+    assert sorted(name for fold in folds for name in fold) == sorted(NAMES)
+    for patient in range(4):
+        films = {name for name, p in zip(NAMES, patients) if p == patient}
+        assert sum(bool(films & set(fold)) for fold in folds) == 1
+    with pytest.raises(UserError, match="of 4 patients"):
+        split_folds(NAMES, 5, patients)
+
+
+def test_patients_on_both_sides_are_said(compare, tmp_path):
+    for part, side in (("TRAIN", "l"), ("TEST", "r")):
+        for path in sorted((tmp_path / part).rglob("*.png")):
+            path.rename(path.with_name(f"patient_{path.stem}_{side}.png"))
+    ended = compare("--methods", "quick", "--k", 1, "--seeds", 0)
+    assert ended.code == 0, ended.err
+    assert "scores on TEST will be too high" in ended.out
+
+
 def test_methods_are_scripts_and_flags():
     recipe, smp, own = parse_methods("recipe, smp,own", ["own: --lr 1e-2 --loss 'ce'"])
     assert (recipe.script, recipe.flags) == ("finetune.py", ())

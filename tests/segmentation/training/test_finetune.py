@@ -424,3 +424,22 @@ class TestData:
         script("finetune.py", pretrained, *folders(split), "--epochs", 1)
         _, _, values = load_model(str(tmp_path / "segm.pth"))
         json.dumps(values["best"])
+
+
+@pytest.mark.parametrize("how", ["same patients", "same files"])
+def test_patients_in_both_train_and_val_are_said(script, pretrained, split, tmp_path, how):
+    log = tmp_path / "segm_logs" / "log.txt"
+    run = [*folders(split), "--epochs", 1, "--weights_save", tmp_path / "segm.pth"]
+    assert script("finetune.py", pretrained, *run).code == 0
+    assert "too high" not in log.read_text()
+    if how == "same files":
+        for kind in ("IMG", "MASK"):
+            shutil.copy(split / "TRAIN" / kind / "r0.png", split / "VAL" / kind / "r1.png")
+    else:
+        for path in sorted(split.rglob("*.png")):
+            path.rename(path.with_name(f"{path.stem.replace('r', '000')}_{path.parts[-3][0]}.png"))
+    run[-1] = tmp_path / "other.pth"
+    ended = script("finetune.py", pretrained, *run)
+    assert ended.code == 0, ended.err
+    assert "warning: scores on VAL will be too high" in ended.out + ended.err
+    assert "TRAIN/IMG" in ended.out + ended.err
