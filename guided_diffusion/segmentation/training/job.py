@@ -111,7 +111,8 @@ def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig
     )
     check_flips(categories, settings.flip, settings.flip_swap)
     rule = categories.mask_rule(settings.binary)
-    train = load_labelled(*folders.train, reading, rule, split_names(settings.train_names))
+    names = split_names(settings.train_names)
+    train = load_labelled(*folders.train, reading, rule, names)
     val = load_labelled(*folders.val, reading, rule) if folders.val else None
     synthetic = unlabelled = None
     if settings.synthetic_dir:
