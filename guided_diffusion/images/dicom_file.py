@@ -69,7 +69,8 @@ def parse(content: bytes, max_pixels: int) -> pydicom.Dataset:
 def _transfer_syntax(named: str, body: bytes, max_pixels: int) -> uid.UID:
     """The encoding that the header names; what the data look like if it names none or another."""
     if named and named not in uid.AllTransferSyntaxes:
-        raise Undecodable(f"its transfer syntax {named!r} is unknown or private; {EXPORT_AGAIN}")
+        shown = repr(named)[:60]
+        raise Undecodable(f"its transfer syntax {shown} is unknown or private; {EXPORT_AGAIN}")
     looks = _looks_like(body)
     if named:
         native = not uid.UID(named).is_compressed or named == uid.DeflatedExplicitVRLittleEndian

@@ -17,7 +17,7 @@ from guided_diffusion.images.image_io import (
     read_image,
 )
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import flag, from_mapping
 
 # share of the range below which an image has fewer than 64 of 255 grey levels
 _LOW_CONTRAST = 0.25
@@ -94,13 +94,17 @@ class ReadingConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "ReadingConfig":
-        unknown = sorted(set(plain) - {field.name for field in fields(cls)})
+        if not isinstance(plain, dict):
+            raise UserError("the reading configuration does not hold settings by name")
+        unknown = sorted(
+            str(key)[:40] for key in set(plain) - {field.name for field in fields(cls)}
+        )
         if unknown:
             raise UserError(
                 f"the reading configuration holds {', '.join(unknown)}, which are unknown: it was "
                 "written by another version"
             )
-        return cls(**plain)
+        return from_mapping(cls, plain)
 
 
 def to_uint8_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, NetworkConfig
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
 
 Network = TypeVar("Network", bound=NetworkConfig)
@@ -44,10 +45,14 @@ def read_record(sections: Mapping[str, Any], model_type: type[Network]) -> Netwo
     :param sections: the content of the file.
     :param model_type: the configuration class of that kind of network.
     :raises KeyError: if a section is missing.
+    :raises UserError: if a value is not what it should be.
     """
+    classes = sections.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError("its classes are not a list of names")
     return NetworkRecord(
         from_mapping(model_type, sections["model"]),
         from_mapping(DiffusionConfig, sections["diffusion"]),
         ReadingConfig.from_dict(sections["reading"]),
-        tuple(sections.get("classes", ())),
+        tuple(classes),
     )

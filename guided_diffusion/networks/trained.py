@@ -53,13 +53,16 @@ class Trained(NetworkRecord[Network_co]):
 
         :raises UserError: if the weights belong to another network.
         """
-        network = self.model.build()
         try:
+            network = self.model.build()
             network.load_state_dict(self.weights)
-        except RuntimeError as error:
+        except UserError as error:
+            raise UserError(f"{self.path}: {' '.join(str(error).split())}") from error
+        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
             reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
             raise UserError(
-                f"{self.path} does not fit the network that the flags describe: {reason}"
+                f"{self.path} does not fit the network that its config.json or the flags describe:"
+                f" {reason}"
             ) from error
         half = self.model.use_fp16 and th.device(device).type == "cuda"
         (network.convert_to_fp16 if half else network.convert_to_fp32)()
@@ -127,6 +130,8 @@ def _read_weights(path: str, kind: str) -> dict[str, th.Tensor]:
         flag = "--classifier_path" if kind == "classifier" else "--model_path"
         raise UserError(f"{flag} is missing: name a checkpoint such as ema_0.9999_010000.pt")
     weights = checkpoint.load(path)
+    if isinstance(weights, dict) and not all(isinstance(name, str) for name in weights):
+        raise UserError(f"{path} holds no state_dict: expected model*.pt or ema_*.pt")
     if isinstance(weights, dict) and "state_dict" in weights and "categories" in weights:
         raise UserError(
             f"{path} is a segmentation model already, for scripts/predict.py: name the pretrained"
@@ -143,15 +148,19 @@ def _from_config(
     """The record in config.json, once the flags agree with it."""
     source = f"config.json beside {path}"
     found = stored.get("kind", "diffusion")
-    if found != kind and found in KINDS:
+    if found != kind:
+        known = KINDS.get(found) if isinstance(found, str) else None
+        use = f"it is for scripts/{known[1]}" if known else "it is unknown to this version"
         raise UserError(
-            f"{path} is a network of kind {found}, not {kind}: it is for scripts/{KINDS[found][1]};"
+            f"{path} is a network of kind {' '.join(str(found).split())[:40]}, not {kind}: {use};"
             f" name a checkpoint of kind {kind}"
         )
     try:
         record = read_record(stored, KINDS[kind][0])
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise UserError(f"{source} lacks {error}: this package did not write it") from error
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     free = (*FREE_FLAGS, "image_size") if for_tuning else FREE_FLAGS
     check_flags(overrides, record.model, source, free)
     # a classifier's config.json does not say what the sampled network predicts

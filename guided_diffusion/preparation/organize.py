@@ -185,9 +185,7 @@ def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
     if not os.path.isfile(path):
         raise UserError(f"--group {path} does not exist")
     group_of: dict[str, str] = {}
-    with open_file(path) as file:
-        lines = file.read().decode("utf-8-sig").splitlines()
-    for row in csv.reader(lines):
+    for row in _csv_rows(path):
         if len(row) >= 2:
             stem, ending = os.path.splitext(row[0].strip())
             group_of[row[0].strip()] = row[1].strip()
@@ -201,6 +199,17 @@ def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
             + ", ".join(missing[:5])
         )
     return groups
+
+
+def _csv_rows(path: str) -> list[list[str]]:
+    try:
+        with open_file(path) as file:
+            text = file.read().decode("utf-8-sig")
+        return list(csv.reader(text.splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"--group {path} is no CSV file in UTF-8: save it as such, of lines NAME,GROUP"
+        ) from error
 
 
 def divide(groups: Sequence[str], classes: np.ndarray, num_train: int, seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ checksums: a checkpoint without it is incomplete and ignored. `config.json` besi
 the network, the diffusion process and how images are read.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -15,7 +16,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 import blobfile as bf
 import torch as th
@@ -79,18 +80,25 @@ def load(path: str, **options: Any) -> Any:
     try:
         if is_local(path):
             # torch warns about every file saved by an old version, which helps no user
+            _check_records(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return th.load(path, **options)
         with bf.BlobFile(path, "rb") as file:
-            return th.load(io.BytesIO(file.read()), **options)
+            content = io.BytesIO(file.read())
+        _check_records(path, content)
+        return th.load(content, **options)
     except (FileNotFoundError, IsADirectoryError):
         kind = "a folder" if bf.isdir(path) else "missing"
         raise UserError(f"checkpoint {path} is {kind}: name a .pt or .pth file") from None
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises anything
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        reason = "it is damaged, or no file of torch.save; copy or save it again"
         if isinstance(error, pickle.UnpicklingError):
-            reason = f"it is damaged or holds more than tensors and plain values ({reason})"
+            reason = "it is damaged, or holds more than tensors and plain values; save only these"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise UserError(f"{path} is not a readable checkpoint: {reason}") from error
 
 
@@ -152,7 +160,6 @@ def read_state(folder: str, step: int) -> dict[str, Any] | None:
     path = bf.join(folder, step_name("state", step))
     try:
         state = load(path)
-        _check_records(path)
         if state["step"] != step:
             raise UserError(f"{path} belongs to step {state['step']}")
         for name, expected in state["files"].items():
@@ -167,11 +174,24 @@ def read_state(folder: str, step: int) -> dict[str, Any] | None:
     return state
 
 
-def _check_records(path: str) -> None:
-    """Verify the checksums inside a .pt file, which is a ZIP archive."""
-    with bf.BlobFile(path, "rb") as file, zipfile.ZipFile(io.BytesIO(file.read())) as archive:
-        if (name := archive.testzip()) is not None:
-            raise UserError(f"{path} is damaged: {name} differs from when written")
+def _check_records(path: str, content: BinaryIO | None = None) -> None:
+    """Verify the checksums inside a .pt file, which is a ZIP archive: torch.load ignores them.
+
+    Files of torch before 1.6 are no archives, and have none.
+
+    :param content: of the file; by default a local file is read.
+    """
+    with open(path, "rb") if content is None else contextlib.nullcontext(content) as file:
+        if file.read(4) != b"PK\3\4":
+            file.seek(0)
+            return
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            if (name := archive.testzip()) is not None:
+                raise UserError(
+                    f"{path} is damaged: its part {name} differs from when written; copy it again"
+                )
+        file.seek(0)
 
 
 def newest_state(folder: str) -> tuple[int, dict[str, Any]] | None:
@@ -221,8 +241,13 @@ def write_config(folder: str, sections: Mapping[str, Any]) -> None:
 def read_config(checkpoint: str) -> dict[str, Any] | None:
     """The content of `config.json` beside a checkpoint (or in a folder); None if there is none.
 
-    :raises UserError: if it is not valid JSON.
+    :raises UserError: if it is not valid JSON, or no table of sections.
     """
     folder = checkpoint if bf.isdir(checkpoint) else bf.dirname(checkpoint)
     path = bf.join(folder, CONFIG_NAME) if folder else CONFIG_NAME
-    return read_json(path) if bf.exists(path) else None
+    if not bf.exists(path):
+        return None
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no sections by name: this package did not write it")
+    return stored

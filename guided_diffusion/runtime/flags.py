@@ -15,6 +15,9 @@ True and False.
 
 import argparse
 import dataclasses
+import numbers
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -43,9 +46,50 @@ def flag(default: Any, help: str, *aliases: str, **options: Any) -> Any:
 
 
 def from_mapping(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a configuration from those of the values that are its fields, ignoring all others."""
-    names = {f.name for f in dataclasses.fields(config) if f.init}
-    return config(**{name: value for name, value in values.items() if name in names})
+    """Build a configuration from those of the values that are its fields, ignoring all others.
+
+    :raises UserError: for a value of another type than the field's, or none of its choices.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{_short(values)} stands where settings by name belong")
+    kinds = typing.get_type_hints(config)
+    given = {}
+    for f in dataclasses.fields(config):
+        if not f.init or f.name not in values:
+            continue
+        value = given[f.name] = values[f.name]
+        choices = f.metadata.get("choices")
+        if not _fits(value, kinds[f.name]) or (choices and value not in choices):
+            wanted = ", ".join(map(str, choices)) if choices else _described(kinds[f.name])
+            raise UserError(f"{f.name} is {_short(value)}, but must be {wanted}")
+    return config(**given)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; whole numbers are also numbers, lists also tuples."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(kind))
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        return isinstance(value, list | tuple) and (
+            parts[-1] is ... or (len(value) == len(parts) and all(map(_fits, value, parts)))
+        )
+    kind = typing.get_origin(kind) or kind
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _described(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+    parts = typing.get_args(kind) if typing.get_origin(kind) is not tuple else ()
+    return names.get(kind) or " or ".join(map(_described, parts)) or str(kind)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def str2bool(v: str | bool) -> bool:

@@ -4,8 +4,10 @@ One file holds the weights, the architecture, the class table and how radiograph
 tensors and plain values; it is written atomically.
 """
 
+import contextlib
 import dataclasses
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -92,22 +94,24 @@ class SegmentationConfig:
                 f"{source} is not a segmentation model: expected a file from scripts/finetune.py"
             )
         kind = values.get("kind", "unet")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise UserError(
-                f"{source} holds a network of kind {kind!r}, unknown to this version (known:"
+                f"{source} holds a network of kind {kind!r:.60}, unknown to this version (known:"
                 f" {', '.join(KINDS)}): update the package"
             )
-        model = values["model"]
-        return cls(
-            model=None if model is None else from_mapping(ModelConfig, model),
-            reading=ReadingConfig.from_dict(values["reading"]),
-            categories=from_plain(values["categories"], source),
-            depth=values["depth"],
-            timestep=values["timestep"],
-            kind=kind,
-            options=values.get("options", {}),
-            flip_swaps=_read_swaps(values),
-        )
+        with _faults_of(source):
+            model = values["model"]
+            plain = {
+                "model": None if model is None else from_mapping(ModelConfig, model),
+                "reading": ReadingConfig.from_dict(values["reading"]),
+                "categories": from_plain(values["categories"], source),
+                "depth": values["depth"],
+                "timestep": values["timestep"],
+                "kind": kind,
+                "options": values.get("options", {}),
+                "flip_swaps": _read_swaps(values),
+            }
+            return from_mapping(cls, plain)
 
 
 def swaps_of_training(flip: str, flip_swap: str) -> Swaps | None:
@@ -142,6 +146,28 @@ def load_model(path: str) -> tuple[th.nn.Module, SegmentationConfig, dict[str, A
     """
     values = checkpoint.load(path)
     config = SegmentationConfig.from_plain(values, path)
-    model = config.build()
-    model.load_state_dict(values["state_dict"])
+    with _faults_of(path):
+        model = config.build()
+        model.load_state_dict(values["state_dict"])
     return model.eval(), config, values
+
+
+@contextlib.contextmanager
+def _faults_of(source: str) -> Iterator[None]:
+    """What a file that this package did not write raises becomes a UserError that names it."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if source in text else f"{source}: {text}") from error
+    except KeyError as error:
+        raise UserError(f"{source} lacks {error}: this package did not write it") from error
+    except (ValueError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise UserError(
+            f"{source} describes no network that can be built: this package did not write it"
+        ) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        raise UserError(
+            f"{source} holds weights of another network than it describes: {reason}"
+        ) from error

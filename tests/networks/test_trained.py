@@ -135,3 +135,32 @@ def test_a_config_of_another_program_is_named(tmp_path):
     (path.parent / "config.json").write_text(json.dumps({"kind": "diffusion"}))
     with pytest.raises(UserError, match=r"lacks 'model': this package did not write it"):
         read_trained(str(path), {})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("model", "num_channels", "wide", "num_channels is 'wide', but must be a whole number"),
+        ("model", "num_channels", 0.5, "num_channels is 0.5"),
+        ("model", "use_fp16", 1, "use_fp16 is 1, but must be True or False"),
+        ("model", "attention_resolutions", None, "but must be a text"),
+        ("diffusion", "noise_schedule", "sine", "noise_schedule is 'sine', but must be linear"),
+        ("reading", "resize", {}, "resize is {}"),
+        ("reading", "window_center", "middle", "but must be a number or None|a number or"),
+        ("classes", None, "cat", "classes are not a list of names"),
+        ("kind", None, "paint", "kind paint, not diffusion: it is unknown"),
+        ("kind", None, {}, "it is unknown to this version"),
+        ("model", None, [], "settings by name"),
+    ],
+)
+def test_values_of_another_type_are_named(tmp_path, section, key, value, said):
+    path = write_trained(tmp_path / "run")
+    config = json.loads((path.parent / "config.json").read_text())
+    if key:
+        config[section][key] = value
+    else:
+        config[section] = value
+    (path.parent / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said) as caught:
+        read_trained(str(path), {})
+    assert str(path) in str(caught.value)

@@ -262,3 +262,11 @@ def test_groups_of_names():
     assert read_groups(names, "") == names
     assert read_groups(names, "^[a-z]+") == ["ann", "ann", "bob"]
     assert read_groups(names, r"(\d)") == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("content", [b"a,\xe9mile\n", b"a," + b"x" * 200_000, b"\xff\xfea\0,\0"])
+def test_a_group_file_that_is_no_csv(tmp_path, content):
+    path = tmp_path / "patients.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"patients\.csv is no CSV file in UTF-8: save it as such"):
+        read_groups(["a"], str(path))

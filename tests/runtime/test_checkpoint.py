@@ -380,3 +380,30 @@ def test_a_run_in_the_cloud(tmp_path, monkeypatch):
     (tmp_path / "run" / "opt000003.pt").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"cloud://run/opt000003\.pt is damaged"):
         assert checkpoint.newest_state(folder)[0] == 2
+
+
+@pytest.mark.parametrize("name", ["model000010.pt", "segm.pth"])
+def test_a_bit_that_flipped_in_the_weights_is_noticed(tmp_path, name):
+    path = tmp_path / name
+    checkpoint.save(str(path), {"a": th.arange(4096.0)})
+    content = bytearray(path.read_bytes())
+    content[content.index(th.tensor(2000.0).numpy().tobytes())] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged: its part .* differs.*copy it again"):
+        checkpoint.load(str(path))
+    for end in (0, 3, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:end])
+        with pytest.raises(UserError, match=rf"{name} is not a readable checkpoint: it is damaged"):
+            checkpoint.load(str(path))
+
+
+def test_files_of_old_torch_have_no_checksums(tmp_path):
+    th.save({"a": th.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert th.equal(checkpoint.load(str(tmp_path / "old.pt"))["a"], th.ones(3))
+
+
+@pytest.mark.parametrize("text", ["null", "7", "[]", '"words"'])
+def test_a_config_without_sections(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json holds no sections"):
+        checkpoint.read_config(str(tmp_path))

@@ -75,3 +75,30 @@ def test_the_classes_exchanged_in_training_are_kept(tmp_path, swaps):
 def test_older_files_tell_the_exchanged_classes_by_their_flags(tmp_path, flags, swaps):
     _, read, _ = load_model(saved(tmp_path, CONFIG, flip_swaps=None, origin=flags))
     assert read.flip_swaps == swaps
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model", None, "needs the architecture"),
+        ("model", 7, "settings by name"),
+        ("reading", {"image_size": "big"}, "image_size is 'big', but must be a whole number or"),
+        ("reading", [], "settings by name"),
+        ("depth", "deep", "depth is 'deep', but must be a whole number or"),
+        ("timestep", None, "timestep is None, but must be a number"),
+        ("options", 3, "options is 3"),
+        ("kind", [], "kind"),
+        ("categories", "few", "expected a list"),
+        ("state_dict", {}, "weights of another network"),
+        ("state_dict", 7, "describes no network|weights of another"),
+    ],
+)
+def test_values_that_this_package_did_not_write(tmp_path, key, value, said):
+    path = saved(tmp_path, CONFIG)
+    values = checkpoint.load(path)
+    for change in ({**values, key: value}, {k: v for k, v in values.items() if k != key}):
+        th.save(change, path)
+        wanted = said if key in change else f"lacks '{key}'"
+        if key in change or key not in ("kind", "options"):
+            with pytest.raises(UserError, match=rf"segm\.pth.*({wanted})"):
+                load_model(path)
