@@ -118,7 +118,7 @@ def mask_values(path: str) -> tuple[np.ndarray, str]:
     with image_errors(path):
         mask, lossy = _decode_values(path)
         if mask.ndim == 3:
-            if not lossy and not equal_channels(mask):
+            if not equal_channels(mask):
                 raise ImageError(
                     f"{path} is a colour mask; masks hold class indices. Convert it with "
                     "tools/rgb2tif.py"
@@ -287,7 +287,9 @@ def _decode_values(path: str) -> tuple[np.ndarray, str]:
         return dicom_io.read_dicom_mask(picture, MAX_PIXELS)
     lossy = str(picture.info.get("lossy", ""))
     if lossy:
-        return np.asarray(picture.convert("L")), lossy
+        colours = np.asarray(picture.convert("RGB"))
+        coloured = np.ptp(colours.astype(np.int16), axis=2).max() > NEAR
+        return (colours if coloured else np.asarray(picture.convert("L"))), lossy
     if picture.mode == "P":
         return _palette_values(picture), ""
     if picture.mode in ("1", "L"):

@@ -135,7 +135,7 @@ def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpa
     num_classes = config.num_classes or (len(table) if config.categories else None)
     rule = dataclasses.replace(table.mask_rule(), classes=num_classes)
     whole = SetValues.of((item.mask for item in items if item.mask), rule)
-    reading = MaskReading(rule, table, whole)
+    reading = MaskReading(rule, table if num_classes else ClassTable(()), whole)
     report = validate(items, unpaired, reading)
     print(f"{len(items)} images checked, {len(report.faults)} faults")
     if num_classes is None and any(item.mask for item in items):

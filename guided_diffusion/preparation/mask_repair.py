@@ -21,6 +21,7 @@ from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.visuals.color_masks import (
     indices_from_colors,
     read_color_mask,
+    solid_share,
     unknown_colors,
 )
 
@@ -31,6 +32,7 @@ Measured on phantoms of 48x48 to 128x128 pixels and on chest masks: hard edges, 
 resized by nearest neighbour, stay below 0.13; box and bilinear resizing give 0.22 or more.
 """
 UNKNOWN_COLORS = 0.15  # share of a colour mask that may be in colours of no class
+UNKNOWN_SOLID = 0.25  # share of these pixels that may lie in 2 x 2 blocks of one colour
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def examine_mask(
     """Examine the values of a mask file.
 
     :param rule: the values that masks may hold.
-    :param table: the class table that colour masks are drawn by.
+    :param table: the class table that colour masks are drawn by; an empty one if none is known.
     :param whole: what the set that it belongs to holds; None: it stands alone.
     :return: the mask [H x W], repaired if necessary and if it is sure how, or None if the file
         cannot be used; its faults.
@@ -171,12 +173,18 @@ def _examine_unreadable(
         return None, [MaskFault(kind, reason.removeprefix(path).strip())]
     if (colors == colors[..., :1]).all():
         return None, [MaskFault("value out of range", reason.removeprefix(path).strip())]
-    unknown = unknown_colors(colors, table.entries)
-    share = sum(unknown.values()) / colors[..., 0].size
-    text = "is drawn in colours"
-    if unknown:
-        text += f", {len(unknown)} of them of no class ({100 * share:.1f} % of the pixels)"
-    repaired = indices_from_colors(colors, table) if share <= UNKNOWN_COLORS else None
+    text, repaired = "is drawn in colours", None
+    if table:
+        unknown = unknown_colors(colors, table.entries)
+        share = sum(unknown.values()) / colors[..., 0].size
+        if unknown:
+            text += f", {len(unknown)} of them of no class ({100 * share:.1f} % of the pixels)"
+        if solid_share(colors, table.entries) > UNKNOWN_SOLID:
+            text += ", drawn as areas: add them to the class table"
+        elif share <= UNKNOWN_COLORS:
+            repaired = indices_from_colors(colors, table)
+    else:
+        text += "; --categories or --num_classes say of which classes"
     faults = [MaskFault("colour mask", text)]
     if repaired is not None and not repaired.any():
         faults.append(MaskFault("empty mask", "has no foreground"))

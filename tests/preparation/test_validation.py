@@ -353,6 +353,22 @@ class TestNothingIsGuessed:
         _fix(prepare, source, tmp_path / "out")
         assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r0.png", 2), truth)
 
+    def test_areas_in_colours_of_no_class_are_not_given_to_the_nearest(self, prepare, tmp_path):
+        indices = np.where(_bordered() == 255, 0, _bordered())
+        colours = palette(TABLE)[indices]
+        strange = colours.copy()
+        strange[22:30, 4:12] = (250, 90, 3)  # 4 % of the picture
+        source = _labelled(tmp_path / "in", [indices.astype(np.uint8)] * 2)
+        Image.fromarray(colours).save(tmp_path / "in/MASK/r0.png")
+        Image.fromarray(strange).save(tmp_path / "in/MASK/r1.png")
+        _, out = _fix(prepare, source, tmp_path / "out", "--num_classes", 7)
+        assert "drawn as areas: add them to the class table" in out
+        assert np.array_equal(read_mask(f"{tmp_path}/out/MASK/r0.png"), indices)
+        assert not (tmp_path / "out/MASK/r1.png").exists()
+        _, out = _fix(prepare, source, tmp_path / "untold")
+        assert "--categories or --num_classes say of which classes" in out
+        assert not (tmp_path / "untold/MASK/r0.png").exists()
+
     def test_grey_levels_for_display_are_kept(self, prepare, tmp_path):
         mask = np.choose(np.arange(1600).reshape(40, 40) // 400, [0, 85, 170, 255]).astype(np.uint8)
         source = _labelled(tmp_path / "in", [mask, mask.T.copy()])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from guided_diffusion.images.image_io import ImageError, read_image
+from guided_diffusion.images.masks import in_block
 from guided_diffusion.segmentation.categories import Category, ClassTable
 
 UNKNOWN = ("error", "nearest", "background", "ignore")
@@ -26,6 +27,12 @@ def unknown_colors(colors: np.ndarray, categories: Sequence[Category]) -> dict[C
     order = np.argsort(-counts[strange], kind="stable")
     codes, counts = found[strange][order], counts[strange][order]
     return {_unpacked(code): int(count) for code, count in zip(codes.tolist(), counts)}
+
+
+def solid_share(colors: np.ndarray, categories: Sequence[Category]) -> float:
+    """Share of the pixels in colours of no class that fill a 2 x 2 block, as drawn areas do."""
+    strange = ~np.isin(_packed(colors), _packed_table(categories))
+    return float(in_block(_packed(colors))[strange].mean()) if strange.any() else 0.0
 
 
 def indices_from_colors(
