@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import mask_diffusion_util
 from conftest import TINY, draw_pairs
 from golden_util import fill_parameters
 from paths import ROOT
@@ -14,6 +15,7 @@ from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
+from guided_diffusion.segmentation.networks.mask_diffusion import describe
 
 DIFFUSION = DiffusionConfig(diffusion_steps=4, noise_schedule="cosine", learn_sigma=True)
 SUPER_RES = from_mapping(SuperResConfig, {**vars(NETWORK), "large_size": 16, "small_size": 8})
@@ -31,7 +33,8 @@ _LABELLED = "TRAIN/IMG TRAIN/MASK VAL/IMG VAL/MASK"
 _SAMPLE = "--num_samples 1 --out_dir OUT"
 
 # What to run in the folder that `prepare_commands` fills, by script; OUT is the output: a file
-# where it has an ending. Those that know no flag for it write to $OPENAI_LOGDIR.
+# where it has an ending. Those that know no flag for it write to $OPENAI_LOGDIR; serve.py writes
+# nothing.
 COMMANDS = {
     "image_train.py": f"--data_dir TRAIN/IMG --image_size 16 {_TRAIN}",
     "super_res_train.py": f"--data_dir TRAIN/IMG --large_size 16 --small_size 8 {_TRAIN}",
@@ -59,7 +62,43 @@ COMMANDS = {
     "export_onnx.py": "segm.pth OUT.onnx",
     "prepare_data.py": "--action organize --image_dir TRAIN/IMG --mask_dir TRAIN/MASK --output_dir"
     " OUT",
+    "serve.py": "segm.pth --port 7869",
     "rgb2tif.py": "TRAIN/MASK OUT --unknown background",
+}
+
+# Where a flag shows its effect, by "SCRIPT FLAG" or "FLAG": another command line, or after "+" what
+# COMMANDS lack.
+_UNLABELLED = "+ --unlabeled_dir VAL/IMG --ema_rate 0.9"
+_GUIDED = f"--model_path guided/ema_0.9_000010.pt --seg_dir VAL/MASK {_SAMPLE}"
+_FEATURES = (
+    f"{_LABELLED} --network features --checkpoint diffusion/ema_0.9_000010.pt --feature_blocks 0"
+    " --epochs 1 --weights_save OUT.pth"
+)
+_CREATE = "--action create-sample --output_dir OUT --num_samples 2 --image_size 32"
+VARIANTS = {
+    "unlabeled_weight": _UNLABELLED,
+    "unlabeled_batch_size": _UNLABELLED,
+    "unlabeled_ramp": _UNLABELLED,
+    "confidence": _UNLABELLED,
+    "synthetic_weight": "+ --synthetic_dir VAL",
+    "percentile_low": "+ --intensity percentile",
+    "percentile_high": "+ --intensity percentile",
+    "window_center": "+ --intensity window --window_width 10",
+    "window_width": "+ --intensity window --window_center 10",
+    "eta": "+ --sampler ddim",
+    "num_head_channels": "+ --attention_resolutions 16",
+    "samples_per_mask": _GUIDED,
+    "ablate_classes": _GUIDED,
+    "seg_split": _GUIDED,
+    "feature_blocks": _FEATURES,
+    "feature_timesteps": _FEATURES,
+    **{
+        f"prepare_data.py {flag}": _CREATE
+        for flag in ("image_size", "num_samples", "num_unlabelled", "train_images", "train_split")
+    },
+    **dict.fromkeys(
+        ["predict.py num_samples", "predict.py steps", "predict.py seed"], "masks.pth TRAIN/IMG OUT"
+    ),
 }
 
 
@@ -79,11 +118,17 @@ def prepare_commands(folder: Path) -> Path:
     write_trained(folder / "diffusion", NETWORK, DIFFUSION)
     write_trained(folder / "classifier", CLASSIFIER, DIFFUSION, "classifier", CLASSES)
     write_trained(folder / "super_res", SUPER_RES, DIFFUSION, "super_res")
-    config = SegmentationConfig(TINY, ReadingConfig(16, 1), generic_categories(3))
+    write_trained(folder / "guided", GUIDED, DIFFUSION, "segmentation_guided")
+    reading, categories = ReadingConfig(16, 1), generic_categories(3)
+    drawing = describe(mask_diffusion_util.config_of(3), DIFFUSION, reading, categories)
+    save_model(str(folder / "masks.pth"), drawing, mask_diffusion_util.build(3).state_dict())
+    config = SegmentationConfig(TINY, reading, categories)
     save_model(str(folder / "segm.pth"), config, fill_parameters(config.build()).state_dict())
     return folder
 
 
-def arguments(script: str, out: str) -> list[str]:
-    """The arguments of COMMANDS with an output."""
-    return [word.replace("OUT", out) for word in COMMANDS[script].split()]
+def arguments(script: str, out: str, flag: str = "") -> list[str]:
+    """The arguments of COMMANDS with an output, as the flag needs them."""
+    variant = VARIANTS.get(f"{script} {flag}") or VARIANTS.get(flag, "")
+    line = variant if variant and not variant.startswith("+") else COMMANDS[script] + variant[1:]
+    return [word.replace("OUT", out) for word in line.split()]

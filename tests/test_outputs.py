@@ -47,10 +47,10 @@ def the_line(ended, code=2):
 
 
 def test_every_command_is_tried():
-    assert sorted([*COMMANDS, "serve.py"]) == all_commands()
+    assert sorted(COMMANDS) == all_commands()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"serve.py"}))
 class TestEveryCommand:
     def test_a_file_in_the_way_of_a_folder(self, run, workshop, name):
         before = digests(workshop)

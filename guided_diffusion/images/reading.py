@@ -17,7 +17,7 @@ from guided_diffusion.images.image_io import (
     read_image,
 )
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag, from_mapping
+from guided_diffusion.runtime.flags import MOST, flag, from_mapping
 
 # share of the range below which an image has fewer than 64 of 255 grey levels
 _LOW_CONTRAST = 0.25
@@ -29,8 +29,10 @@ class ReadingConfig:
 
     TITLE = "Reading images"
 
-    image_size: int | tuple[int, int] = flag(64, "side of the input square, in pixels", type=int)
-    in_channels: int = flag(3, "1 (grey) or 3 (colour; grey images are repeated)")
+    image_size: int | tuple[int, int] = flag(
+        64, "side of the input square, in pixels", type=int, least=1, most=2**16
+    )
+    in_channels: int = flag(3, "1 (grey) or 3 (colour; grey images are repeated)", least=1, most=3)
     resize: str = flag(
         "crop",
         "how images are fitted to image_size; pad keeps all of them, and is the default where there"
@@ -40,13 +42,23 @@ class ReadingConfig:
     intensity: str = flag(
         "full", "which grey levels become black and white", choices=INTENSITY_RULES
     )
-    percentile_low: float = flag(0.5, "percentile of an image's pixels that becomes black")
-    percentile_high: float = flag(99.5, "percentile of an image's pixels that becomes white")
+    percentile_low: float = flag(
+        0.5, "percentile of an image's pixels that becomes black", least=0, most=100
+    )
+    percentile_high: float = flag(
+        99.5, "percentile of an image's pixels that becomes white", least=0, most=100
+    )
     window_center: float | None = flag(
-        None, "centre of the window, in the files' values; default: from each file", type=float
+        None,
+        "centre of the window, in the files' values; default: from each file",
+        type=float,
+        least=-MOST,
     )
     window_width: float | None = flag(
-        None, "width of the window, in the files' values; default: from each file", type=float
+        None,
+        "width of the window, in the files' values; default: from each file",
+        type=float,
+        above=0,
     )
 
     def __post_init__(self) -> None:

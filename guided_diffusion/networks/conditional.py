@@ -19,7 +19,9 @@ class GuidedConfig(ModelConfig):
     """
 
     segmentation_guided: bool = flag(False, "condition on the masks in --seg_dir")
-    num_segmentation_classes: int = flag(0, "classes of the masks, including the background")
+    num_segmentation_classes: int = flag(
+        0, "classes of the masks, including the background", least=0, most=256
+    )
     use_ablated_segmentations: bool = flag(
         False,
         "drop classes from half of the masks, so that masks without some or all of them can guide",
@@ -43,6 +45,8 @@ class MaskDiffusionConfig(ModelConfig):
         0,
         "classes, including the background; 0: as many as the class table or the masks have",
         "--out_channels",
+        least=0,
+        most=256,
     )
 
     @property

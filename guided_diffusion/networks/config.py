@@ -1,5 +1,6 @@
 """Configurations of networks and diffusion processes, and what is built from them."""
 
+import argparse
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ UNet = TypeVar("UNet", bound=UNetModel)
 
 def _parse_in_channels(text: str) -> int | object:
     if text not in ("1", "3", "auto"):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"expected 1, 3 or auto, not {text!r}")
     return NOT_GIVEN if text == "auto" else int(text)
 
 
@@ -57,7 +58,9 @@ class NetworkConfig(ABC):
         type=_parse_in_channels,
         metavar="1|3|auto",
     )
-    num_classes: int = flag(NUM_CLASSES, "number of classes of the images, where they have any")
+    num_classes: int = flag(
+        NUM_CLASSES, "number of classes of the images, where they have any", least=1, most=10**6
+    )
 
     @property
     @abstractmethod
@@ -87,21 +90,31 @@ class NetworkConfig(ABC):
 class UNetConfig(NetworkConfig):
     """The U-Net of a diffusion network but for its size; see UNetModel for what each field does."""
 
-    num_channels: int = flag(128, "channels of the finest level")
-    num_res_blocks: int = flag(2, "residual blocks per level")
-    num_heads: int = flag(4, "attention heads; ignored where num_head_channels is set")
-    num_heads_upsample: int = flag(-1, "attention heads of the decoder; -1: num_heads")
-    num_head_channels: int = flag(-1, "channels per attention head; -1: num_heads decides")
+    num_channels: int = flag(128, "channels of the finest level", least=1, most=2**14)
+    num_res_blocks: int = flag(2, "residual blocks per level", least=1, most=100)
+    num_heads: int = flag(
+        4, "attention heads; ignored where num_head_channels is set", least=1, most=2**14
+    )
+    num_heads_upsample: int = flag(
+        -1, "attention heads of the decoder; -1: num_heads", least=1, also=-1, most=2**14
+    )
+    num_head_channels: int = flag(
+        -1, "channels per attention head; -1: num_heads decides", least=1, also=-1, most=2**14
+    )
     attention_resolutions: str = flag("16,8", "feature map sizes with self-attention, pixels")
     channel_mult: str = flag(
         "", "channels of each level as multiples of num_channels, e.g. 0.5,1,2; '': by image size"
     )
-    dropout: float = flag(0.0, "dropout probability in the residual blocks, 0 to 1")
+    dropout: float = flag(
+        0.0, "dropout probability in the residual blocks, 0 to 1", least=0, most=1
+    )
     class_cond: bool = flag(False, "condition on the class, read from the file names")
     cond_drop_prob: float = flag(
         0.0,
         "probability of training on an image without its class, for classifier-free guidance;"
         " 0 to 1",
+        least=0,
+        most=1,
     )
     use_checkpoint: bool | str = flag(
         False,
@@ -191,7 +204,10 @@ class ModelConfig(UNetConfig):
     """The diffusion network; see UNetModel for what each field does."""
 
     image_size: int = flag(
-        64, "height and width of the images, pixels; a multiple of 2^(levels - 1)"
+        64,
+        "height and width of the images, pixels; a multiple of 2^(levels - 1)",
+        least=1,
+        most=2**16,
     )
 
     def build(self) -> UNetModel:
@@ -218,7 +234,7 @@ class DiffusionConfig:
     TITLE = "Diffusion process"
 
     learn_sigma: bool = flag(False, "the network also predicts variances")
-    diffusion_steps: int = flag(1000, "number of diffusion timesteps")
+    diffusion_steps: int = flag(1000, "number of diffusion timesteps", least=1, most=10**5)
     noise_schedule: str = flag("linear", "noise schedule", choices=("linear", "cosine"))
     timestep_respacing: str = flag("", "timesteps to use, e.g. 250, ddim50, 10,15,20; '': all")
     use_kl: bool = flag(False, "train on the variational bound instead of the squared error")
@@ -249,8 +265,10 @@ def _construct(network: type[Network], **arguments: Any) -> Network:
 class SuperResConfig(UNetConfig):
     """The super-resolution network; see SuperResModel."""
 
-    large_size: int = flag(256, "height and width of the result, pixels")
-    small_size: int = flag(64, "height and width of the low-resolution image, pixels")
+    large_size: int = flag(256, "height and width of the result, pixels", least=1, most=2**16)
+    small_size: int = flag(
+        64, "height and width of the low-resolution image, pixels", least=1, most=2**16
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.small_size <= self.large_size:
@@ -280,10 +298,12 @@ class ClassifierConfig(NetworkConfig):
 
     TITLE = "Classifier"
 
-    image_size: int = flag(64, "height and width of the images, pixels")
+    image_size: int = flag(64, "height and width of the images, pixels", least=1, most=2**16)
     classifier_use_fp16: bool = flag(False, "half precision on CUDA")
-    classifier_width: int = flag(128, "channels of the finest level of the classifier")
-    classifier_depth: int = flag(2, "residual blocks per level")
+    classifier_width: int = flag(
+        128, "channels of the finest level of the classifier", least=1, most=2**14
+    )
+    classifier_depth: int = flag(2, "residual blocks per level", least=1, most=100)
     classifier_attention_resolutions: str = flag(
         "32,16,8", "feature map sizes with self-attention, pixels"
     )

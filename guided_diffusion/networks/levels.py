@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from guided_diffusion.runtime.errors import UserError
 
+_WIDEST = 1000
+
 
 def default_channel_mult(image_size: int) -> tuple[float, ...]:
     """Widths of the levels in arXiv 2105.05233, of its image size that is nearest as a ratio."""
@@ -25,8 +27,8 @@ def parse_channel_mult(text: str | Sequence[float]) -> tuple[float, ...]:
         values = tuple(float(part) for part in parts if str(part).strip())
     except ValueError:
         raise UserError(f"--channel_mult {text}: expected numbers like 0.5,1,2") from None
-    if any(value <= 0 for value in values):
-        raise UserError(f"--channel_mult {text}: widths must be above zero")
+    if not all(0 < value <= _WIDEST for value in values):
+        raise UserError(f"--channel_mult {text}: widths must be above zero, at most {_WIDEST}")
     return tuple(int(value) if value == int(value) else value for value in values)
 
 

@@ -15,7 +15,7 @@ from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import MaskReading, fault_table, validate
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags
+from guided_diffusion.runtime.flags import MOST_SEED, Overrides, flag, from_flags
 from guided_diffusion.segmentation.categories import (
     BINARY,
     ClassTable,
@@ -49,16 +49,24 @@ class PrepareConfig:
     source_dir: str = flag("", "data set in any known layout, instead of the two folders")
     output_dir: str = flag("", "folder for the results")
     num_classes: int = flag(
-        0, "number of classes, background included; 0: infer from --categories or the masks"
+        0,
+        "number of classes, background included; 0: infer from --categories or the masks",
+        least=0,
+        most=256,
     )
     categories: str = flag("", "class table; '': flags/categories.json")
     ignore_index: int = flag(
-        -1, "value of mask pixels without a label, such as 255; -1: as the class table says"
+        -1,
+        "value of mask pixels without a label, such as 255; -1: as the class table says",
+        least=-1,
+        most=2**16 - 1,
     )
     fix_issues: bool = flag(False, "validate: write a repaired copy to --output-dir")
-    train_split: float = flag(0.8, "organize, create-sample: share of the images for TRAIN")
+    train_split: float = flag(
+        0.8, "organize, create-sample: share of the images for TRAIN", above=0, below=1
+    )
     train_images: int = flag(
-        0, "organize, create-sample: number of images for TRAIN; 0: use --train-split"
+        0, "organize, create-sample: number of images for TRAIN; 0: use --train-split", least=0
     )
     group: str = flag(
         "",
@@ -66,10 +74,12 @@ class PrepareConfig:
         " expression searched for in the names (its first capture group, if any, is the patient),"
         " or a CSV file of lines NAME,PATIENT; '': as DICOM's PatientID or the names tell",
     )
-    seed: int = flag(0, "organize, create-sample: random seed")
-    num_samples: int = flag(20, "create-sample: labelled radiographs")
-    num_unlabelled: int = flag(-1, "create-sample: unlabelled radiographs; -1: as many as labelled")
-    image_size: int = flag(256, "create-sample: height and width, pixels")
+    seed: int = flag(0, "organize, create-sample: random seed", least=0, most=MOST_SEED)
+    num_samples: int = flag(20, "create-sample: labelled radiographs", least=2, most=10**6)
+    num_unlabelled: int = flag(
+        -1, "create-sample: unlabelled radiographs; -1: as many as labelled", least=-1, most=10**6
+    )
+    image_size: int = flag(256, "create-sample: height and width, pixels", least=16, most=2**13)
 
 
 def run(overrides: Overrides) -> int:
@@ -174,7 +184,6 @@ def organize_items(
         )
     if "train_split" in overrides and "train_images" in overrides:
         raise UserError("give either --train_split or --train_images, not both")
-    _check_share(config.train_split)
     divided = {"TRAIN", "VAL"} <= {item.split for item in items}
     if {"train_split", "train_images", "group"} & set(overrides) or not divided:
         wanted = config.train_images or config.train_split
@@ -197,11 +206,6 @@ def organize_items(
 def create_sample(config: PrepareConfig) -> int:
     """Generate synthetic radiographs with masks."""
     require_new_folder(config.output_dir)
-    if config.num_samples < 2:
-        raise UserError(
-            f"--num_samples {config.num_samples}: at least 2, one for TRAIN and one for VAL"
-        )
-    _check_share(config.train_split)
     train = config.train_images or round(config.train_split * config.num_samples)
     train = min(max(1, train), config.num_samples - 1)
     val = config.num_samples - train
@@ -228,8 +232,3 @@ def _table(config: PrepareConfig, seen: int) -> ClassTable:
     else:
         table = categories_for(max(2, seen))
     return table.ignoring(config.ignore_index)
-
-
-def _check_share(share: float) -> None:
-    if not 0 < share < 1:
-        raise UserError(f"--train_split {share}: a share between 0 and 1")

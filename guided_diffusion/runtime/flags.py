@@ -7,10 +7,10 @@ heads its flags in --help:
     class TrainConfig:
         TITLE = "Training"
 
-        lr: float = flag(1e-4, "learning rate")
+        lr: float = flag(1e-4, "learning rate", least=0)
 
-Flags keep the underscores of the original package and also accept hyphens; booleans are the words
-True and False.
+A flag that takes a number says which; a wrong one is refused as soon as it is read. Flags keep the
+underscores of the original package and also accept hyphens; booleans are the words True and False.
 """
 
 import argparse
@@ -35,13 +35,65 @@ Config = TypeVar("Config", bound="DataclassInstance")
 NOT_GIVEN = object()
 
 
-def flag(default: Any, help: str, *aliases: str, **options: Any) -> Any:
+# The largest number that a flag takes unless it says otherwise: room enough for counts, steps and
+# factors, and nothing overflows.
+MOST = 10**9
+MOST_BATCH = 2**16
+MOST_SEED = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a flag takes: from `least` or above `above`, to `most` or below `below`;
+    and `also` one outside, such as -1 for "as many as needed"."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    also: float | None = None
+
+    def check(self, name: str, value: float) -> None:
+        """:raises UserError: for a number outside, nan included."""
+        low = self.least if self.above is None else self.above
+        high = next((limit for limit in (self.below, self.most) if limit is not None), MOST)
+        low = -high if low is None else low
+        fits = low < value if self.above is not None else low <= value
+        fits = fits and (value < high if self.below is not None else value <= high)
+        if not fits and value != self.also:
+            raise UserError(f"--{name} {value}: must be {self._words(low, high)}")
+
+    def _words(self, low: float, high: float) -> str:
+        if self.above is None and self.below is None and high != MOST:
+            words = f"between {low} and {high}"
+        else:
+            words = f"above {low}" if self.above is not None else f"at least {low}"
+            words += f" and {'below' if self.below is not None else 'at most'} {high}"
+        return words if self.also is None else f"{words}, or {self.also}"
+
+
+def flag(
+    default: Any,
+    help: str,
+    *aliases: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    also: float | None = None,
+    **options: Any,
+) -> Any:
     """A configuration's field that is also a flag.
 
     :param aliases: further spellings, such as "-o".
+    :param least, above, most, below, also: the numbers that it takes, see `Range`; by default no
+        more than MOST.
     :param options: for `ArgumentParser.add_argument`.
     """
+    limits = Range(least, above, most, below, also)
     metadata = {"help": help, "aliases": aliases, **options}
+    if limits != Range():
+        metadata["limits"] = limits
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -106,6 +158,25 @@ def str2bool(v: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, not {v!r}")
 
 
+class _StoreInRange(argparse.Action):
+    """Stores a number, or a UserError says which are allowed."""
+
+    def __init__(self, *args: Any, limits: Range, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.limits = limits
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if isinstance(values, int | float):
+            self.limits.check(self.dest, values)
+        setattr(namespace, self.dest, values)
+
+
 def _add_flag(
     parser: argparse._ActionsContainer, name: str, default: Any, fallback: Any, **options: Any
 ) -> None:
@@ -116,11 +187,14 @@ def _add_flag(
     if "type" not in options:
         kind = str if default is None else type(default)
         options["type"] = str2bool if kind is bool else kind
+    limits = options.pop("limits", None)
     if options["type"] is str2bool:
         # without a value it means True
         options |= {"nargs": "?", "const": True, "metavar": "True|False"}
     elif "choices" not in options:
         options.setdefault("metavar", options["type"].__name__.upper())
+    if limits is not None:
+        options |= {"action": _StoreInRange, "limits": limits}
     parser.add_argument(*spellings, dest=name, default=fallback, **options)
 
 

@@ -16,7 +16,9 @@ class ClassifierSampleConfig(SampleConfig):
     """Sampling."""
 
     classifier_path: str = flag("", "checkpoint of the classifier")
-    classifier_scale: float = flag(1.0, "strength of the classifier's guidance; 0: none")
+    classifier_scale: float = flag(
+        1.0, "strength of the classifier's guidance; 0: none", least=-1000, most=1000
+    )
 
 
 def classifier_job(overrides: Overrides) -> SampleJob:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
 from guided_diffusion.sampling.solvers import SAMPLERS, WITH_ETA, checked_sampler
 
 # default step count of the fast samplers
@@ -22,17 +22,27 @@ class SampleConfig:
     TITLE = "Sampling"
 
     model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
-    num_samples: int = flag(10000, "number of images to sample")
-    batch_size: int = flag(16, "images per batch and rank")
-    seed: int = flag(0, "seed of noise and random classes; image k depends on it and on k")
+    num_samples: int = flag(10000, "number of images to sample", least=1, most=10**7)
+    batch_size: int = flag(16, "images per batch and rank", least=1, most=MOST_BATCH)
+    seed: int = flag(
+        0,
+        "seed of noise and random classes; image k depends on it and on k",
+        least=0,
+        most=MOST_SEED,
+    )
     sampler: str = flag("", "'': ddpm, or ddim with --use_ddim", choices=("", *SAMPLERS))
     steps: int = flag(
-        0, f"0: {DEFAULT_STEPS} for {', '.join(_FEW)}; all timesteps for {', '.join(_ALL)}"
+        0,
+        f"0: {DEFAULT_STEPS} for {', '.join(_FEW)}; all timesteps for {', '.join(_ALL)}",
+        least=0,
+        most=10**5,
     )
     eta: float = flag(
         0.0,
         f"noise added by {' and '.join(WITH_ETA)}: 0 none, 1 as much as ddpm, which corrects errors"
         " of the network",
+        least=0,
+        most=1,
     )
     use_ddim: bool = flag(False, "same as --sampler ddim")
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixel values")
@@ -43,6 +53,8 @@ class SampleConfig:
         1.0,
         "classifier-free guidance scale; 1 disables it; needs a network trained with"
         " --cond_drop_prob or --use_ablated_segmentations",
+        least=-1000,
+        most=1000,
     )
     save_process: bool = flag(False, "also show the sampling process: process.png and process.gif")
     compile: bool = flag(

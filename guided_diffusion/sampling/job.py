@@ -122,9 +122,6 @@ class SampleJob:
     prepare: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "batch_size"):
-            if getattr(self.settings, name) < 1:
-                raise UserError(f"--{name} {getattr(self.settings, name)}: must be at least 1")
         if self.settings.compile:
             self.model = compiled(self.model)
         self.diffusion = self.trained.diffusion.build()

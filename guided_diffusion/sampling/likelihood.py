@@ -19,7 +19,7 @@ from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, write_atomically, write_csv
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.folder import results_folder
 
@@ -38,10 +38,10 @@ class LikelihoodConfig:
 
     data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
     model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
-    num_samples: int = flag(1000, "images to measure, at most: the first by name")
-    batch_size: int = flag(1, "images that a rank measures at once")
+    num_samples: int = flag(1000, "images to measure, at most: the first by name", least=1)
+    batch_size: int = flag(1, "images that a rank measures at once", least=1, most=MOST_BATCH)
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
-    seed: int = flag(0, "of the noise")
+    seed: int = flag(0, "of the noise", least=0, most=MOST_SEED)
     out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
 
 
@@ -81,13 +81,10 @@ def likelihood_terms(
 def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
     """Measure the images of a folder; write likelihood.csv and the per-timestep terms.
 
-    :raises UserError: if there are no images or a flag is out of range.
+    :raises UserError: if there are no images.
     """
     if not settings.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
-    for name in ("num_samples", "batch_size"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name} {getattr(settings, name)}: must be at least 1")
     stem = os.path.splitext(bf.basename(trained.path))[0]
     folder = results_folder(settings.out_dir, trained.path, "likelihood", stem)
     check_output(folder, folder=True)

@@ -33,9 +33,12 @@ class GuidedSampleConfig(SampleConfig):
 
     seg_dir: str = flag("", "class maps: an image is sampled for each, under its name")
     seg_split: str = flag("test", "which of SEG_DIR/all/{train,val,test}, where that is the layout")
-    samples_per_mask: int = flag(1, "images for each class map")
+    samples_per_mask: int = flag(1, "images for each class map", least=1, most=10**6)
     ignore_index: int = flag(
-        -1, "value of class map pixels without a label, which count as background; -1: none"
+        -1,
+        "value of class map pixels without a label, which count as background; -1: none",
+        least=-1,
+        most=2**16 - 1,
     )
     ablate_classes: str = flag(
         "", "classes to leave unspecified, comma-separated indices, e.g. 1,3"
@@ -151,8 +154,6 @@ def guiding_masks(settings: GuidedSampleConfig, trained: Trained) -> GuidingMask
         if dropped:
             raise UserError("--ablate_classes: there are no masks, --seg_dir is missing")
         return None
-    if settings.samples_per_mask < 1:
-        raise UserError(f"--samples_per_mask {settings.samples_per_mask}: must be at least 1")
     folder = split_folder(settings.seg_dir, settings.seg_split)
     paths = list_images(folder)
     base = folder if bf.isdir(folder) else ""

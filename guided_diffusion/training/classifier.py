@@ -13,9 +13,9 @@ from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.patients import films_of, shared_patients
 from guided_diffusion.networks.config import ClassifierConfig
-from guided_diffusion.runtime.flags import Overrides, flag
+from guided_diffusion.runtime.flags import MOST_BATCH, Overrides, flag
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.run import TrainConfig, check_positive, open_run, run_training
+from guided_diffusion.training.run import TrainConfig, open_run, run_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,11 @@ class ClassifierTrainConfig(TrainConfig):
 
     val_data_dir: str = flag("", "folder of held-out images to evaluate on; '': no evaluation")
     noised: bool = flag(True, "train on images at all noise levels, as guidance requires")
-    iterations: int = flag(150000, "steps after which training ends")
+    iterations: int = flag(150000, "steps after which training ends", least=1)
     anneal_lr: bool = flag(False, "the learning rate falls linearly to 0 over the iterations")
-    eval_interval: int = flag(5, "steps between evaluations on one held-out batch")
-    lr: float = flag(3e-4, "learning rate of AdamW")
-    batch_size: int = flag(4, "images per rank per step")
+    eval_interval: int = flag(5, "steps between evaluations on one held-out batch", least=1)
+    lr: float = flag(3e-4, "learning rate of AdamW", least=0)
+    batch_size: int = flag(4, "images per rank per step", least=1, most=MOST_BATCH)
     ema_rate: float | str = flag(
         "", "decay rates of exponential moving averages of the weights, comma-separated; '': none"
     )
@@ -38,7 +38,6 @@ class ClassifierTrainConfig(TrainConfig):
     sample_interval: int = dataclasses.field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        check_positive(iterations=self.iterations, eval_interval=self.eval_interval)
         object.__setattr__(self, "max_steps", self.iterations)
         object.__setattr__(self, "lr_anneal_steps", self.iterations if self.anneal_lr else 0)
 

@@ -53,7 +53,10 @@ class GuidedTrainConfig(ConditionalTrainConfig):
         "", "folder of the masks, named like their images; or one with all/ or train/ inside"
     )
     ignore_index: int = flag(
-        -1, "value of mask pixels without a label, which count as background; -1: none"
+        -1,
+        "value of mask pixels without a label, which count as background; -1: none",
+        least=-1,
+        most=2**16 - 1,
     )
     dry_run: bool = flag(
         False,

@@ -48,7 +48,10 @@ class DataConfig:
     random_flip: bool = flag(False, "mirror images with probability 0.5; left becomes right")
     random_crop: bool = flag(False, "crop to 80-100 % of the image at a random position")
     num_workers: int = flag(
-        -1, "data loader processes per rank; -1: by CPU cores on CUDA, 0 on the CPU"
+        -1,
+        "data loader processes per rank; -1: by CPU cores on CUDA, 0 on the CPU",
+        least=-1,
+        most=1024,
     )
     cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
     skip_bad_images: bool = flag(False, "skip unreadable images, listing them in the log")
@@ -60,7 +63,9 @@ class TrainConfig(LoopConfig, DataConfig):
 
     TITLE = "Training"
 
-    global_batch_size: int = flag(0, "images per step over all ranks, instead of batch_size")
+    global_batch_size: int = flag(
+        0, "images per step over all ranks, instead of batch_size", least=0
+    )
     schedule_sampler: str = flag("uniform", "timestep sampling: uniform or loss-second-moment")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
 
@@ -255,20 +260,7 @@ def check_training_flags(train_type: type[Train], overrides: Overrides) -> Train
     train = from_flags(train_type, overrides)
     if not train.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
-    train = with_global_batch(train)
-    check_positive(
-        batch_size=train.batch_size,
-        log_interval=train.log_interval,
-        save_interval=train.save_interval,
-    )
-    return train
-
-
-def check_positive(**flags: int) -> None:
-    """:raises UserError: for a flag below 1."""
-    for name, value in flags.items():
-        if value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
+    return with_global_batch(train)
 
 
 def with_global_batch(train: Train) -> Train:

@@ -201,7 +201,7 @@ def test_organize_refuses_what_it_cannot_do(prepare, patients, phantoms, tmp_pat
         (("--group", "("), "not a regular expression"),
         (("--group", "nowhere.csv"), "nowhere.csv does not exist"),
         (("--group", "p"), "one group"),
-        (("--train-split", 1.5), "a share between 0 and 1"),
+        (("--train-split", 1.5), "above 0 and below 1"),
         (("--train-split", 0.5, "--train-images", 2), "not both"),
     ):
         code, _, error = prepare(*flags, *more)

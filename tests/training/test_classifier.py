@@ -19,7 +19,7 @@ from sampling_util import (
 
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.sampling.guidance import classifier_gradient
 from guided_diffusion.training.classifier import ClassifierLoop, ClassifierTrainConfig
 
@@ -96,7 +96,7 @@ class TestConfig:
     @pytest.mark.parametrize("name", ["iterations", "eval_interval"])
     def test_below_one_is_refused(self, name):
         with pytest.raises(UserError, match=f"--{name} 0"):
-            ClassifierTrainConfig(**{name: 0})
+            parse_flags(make_parser(None, ClassifierTrainConfig), [f"--{name}", "0"])
 
 
 def test_the_gradient_is_that_of_the_classes_log_probability():

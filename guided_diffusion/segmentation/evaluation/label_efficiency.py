@@ -28,7 +28,7 @@ from guided_diffusion.images.patients import find_patients, shared_patients
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json, writing
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import MOST_BATCH, flag, from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import check_swaps, parse_swaps, resolve_categories
@@ -68,21 +68,30 @@ class LabelEfficiencyConfig:
     methods: str = flag(
         "recipe,plain,scratch,smp,features", "built in or from --method, comma-separated"
     )
-    steps: int = flag(400, "optimisation steps per run")
-    batch_size: int = flag(2, "images per step", "-b")
+    steps: int = flag(400, "optimisation steps per run", least=1)
+    batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
     common: str = flag("", "further flags for every method, in quotes")
     categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
     out_channels: int = flag(
-        0, "number of classes including background; 0: infer from categories or masks"
+        0,
+        "number of classes including background; 0: infer from categories or masks",
+        least=0,
+        most=256,
     )
     binary: bool = flag(
         False, "two classes: masks are black and white, or every class but 0 is foreground"
     )
     ignore_index: int = flag(
-        -1, "value of mask pixels that no loss or score counts; -1: as the class table says"
+        -1,
+        "value of mask pixels that no loss or score counts; -1: as the class table says",
+        least=-1,
+        most=2**16 - 1,
     )
     folds: int = flag(
-        0, "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST"
+        0,
+        "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST",
+        least=0,
+        most=1000,
     )
     output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o")
     keep_models: bool = flag(False, "keep the network of every run")
@@ -226,8 +235,6 @@ class LabelEfficiency:
             raise UserError(f"{test[0]} would be trained and tested on: divide TRAIN with --folds")
         if settings.folds and not 2 <= settings.folds <= len(self.train.names):
             raise UserError(f"--folds {settings.folds}: from 2 to the number of training images")
-        if settings.steps < 1:
-            raise UserError(f"--steps {settings.steps}: must be at least 1")
         if not settings.checkpoint:
             raise UserError("--checkpoint is missing: name the pretrained network")
 

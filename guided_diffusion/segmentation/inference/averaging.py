@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch as th
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import MOST_SEED, flag
 from guided_diffusion.segmentation.inference.predictor import Segmenter, load_predictor
 from guided_diffusion.segmentation.inference.views import TTA
 from guided_diffusion.segmentation.networks.kind import MemberOptions
@@ -29,11 +29,19 @@ class AveragingConfig:
         "classes that change places when mirrored, such as 1:2, or none; absent: as in training",
         type=str,
     )
-    num_samples: int = flag(0, "masks to draw; 0: the model's own number (kind mask_diffusion)")
-    steps: int = flag(0, "denoising steps; 0: the model's own number (kind mask_diffusion)")
+    num_samples: int = flag(
+        0, "masks to draw; 0: the model's own number (kind mask_diffusion)", least=0, most=10**4
+    )
+    steps: int = flag(
+        0, "denoising steps; 0: the model's own number (kind mask_diffusion)", least=0, most=10**5
+    )
     sampler: str = flag("", "sampler; '': the model's own (kind mask_diffusion)")
     seed: int | None = flag(
-        None, "seed of the draws; absent: the model's own (kind mask_diffusion)", type=int
+        None,
+        "seed of the draws; absent: the model's own (kind mask_diffusion)",
+        type=int,
+        least=0,
+        most=MOST_SEED,
     )
     precision: str = flag(
         "fp32", "precision of the network; fp16 on a GPU only", choices=tuple(PRECISIONS)

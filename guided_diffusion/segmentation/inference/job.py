@@ -15,7 +15,7 @@ from guided_diffusion.images.image_io import ImageError, check_header
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, check_outputs, write_csv
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import MOST_BATCH, flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.segmentation.categories import Category, categories_for
@@ -51,11 +51,16 @@ class PredictConfig:
     save_probabilities: bool = flag(False, "also write PROBABILITIES/NAME.npz, float16 [C x H x W]")
     save_uncertainty: bool = flag(False, "also write UNCERTAINTY/NAME.png, and .npz in float16")
     mask_threshold: float | None = flag(
-        None, "two classes: probability above which a pixel is foreground", "-t", type=float
+        None,
+        "two classes: probability above which a pixel is foreground",
+        "-t",
+        type=float,
+        least=0,
+        most=1,
     )
     viz: bool = flag(False, "show each radiograph in a window", "-v")
     no_save: bool = flag(False, "write nothing", "-n")
-    batch_size: int = flag(8, "radiographs per forward pass")
+    batch_size: int = flag(8, "radiographs per forward pass", least=1, most=MOST_BATCH)
     skip_bad_images: bool = flag(False, "skip files that cannot be read, and list them")
     report: bool = flag(True, "also write report.html, to browse the results")
     interactive: bool = flag(False, "ask for paths, one per line, until an empty line")
@@ -238,19 +243,14 @@ def predict(config: PredictConfig, averaging: AveragingConfig, arguments: Sequen
     """
     paths = paths_from_arguments(config, arguments)
     config = dataclasses.replace(config, model=paths.model)
-    if config.batch_size < 1:
-        raise UserError(f"--batch_size {config.batch_size} must be at least 1")
     predictor = averaging.load(paths.model, dist_util.dev())
     categories = predictor.categories
     if config.categories:
         categories = categories_for(len(categories), config.categories)
-    if config.mask_threshold is not None:
-        if len(categories) != 2:
-            raise UserError(
-                f"--mask_threshold is for models of 2 classes; {paths.model} has {len(categories)}"
-            )
-        if not 0 <= config.mask_threshold <= 1:
-            raise UserError(f"--mask_threshold {config.mask_threshold} must be from 0 to 1")
+    if config.mask_threshold is not None and len(categories) != 2:
+        raise UserError(
+            f"--mask_threshold is for models of 2 classes; {paths.model} has {len(categories)}"
+        )
     output = paths.outputs[0]
     if config.interactive:
         if not config.no_save:

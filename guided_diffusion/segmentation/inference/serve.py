@@ -34,8 +34,8 @@ class ServeConfig:
     TITLE = "Server"
 
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
-    port: int = flag(7860, "port number")
-    max_upload_mb: int = flag(64, "largest file accepted, in MB")
+    port: int = flag(7860, "port number", least=1, most=2**16 - 1)
+    max_upload_mb: int = flag(64, "largest file accepted, in MB", least=1, most=10**5)
 
 
 def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:

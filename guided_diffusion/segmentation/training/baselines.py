@@ -64,8 +64,12 @@ class BaselineConfig(LearningConfig):
         "input size as a fraction of the largest image, unless --image_size, --load or"
         " --checkpoint sets it",
         "-s",
+        above=0,
+        most=1,
     )
-    validation: float = flag(0.0, "percentage of the training images held out for validation", "-v")
+    validation: float = flag(
+        0.0, "percentage of the training images held out for validation", "-v", least=0, below=100
+    )
     amp: bool = flag(False, "mixed precision (fp16) on a GPU")
     encoder: str = flag("resnet34", "encoder of the smp network")
     encoder_weights: str = flag("none", "imagenet (downloaded), a weights file, or none")
@@ -79,13 +83,6 @@ class BaselineConfig(LearningConfig):
     shared_head: bool = flag(
         False, "share one classifier between timesteps, averaging its probabilities over them"
     )
-
-    def check(self) -> None:
-        super().check()
-        if not 0 < self.scale <= 1:
-            raise UserError(f"--scale {self.scale}: must be in (0, 1]; 1: the original size")
-        if not 0 <= self.validation < 100:
-            raise UserError(f"--validation {self.validation}: a percentage, must be in [0, 100)")
 
 
 def make_flags(description: str = "") -> argparse.ArgumentParser:

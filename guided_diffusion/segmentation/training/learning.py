@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
 from guided_diffusion.segmentation.training import augment, losses
 
 # the best learning rate for a pretrained network of this width, by experiment; Adam's best rate
@@ -29,6 +29,8 @@ class LearningConfig:
         "number of classes, including the background; 0: infer from --categories or the masks",
         "--classes",
         "-c",
+        least=0,
+        most=256,
     )
     binary: bool = flag(
         False, "two classes: masks are black and white, or every class but 0 is foreground"
@@ -37,6 +39,8 @@ class LearningConfig:
         -1,
         "mask value of pixels without a label, which no loss or score counts, such as 255; -1: what"
         ' the class table marks with "ignore": true',
+        least=-1,
+        most=2**16 - 1,
     )
     categories: str = flag(
         "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
@@ -44,29 +48,32 @@ class LearningConfig:
     train_names: str = flag(
         "", "train on these images only: comma-separated file names without extension"
     )
-    epochs: int = flag(200, "passes over the training images", "-e")
+    epochs: int = flag(200, "passes over the training images", "-e", least=1)
     steps: int = flag(
         0,
         "length of the run in optimisation steps, however many images there are, instead of"
         " --epochs; an epoch then has at least a hundredth of them; 0: use --epochs",
+        least=0,
     )
-    lr: float = flag(_LR, "peak learning rate of AdamW", *_LR_SPELLINGS)
-    batch_size: int = flag(2, "images per step", "-b")
+    lr: float = flag(_LR, "peak learning rate of AdamW", *_LR_SPELLINGS, least=0)
+    batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
     microbatch: int = flag(
         -1,
         "images per forward pass, to save memory (the loss stays that of the whole batch); -1: the"
         " whole batch",
+        least=-1,
     )
-    weight_decay: float = flag(0.0, "decoupled weight decay of AdamW")
+    weight_decay: float = flag(0.0, "decoupled weight decay of AdamW", least=0)
     schedule: str = flag("cosine", "learning rate schedule", choices=("cosine", "constant"))
-    warmup: float = flag(0.05, "fraction of the steps over which the learning rate rises from 0")
+    warmup: float = flag(
+        0.05, "fraction of the steps over which the learning rate rises from 0", least=0, most=1
+    )
     head_lr_scale: float = flag(
-        1.0, "factor on the learning rate of layers that were not pretrained"
+        1.0, "factor on the learning rate of layers that were not pretrained", least=0
     )
     ema_rate: float = flag(
         0.0, "decay per step of an exponential moving average of the weights, which is then what is"
-        " validated and saved; 0: no average",
-    )  # fmt: skip
+        " validated and saved; 0: no average", least=0, below=1)  # fmt: skip
     loss: str = flag("ce+dice", "cross-entropy, soft Dice, or their sum", choices=losses.LOSSES)
     class_weighting: str = flag(
         "none", "weigh classes in the cross-entropy by inverse frequency or its square root",
@@ -82,51 +89,42 @@ class LearningConfig:
     synthetic_dir: str = flag(
         "", "folder with IMG and MASK: synthetic image-mask pairs to train on as well"
     )
-    synthetic_weight: float = flag(0.5, "fraction of the training images that are synthetic")
+    synthetic_weight: float = flag(
+        0.5, "fraction of the training images that are synthetic", above=0, below=1
+    )
     unlabeled_dir: str = flag(
         "", "folder of radiographs without masks, pseudo-labelled by the averaged weights"
     )
-    unlabeled_weight: float = flag(1.0, "weight of the loss on pseudo-labels")
-    unlabeled_batch_size: int = flag(4, "radiographs without masks per step")
-    unlabeled_ramp: float = flag(0.3, "fraction of the steps over which that weight rises from 0")
-    confidence: float = flag(0.9, "lowest class probability that makes a pseudo-label")
+    unlabeled_weight: float = flag(1.0, "weight of the loss on pseudo-labels", least=0)
+    unlabeled_batch_size: int = flag(
+        4, "radiographs without masks per step", least=1, most=MOST_BATCH
+    )
+    unlabeled_ramp: float = flag(
+        0.3, "fraction of the steps over which that weight rises from 0", least=0, most=1
+    )
+    confidence: float = flag(
+        0.9, "lowest class probability that makes a pseudo-label", least=0, most=1
+    )
     weights_save: str = flag("segm.pth", "where to save the best network")
-    max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never")
+    max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never", least=0)
     precision: str = flag("", "fp32, fp16 or bf16; '': follow --use_fp16")
-    val_interval: int = flag(1, "epochs between validations")
-    seed: int = flag(0, "seeds new weights, data order and augmentation")
+    val_interval: int = flag(1, "epochs between validations", least=1)
+    seed: int = flag(0, "seeds new weights, data order and augmentation", least=0, most=MOST_SEED)
     max_skipped_steps: int = flag(
-        100, "stop after this many consecutive steps with non-finite gradients; 0: never"
+        100, "stop after this many consecutive steps with non-finite gradients; 0: never", least=0
     )
     wandb: bool = flag(False, "also log to Weights & Biases (needs pip install wandb)")
     resume_checkpoint: str = flag(
         "", "'' or auto: resume an interrupted run; none: start over, keeping its files as *.old"
     )
 
-    # lowest and highest values allowed
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **dict.fromkeys(("epochs", "batch_size", "val_interval"), (1, math.inf)),
-        "unlabeled_batch_size": (1, math.inf),
-        **dict.fromkeys(("steps", "lr", "head_lr_scale", "weight_decay"), (0, math.inf)),
-        "unlabeled_weight": (0, math.inf),
-        **dict.fromkeys(("warmup", "unlabeled_ramp", "confidence"), (0, 1)),
-    }
     # flags that do not change what is learnt, so that a resumed run may have other values
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         *("resume_checkpoint", "val_interval", "microbatch", "max_skipped_steps", "wandb"),
     )
 
     def check(self) -> None:
-        """:raises UserError: for values out of range."""
-        for name, (low, high) in self.RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise UserError(f"--{name} {value}: must be {limit}")
-        if not 0 < self.synthetic_weight < 1:
-            raise UserError(f"--synthetic_weight {self.synthetic_weight}: must be inside (0, 1)")
-        if not 0 <= self.ema_rate < 1:
-            raise UserError(f"--ema_rate {self.ema_rate}: must be in [0, 1), such as 0.99")
+        """:raises UserError: for flags that contradict each other or the files."""
         if self.unlabeled_dir and not self.ema_rate:
             raise UserError("--unlabeled_dir needs averaged weights: set --ema_rate, such as 0.99")
         if os.path.isdir(self.weights_save) or not os.path.splitext(self.weights_save)[1]:
@@ -179,18 +177,26 @@ class FinetuneConfig(LearningConfig):
         f"peak learning rate of AdamW; 0: {_LR} for networks up to {_LR_WIDTH} channels wide,"
         " inversely proportional to the width of wider ones",
         *_LR_SPELLINGS,
+        least=0,
     )
     layer_decay: float = flag(
-        1.0, "factor on the learning rate from each block to the next, from output to input"
+        1.0,
+        "factor on the learning rate from each block to the next, from output to input",
+        above=0,
+        most=1,
     )
     unfreeze_decoder: float = flag(
-        1.0, "fraction of the decoder's blocks to train, counted from the output"
+        1.0, "fraction of the decoder's blocks to train, counted from the output", least=0, most=1
     )
     unfreeze_encoder: float = flag(
-        1.0, "fraction of the encoder's blocks to train, counted from the middle"
+        1.0, "fraction of the encoder's blocks to train, counted from the middle", least=0, most=1
     )
-    depth: int = flag(0, "number of the pretrained network's finest levels to keep; 0: all")
-    timestep: float = flag(1.0, "diffusion timestep at which radiographs enter the network")
+    depth: int = flag(
+        0, "number of the pretrained network's finest levels to keep; 0: all", least=0, most=100
+    )
+    timestep: float = flag(
+        1.0, "diffusion timestep at which radiographs enter the network", least=0
+    )
     timestep_range: str = flag(
         "", "LOW,HIGH: train at random timesteps in this range; '': at --timestep only"
     )
@@ -200,16 +206,6 @@ class FinetuneConfig(LearningConfig):
     random_init: bool = flag(
         False, "start from random weights, as a baseline; all layers then learn at --lr"
     )
-
-    RANGES: ClassVar[dict[str, tuple[float, float]]] = {
-        **LearningConfig.RANGES,
-        **dict.fromkeys(("unfreeze_decoder", "unfreeze_encoder"), (0, 1)),
-    }
-
-    def check(self) -> None:
-        super().check()
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer_decay {self.layer_decay}: must be in (0, 1]; 1: no decay")
 
     def with_default_lr(self, channels: int) -> "FinetuneConfig":
         """Fill in the learning rate of a network that wide, unless the user gave one."""

@@ -78,7 +78,9 @@ class MaskTrainConfig(ConditionalTrainConfig):
     init_checkpoint: str = flag(
         "", "pretrained network to start from, model*.pt or ema_*.pt; '': random", "--checkpoint"
     )
-    max_steps: int = flag(0, "steps after which training ends; 0: lr_anneal_steps", "--steps")
+    max_steps: int = flag(
+        0, "steps after which training ends; 0: lr_anneal_steps", "--steps", least=0
+    )
     categories: str = flag(
         "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
     )
@@ -86,10 +88,16 @@ class MaskTrainConfig(ConditionalTrainConfig):
         False, "two classes: masks are black and white, or every class but 0 is foreground"
     )
     mask_threshold: int = flag(
-        -1, "two classes: grey levels of masks, 0 to 255, above this are foreground; -1: see binary"
+        -1,
+        "two classes: grey levels of masks, 0 to 255, above this are foreground; -1: see binary",
+        least=-1,
+        most=255,
     )
     ignore_index: int = flag(
-        -1, "mask value of pixels without a label, trained as background; -1: as the class table"
+        -1,
+        "mask value of pixels without a label, trained as background; -1: as the class table",
+        least=-1,
+        most=2**16 - 1,
     )
     train_names: str = flag(
         "", "train on these images only: comma-separated file names without extension"
