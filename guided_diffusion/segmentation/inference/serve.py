@@ -6,7 +6,7 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError, as_user_error
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.inference.local_only import LocalOnly
 from guided_diffusion.segmentation.inference.predictor import Segmenter
 from guided_diffusion.segmentation.inference.results import Item, Result
 from guided_diffusion.segmentation.visuals.report import Report
@@ -34,6 +35,11 @@ class ServeConfig:
     TITLE = "Server"
 
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
+    allow_hosts: str = flag(
+        "",
+        "further names by which browsers may reach the page, comma-separated; always: host,"
+        " localhost, and with 0.0.0.0 this machine's name and every IP address",
+    )
     port: int = flag(7860, "port number", least=1, most=2**16 - 1)
     max_upload_mb: int = flag(64, "largest file accepted, in MB", least=1, most=10**5)
 
@@ -121,6 +127,13 @@ def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[st
     :raises UserError: if the port is not available.
     """
     gradio = import_gradio()
+    others = [name.strip() for name in config.allow_hosts.split(",") if name.strip()]
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        app.middleware_stack = LocalOnly(app.middleware_stack, config.host, others)
+        yield
+
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(predictor, model, config.max_upload_mb)
@@ -136,6 +149,7 @@ def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[st
                 quiet=True,
                 footer_links=[],
                 ssr_mode=False,
+                app_kwargs={"lifespan": guarded},
             )
         except OSError as error:
             raise UserError(

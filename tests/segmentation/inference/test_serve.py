@@ -1,9 +1,12 @@
 """The page: a file goes in, classes and a mask come out, and nothing stays or leaves."""
 
+import contextlib
+import http.client
 import io
 import os
 import socket
 import sys
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.inference.local_only import LocalOnly
 from guided_diffusion.segmentation.inference.serve import ServeConfig, page_for, served
 from guided_diffusion.segmentation.inference.uncertainty import entropy_map
 from guided_diffusion.segmentation.prediction import Prediction
@@ -105,6 +109,73 @@ def test_large_files_are_refused(address, tmp_path):
     content = {"files": ("big.png", b"\0" * 1_200_000)}
     answer = requests.post(f"{address}gradio_api/upload", files=content)
     assert answer.status_code == 413
+
+
+def status(address, method="GET", path="/", **headers):
+    """The status of a request with exactly these headers."""
+    port = urlsplit(address).port
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    for name, value in headers.items():
+        connection.putheader(name, value.format(port))
+    connection.endheaders()
+    return connection.getresponse().status
+
+
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+UPGRADE["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+
+
+def test_only_its_own_names_and_pages_are_answered(address):
+    for host in ("localhost:{}", "127.0.0.1:{}", "[::1]:{}", "LOCALHOST:{}", "localhost"):
+        assert status(address, Host=host) == 200
+    own = {"Host": "localhost:{}", "Origin": "http://localhost:{}"}
+    assert status(address, **own) == 200
+    assert status(address, "POST", "/gradio_api/upload", **own) not in (403, 404)
+    for foreign in (
+        {"Host": "evil.example:{}"},
+        {"Host": "evil.example"},
+        {"Host": "localhost.evil.example:{}"},
+        {"Host": "localhost@evil.example:{}"},
+        {"Host": "192.168.0.9:{}"},
+        {"Host": ""},
+        {"Host": "localhost:x"},
+        {"Host": "evil.example:{}", "Origin": "http://evil.example:{}"},
+        {"Host": "localhost:{}", "Origin": "http://evil.example"},
+        {"Host": "localhost:{}", "Origin": "http://localhost:1"},
+        {"Host": "localhost:{}", "Origin": "null"},
+    ):
+        assert status(address, **foreign) == 403, foreign
+        assert status(address, **foreign, **UPGRADE) == 403, foreign
+        for path in ("/gradio_api/upload", "/gradio_api/queue/join"):
+            assert status(address, "POST", path, **foreign) == 403, foreign
+            preflight = {"Access-Control-Request-Method": "POST"}
+            assert status(address, "OPTIONS", path, **foreign, **preflight) == 403, foreign
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "more", "allowed", "refused"),
+    [
+        ("0.0.0.0", (), ["192.168.0.9:7860", "[fe80::1]", socket.gethostname()], ["evil.example"]),
+        ("::", (), ["[fe80::1]:7860", "localhost"], ["evil.example:7860"]),
+        ("10.0.0.5", (), ["10.0.0.5:80", "localhost"], ["10.0.0.6", "evil.example"]),
+        ("Box.lab", (), ["box.lab:7860", "127.0.0.1"], ["lab", "box.lab.evil.example"]),
+        ("127.0.0.1", ["Box.lab"], ["box.lab", "localhost"], ["0.0.0.0", "10.0.0.5"]),
+    ],
+)
+def test_names_by_the_address_listened_on(listens_on, more, allowed, refused):
+    async def app(scope, receive, send):
+        passed.append(scope)
+
+    async def send(message):
+        pass
+
+    for host in (*allowed, *refused):
+        passed = []
+        scope = {"type": "http", "headers": [(b"host", host.encode())]}
+        with contextlib.suppress(StopIteration):  # the browser's event loop runs already
+            LocalOnly(app, listens_on, more)(scope, None, send).send(None)
+        assert bool(passed) == (host in allowed), host
 
 
 def test_names_are_only_names(tmp_path):
