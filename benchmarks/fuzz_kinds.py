@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,6 +193,43 @@ def model() -> Kind:
     )
 
 
+def log() -> Kind:
+    """progress.csv of a run that resumes, and that is plotted."""
+    from guided_diffusion.runtime.log_formats import CSVOutputFormat
+    from guided_diffusion.segmentation.visuals.render import plot_curves
+
+    steps = "".join(f"{step},{1 / (step + 1):.4f},{step / 40:.3f}\n" for step in range(40))
+    content = f"step,loss,dice_mean\n{steps}".encode()
+
+    def read(path: str) -> None:
+        with open(path, "rb") as file:
+            if zlib.crc32(file.read()) % 16 == 0:  # slow
+                with warnings.catch_warnings():  # characters that no font has
+                    warnings.simplefilter("ignore")
+                    plot_curves(path, path + ".png")
+        resumed = CSVOutputFormat(path, 20)
+        resumed.writekvs({"step": 21, "loss": 0.5, "new": 1})
+        resumed.close()
+
+    return Kind({"progress.csv": content}, read, junk_in_text)
+
+
+def samples() -> Kind:
+    """Archives of image_sample.py."""
+    from guided_diffusion.sampling.images import read_npz
+
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    plain, compressed = io.BytesIO(), io.BytesIO()
+    np.savez(plain, images)
+    np.savez_compressed(compressed, images, np.arange(3))
+
+    def read(path: str) -> None:
+        if not np.array_equal(read_npz(path)[0], images):
+            raise ValueError("other images were accepted")
+
+    return Kind({"plain.npz": plain.getvalue(), "labelled.npz": compressed.getvalue()}, read)
+
+
 KINDS = {
     "images": images,
     "masks": masks,
@@ -199,6 +238,8 @@ KINDS = {
     "model": model,
     "checkpoint": checkpoint,
     "groups": groups,
+    "log": log,
+    "samples": samples,
 }
 
 

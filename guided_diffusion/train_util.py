@@ -115,7 +115,8 @@ def load_weights(model: th.nn.Module, path: str) -> None:
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        told = isinstance(error, RuntimeError)  # torch's, which names weights and shapes
+        reason = " ".join(str(error).split())[:300] if told else "it is no state_dict"
         raise UserError(
             f"{path} does not fit the network that the flags describe: {reason}"
         ) from error

@@ -11,7 +11,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz_kinds
 import fuzz_readers
 
+from guided_diffusion.runtime import files
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.log_formats import CSVOutputFormat
+from guided_diffusion.segmentation.visuals.render import plot_curves
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,23 @@ def test_junk_reaches_every_depth():
     assert any(text.startswith("{'a': [1, {'b': ") and text != repr(value) for text in found)
     assert repr({}) in found
     assert value == {"a": [1, {"b": 2}]}
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe{", b"[" * 100_000, b"{", b"7", b'{"images": 3}'])
+def test_settings_that_are_damaged(tmp_path, text):
+    path = tmp_path / "settings.json"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=r"settings\.json (is not valid|holds no|lacks)") as caught:
+        files.read_sections(str(path), "images")
+    assert "codec" not in str(caught.value)
+
+
+def test_a_log_that_is_damaged_is_left_as_it_is(tmp_path):
+    path = tmp_path / "progress.csv"
+    text = "step,loss\n1," + "2" * 200_000 + "\n"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"progress\.csv is damaged.*move it aside"):
+        CSVOutputFormat(str(path), 5)
+    assert path.read_text() == text
+    with pytest.raises(UserError, match=r"progress\.csv is damaged"):
+        plot_curves(str(path), str(tmp_path / "curves.png"))

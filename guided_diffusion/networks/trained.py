@@ -59,10 +59,13 @@ class Trained(NetworkRecord[Network_co]):
         except UserError as error:
             raise UserError(f"{self.path}: {' '.join(str(error).split())}") from error
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
-            reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
+            told = isinstance(error, RuntimeError)  # torch's, which names weights and shapes
+            reason = (
+                " ".join(str(error).split(":", 1)[-1].split())[:200] if told else "no such network"
+            )
             raise UserError(
                 f"{self.path} does not fit the network that its config.json or the flags describe:"
-                f" {reason}"
+                f" {' '.join(reason.split())[:200]}"
             ) from error
         half = self.model.use_fp16 and th.device(device).type == "cuda"
         (network.convert_to_fp16 if half else network.convert_to_fp32)()
@@ -157,6 +160,7 @@ def _from_config(
         )
     try:
         record = read_record(stored, KINDS[kind][0])
+        record.diffusion.build()
     except KeyError as error:
         raise UserError(f"{source} lacks {error}: this package did not write it") from error
     except UserError as error:

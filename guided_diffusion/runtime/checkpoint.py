@@ -22,7 +22,7 @@ import blobfile as bf
 import torch as th
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import is_local, read_json, save_json, write_atomically
+from guided_diffusion.runtime.files import is_local, read_sections, save_json, write_atomically
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -245,9 +245,4 @@ def read_config(checkpoint: str) -> dict[str, Any] | None:
     """
     folder = checkpoint if bf.isdir(checkpoint) else bf.dirname(checkpoint)
     path = bf.join(folder, CONFIG_NAME) if folder else CONFIG_NAME
-    if not bf.exists(path):
-        return None
-    stored = read_json(path)
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no sections by name: this package did not write it")
-    return stored
+    return read_sections(path) if bf.exists(path) else None

@@ -134,7 +134,25 @@ def read_json(path: str) -> Any:
     :raises UserError: if it is not valid JSON.
     """
     try:
-        with bf.BlobFile(path, "r") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        with bf.BlobFile(path, "rb") as file:
+            return json.loads(file.read().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path} is not valid JSON ({where}: {error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: it is no text in UTF-8, or damaged") from error
+
+
+def read_sections(path: str, *required: str) -> dict[str, Any]:
+    """Read a JSON file of values by name.
+
+    :param required: names that must be there and hold values by name in turn.
+    :raises UserError: if it is another file.
+    """
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no sections by name: this package did not write it")
+    for name in required:
+        if not isinstance(stored.get(name), dict):
+            raise UserError(f"{path} lacks a section {name!r}: this package did not write it")
+    return stored

@@ -251,6 +251,15 @@ class JSONOutputFormat(_RowsFile):
         self.file.push(PUSH_INTERVAL_S)
 
 
+def _parse(filename: str, text: str) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(
+            f"{filename} is damaged, so that no line can be added: move it aside and start again"
+        ) from error
+
+
 class CSVOutputFormat(_RowsFile):
     """A table with one column per key; a new key adds a column to all rows.
 
@@ -265,7 +274,7 @@ class CSVOutputFormat(_RowsFile):
         self.keys: list[str] = []
         text = self.file.read()
         end = text.rfind("\n") + 1
-        lines = list(csv.reader(io.StringIO(text[:end], newline="")))
+        lines = _parse(filename, text[:end])
         if not lines:  # empty, or only part of a header
             if text:
                 self.file.rewrite("")
@@ -277,7 +286,7 @@ class CSVOutputFormat(_RowsFile):
             beyond = _is_superseded(dict(zip(self.keys, row)), resume_step)
             (stale if beyond else kept).append(row)
         if end < len(text):
-            stale += csv.reader(io.StringIO(text[end:], newline=""))
+            stale += _parse(filename, text[end:])
         if stale:
             # In this order, so that a row is in both files after a kill in between, never in none.
             aside = CSVOutputFormat(_superseded(filename))

@@ -16,8 +16,13 @@ from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, read_json, save_json, write_csv
+<<<<<<< HEAD
+from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
 from guided_diffusion.runtime.flags import MOST_BATCH, Overrides, flag, from_flags
+=======
+from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags
+>>>>>>> 64c1852 (Read settings, archives and logs that are damaged in one line; fuzz them too)
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.features import (
     FEATURES,
@@ -153,7 +158,7 @@ def reference_reading(
     folder = samples_path if bf.isdir(samples_path) else bf.dirname(samples_path)
     record = bf.join(folder, SETTINGS_NAME) if folder else SETTINGS_NAME
     if bf.exists(record):
-        base = ReadingConfig.from_dict(read_json(record)["reading"])
+        base = ReadingConfig.from_dict(read_sections(record, "reading")["reading"])
     elif trained is not None:
         base = trained.reading
     else:

@@ -10,7 +10,7 @@ import blobfile as bf
 
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json
+from guided_diffusion.runtime.files import read_sections
 
 SETTINGS_NAME = "sampling.json"
 
@@ -53,7 +53,7 @@ def _difference(folder: str, identity: Mapping[str, Any]) -> str:
         images = [bf.join(folder, part) for part in ("png", "IMG", "MASK")]
         filled = any(bf.isdir(part) and list(bf.listdir(part)) for part in images)
         return "of unknown settings" if filled else ""
-    there, here = read_json(path)["images"], json.loads(json.dumps(identity))
+    there, here = read_sections(path, "images")["images"], json.loads(json.dumps(identity))
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             if name == "checkpoint":

@@ -92,8 +92,14 @@ def read_npz(path: str) -> tuple[np.ndarray, list[int] | None]:
         with bf.BlobFile(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             images = arrays["arr_0"]
             labels = arrays["arr_1"].tolist() if "arr_1" in arrays else None
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not an .npz file of a sampling script: {error}") from error
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or 'it is damaged'}") from error
+    except Exception as error:  # a damaged archive raises anything
+        raise UserError(
+            f"{path} is not an .npz file of a sampling script, or damaged: sample again"
+        ) from error
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise UserError(
             f"{path}: arr_0 is {images.dtype} of shape {images.shape}, not uint8 [N x H x W x C]"

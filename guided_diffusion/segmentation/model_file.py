@@ -7,6 +7,7 @@ tensors and plain values; it is written atomically.
 import contextlib
 import dataclasses
 import importlib
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -156,7 +157,9 @@ def load_model(path: str) -> tuple[th.nn.Module, SegmentationConfig, dict[str, A
 def _faults_of(source: str) -> Iterator[None]:
     """What a file that this package did not write raises becomes a UserError that names it."""
     try:
-        yield
+        with warnings.catch_warnings():  # of layers without channels, which weights do not fit
+            warnings.simplefilter("ignore")
+            yield
     except UserError as error:
         text = str(error)
         raise UserError(text if source in text else f"{source}: {text}") from error

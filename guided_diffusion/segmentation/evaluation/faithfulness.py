@@ -10,7 +10,7 @@ import numpy as np
 
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, read_json, save_json
+from guided_diffusion.runtime.files import check_output, read_sections, save_json
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import image_grid
@@ -59,8 +59,8 @@ class GuidedImages:
                 "--seg_dir"
             )
         settings = os.path.join(folder, SETTINGS_NAME)
-        record = read_json(settings) if os.path.exists(settings) else {}
-        return cls(images, masks, tuple(record.get("images", {}).get("ablate_classes", ())))
+        record = read_sections(settings, "images") if os.path.exists(settings) else {"images": {}}
+        return cls(images, masks, tuple(record["images"].get("ablate_classes") or ()))
 
 
 @dataclass

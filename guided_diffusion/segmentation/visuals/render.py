@@ -185,7 +185,11 @@ def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = (
     :raises NothingToPlot: if the log has no such column.
     """
     with open_file(csv_path) as file:
-        rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline="")))
+        text = file.read().decode(errors="replace").replace("\0", "")
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise NothingToPlot(f"{csv_path} is damaged: no table of a training log") from error
     names = [name for name in (rows[0] if rows else {}) if name]
     panels = {
         title: [name for name in names if title.lower() in name.lower()]
@@ -204,7 +208,7 @@ def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = (
         np.atleast_1d(figure.subplots(1, len(panels))), panels.items()
     ):
         for name in sorted(curves):
-            points = [(x, _number(row[name])) for x, row in zip(x_values, rows)]
+            points = [(x, _number(row.get(name))) for x, row in zip(x_values, rows)]
             points = [p for p in points if np.isfinite(p).all()]
             style = _curve_style(name, categories) if title != "Loss" else {}
             marker = "." if len(points) < 40 else None
