@@ -16,13 +16,8 @@ from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-<<<<<<< HEAD
 from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
 from guided_diffusion.runtime.flags import MOST_BATCH, Overrides, flag, from_flags
-=======
-from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags
->>>>>>> 64c1852 (Read settings, archives and logs that are damaged in one line; fuzz them too)
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.features import (
     FEATURES,
