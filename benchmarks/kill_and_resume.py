@@ -1,10 +1,13 @@
 """Kill a training run repeatedly with SIGKILL and check that it ends as an undisturbed run does.
 
-    python benchmarks/kill_and_resume.py [--kills 20] [--ranks 1,2] [--json OUT.json]
+    python benchmarks/kill_and_resume.py [--kills 20] [--ranks 1,2] [--starts 20] [--json OUT.json]
 
 Trains once undisturbed and once killed at random moments, every other time in the middle of saving,
 rerunning the same command to resume. Weights, EMA, optimizer state and logged losses must be
 bit-identical (CPU, float32). With two ranks, one is killed and the other must exit by itself.
+
+With --starts, the command is also given twice at the same moment, each time in a new folder: one
+must train to the same end, and the other end in one line.
 """
 
 import argparse
@@ -43,7 +46,7 @@ TIMEOUT_S = 1800.0  # after which a training run counts as hung
 class Job:
     """A training run on one or more ranks, launched as torchrun would."""
 
-    def __init__(self, folder: Path, images: Path, ranks: int, steps: int):
+    def __init__(self, folder: Path, images: Path, ranks: int, steps: int, log: str = "stderr"):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         self.folder = folder
@@ -63,7 +66,7 @@ class Job:
                     [sys.executable, str(SCRIPT), *arguments],
                     env=env,
                     stdout=subprocess.DEVNULL,
-                    stderr=open(folder.with_name(f"stderr_{rank}.txt"), "ab"),  # noqa: SIM115
+                    stderr=open(folder.with_name(f"{log}_{rank}.txt"), "ab"),  # noqa: SIM115
                 )
             )
 
@@ -182,6 +185,25 @@ def train_with_kills(
     return lines
 
 
+def start_twice(folder: Path, images: Path, ranks: int, steps: int) -> float:
+    """Give the command twice at the same moment; returns the seconds until one is refused.
+
+    :raises RuntimeError: unless one trains to the end, and the other ends in one line with code 2.
+    """
+    jobs = [Job(folder, images, ranks, steps, f"{folder.name}_{k}") for k in range(2)]
+    began = time.perf_counter()
+    while all(job.running() for job in jobs) and time.perf_counter() - began < TIMEOUT_S:
+        time.sleep(0.002)
+    seconds = time.perf_counter() - began
+    refused, trains = sorted(jobs, key=Job.running)
+    codes = refused.wait(), trains.wait()
+    said = folder.with_name(f"{folder.name}_{jobs.index(refused)}_0.txt").read_text()
+    lines = [line for line in said.splitlines() if "is in use by process" in line]
+    if set(codes[0]) != {2} or set(codes[1]) != {0} or len(lines) != 1 or "Traceback" in said:
+        raise RuntimeError(f"exit codes {codes}, and one said: {said}")
+    return seconds
+
+
 def differences(one: Path, other: Path, steps: int) -> list[str]:
     """Names of the files of the last checkpoint and the log in which the two runs differ."""
     names = [checkpoint.step_name(prefix, steps) for prefix in FILES]
@@ -194,6 +216,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="kills per number of ranks")
     parser.add_argument(
         "--ranks", default="1,2", help="numbers of processes to test, comma-separated"
+    )
+    parser.add_argument(
+        "--starts", type=int, default=0, help="starts of two commands at once, per number of ranks"
     )
     parser.add_argument("--steps", type=int, default=400, help="length of the training run")
     parser.add_argument("--json", help="also write the results to this JSON file")
@@ -210,13 +235,27 @@ def main() -> int:
             seconds = train_undisturbed(reference, images, ranks, args.steps)
             lines = train_with_kills(killed, images, ranks, args.steps, args.kills, seconds)
             different = differences(reference, killed, args.steps)
+            starts = []
+            for number in range(args.starts):
+                twice = Path(work, f"twice_{number}")
+                starts.append(start_twice(twice, images, ranks, args.steps))
+                lost = [f"{twice.name}/{n}" for n in differences(reference, twice, args.steps)]
+                different += lost
+                print(
+                    f"start {number + 1:3}: one refused {starts[-1]:.1f} s after both began, the"
+                    f" other trained to the end: {', '.join(lost) or 'bit-identical'}",
+                    flush=True,
+                )
         while_saving = sum(bool(line["half_written"]) for line in lines)
         print(
-            f"{ranks} rank(s), {len(lines)} kills, {while_saving} of them in the middle of saving: "
+            f"{ranks} rank(s), {len(lines)} kills, {while_saving} of them in the middle of saving,"
+            f" {len(starts)} double starts: "
             + (f"DIFFERENT: {', '.join(different)}" if different else "bit-identical")
         )
         failed |= bool(different)
-        reports.append({"ranks": ranks, "different": different, "kills": lines})
+        reports.append(
+            {"ranks": ranks, "different": different, "kills": lines, "seconds_to_refusal": starts}
+        )
     if args.json:
         save_json(args.json, reports)
     return int(failed)

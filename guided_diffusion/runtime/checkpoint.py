@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypedDict
 import blobfile as bf
 import torch as th
 
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local, read_sections, save_json, write_atomically
 
@@ -144,6 +145,7 @@ def save_step(folder: str, step: int, parts: Mapping[str, Any], state: Mapping[s
     :param parts: the content of each file by its prefix ("model", "ema_0.9999_", "opt").
     :param state: plain values and tensors that resuming needs besides, for `stateN.pt`.
     """
+    run_lock.check_held()
     remove_temporaries(folder)  # their disk space may be needed
     for prefix in ("state", *parts):
         if bf.exists(path := bf.join(folder, step_name(prefix, step))):

@@ -91,6 +91,10 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
             code = _report(error)
             if code is None:
                 raise
+        finally:
+            from guided_diffusion.runtime import run_lock  # which imports this module
+
+            run_lock.release_all()
         sys.exit(code or 0)
 
     return run

@@ -23,6 +23,7 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import (
     EXIT_INTERRUPTED,
     EXIT_USER_ERROR,
@@ -75,6 +76,7 @@ def leave(code: int) -> None:
     """End this process immediately: no exit handler may wait for ranks that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
+    run_lock.release_all()
     os._exit(code)
 
 

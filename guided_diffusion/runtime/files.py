@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import blobfile as bf
 
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError, system_error, write_error
 
 # longer names, in bytes, leave too little room for the rest of a temporary file's name
@@ -28,9 +29,11 @@ def is_local(path: str) -> bool:
 def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a file that appears at `path` only once it is complete and on disk.
 
-    :raises UserError: if it cannot be written; the previous file at `path` is then still there.
+    :raises UserError: if it cannot be written, or if another process has taken over this one's run
+        folder; the previous file at `path` is then still there.
     """
     if not is_local(path):
+        run_lock.check_held()
         with bf.BlobFile(path, "wb") as file:  # a cloud object appears when it is closed
             write(file)
         return
@@ -45,6 +48,7 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            run_lock.check_held()
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -7,6 +7,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from guided_diffusion.runtime import run_lock
+
 # EX_TEMPFAIL of sysexits.h: stopped by a signal after saving; rerun the command to resume.
 EXIT_STOPPED = 75
 
@@ -59,6 +61,7 @@ class StopRequest:
                 self._interrupted_at = now
             elif now - self._interrupted_at > SAME_PRESS_S:
                 raise KeyboardInterrupt
+        run_lock.note_stopping()
         if self.requested is None:
             self.requested = signal.Signals(number).name
 

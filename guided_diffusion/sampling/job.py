@@ -21,7 +21,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import (
     check_output,
@@ -164,10 +164,7 @@ class SampleJob:
         folder = None
         if _is_main():
             identity = self.identity()
-            folder = samples_folder(
-                self.settings.out_dir, self.trained.path, self._name(), identity
-            )
-            check_output(folder, folder=True)
+            folder = self._lock_folder(identity)
             pictures = bf.join(folder, "IMG" if self.names else "png")
             with writing(pictures):
                 bf.makedirs(pictures)
@@ -176,6 +173,17 @@ class SampleJob:
             if self.prepare is not None:
                 self.prepare(folder)
         return dist_util.broadcast_object(folder)
+
+    def _lock_folder(self, identity: Mapping[str, Any]) -> str:
+        """The results folder, which no other command writes into."""
+        arguments = self.settings.out_dir, self.trained.path, self._name(), identity
+        folder = samples_folder(*arguments)
+        check_output(folder, folder=True)
+        run_lock.hold_folder(folder, "choose another --out_dir")
+        if samples_folder(*arguments) != folder:  # another command has just begun there
+            run_lock.release_folder(folder)
+            return self._lock_folder(identity)
+        return folder
 
     def _name(self) -> str:
         stem = os.path.splitext(bf.basename(self.trained.path))[0]

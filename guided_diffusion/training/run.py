@@ -30,7 +30,7 @@ from guided_diffusion.networks.config import (
 from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.resample import create_named_schedule_sampler
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, is_local
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, from_mapping
@@ -213,8 +213,11 @@ def open_run(
     :raises UserError: for everything that the user must fix before anything is written.
     """
     train = check_training_flags(train_type, overrides)
+    instead = "choose another --weights_save" if folder else "set OPENAI_LOGDIR to another folder"
     folder = folder or run_folder()
     check_output(folder, folder=True)
+    if dist_util.is_main():
+        run_lock.hold_folder(folder, instead)
     start = find_start(folder, train.resume_checkpoint)
     paths = list_images(train.data_dir)
     init = None

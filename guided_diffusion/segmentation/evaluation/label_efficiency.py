@@ -25,7 +25,7 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.patients import find_patients, shared_patients
-from guided_diffusion.runtime import rng
+from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json, writing
 from guided_diffusion.runtime.flags import MOST_BATCH, flag, from_flags, make_parser, parse_flags
@@ -167,6 +167,7 @@ def label_efficiency(
         raise UserError("TEST_IMG is given without TEST_MASK: give both folders or --folds")
     dist_util.setup_dist()
     check_output(settings.output, folder=True)
+    run_lock.hold_folder(settings.output, "choose another --output")
     comparison = LabelEfficiency(
         settings,
         parse_methods(settings.methods, methods),
@@ -378,7 +379,8 @@ class LabelEfficiency:
         prepare = import_module(RUNNERS[run.method.script]).prepare
         with writing(self._folder(run)):
             os.makedirs(self._folder(run), exist_ok=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # its messages are in its log.txt
+        # its messages are in its log.txt
+        with contextlib.redirect_stdout(io.StringIO()), run_lock.released():
             finetuner = prepare(self._parse_arguments(run))
             if finetuner is not None:
                 finetuner.run()

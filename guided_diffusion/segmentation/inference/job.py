@@ -13,6 +13,7 @@ from tqdm import tqdm
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import ImageError, check_header
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, check_outputs, write_csv
 from guided_diffusion.runtime.flags import MOST_BATCH, flag
@@ -255,11 +256,14 @@ def predict(config: PredictConfig, averaging: AveragingConfig, arguments: Sequen
     if config.interactive:
         if not config.no_save:
             check_output(output, folder=True)
+            run_lock.hold_folder(output, "choose another OUTPUT")
         return Job(predictor, config, categories, output, {}).converse(input)
     items = find_items(paths.inputs, output)
     files = _mask_files(items, paths.outputs, named=bool(config.output))
     if not config.no_save:
         check_outputs(list(files.values()) or result_paths(output, items))
+    if not (files or config.no_save):
+        run_lock.hold_folder(output, "choose another OUTPUT")
     return Job(predictor, config, categories, output, files).run(items)
 
 

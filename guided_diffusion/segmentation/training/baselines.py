@@ -14,7 +14,7 @@ from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import rng
+from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
@@ -101,6 +101,7 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     """
     settings = from_flags(BaselineConfig, overrides)
     settings.check()
+    run_lock.hold_file(settings.weights_save, "choose another --weights_save")
     folders = Folders.from_flags(overrides, default=_TRAIN_FOLDERS)
     if folders.val and settings.validation:
         raise UserError("--validation holds out training images: omit either the flag or VAL_IMG")

@@ -8,6 +8,7 @@ import torch as th
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, network_timestep
 from guided_diffusion.networks.trained import Trained, read_trained
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags, make_parser
 from guided_diffusion.segmentation.categories import ClassTable
@@ -51,6 +52,7 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     """
     settings = from_flags(FinetuneConfig, overrides)
     settings.check()
+    run_lock.hold_file(settings.weights_save, "choose another --weights_save")
     folders = Folders.from_flags(overrides)
     pretrained: Trained[ModelConfig] = read_trained(
         overrides["checkpoint"], overrides, for_tuning=True

@@ -14,7 +14,7 @@ import torch as th
 from guided_diffusion import logger
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.reading import normalize
-from guided_diffusion.runtime import rng
+from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
@@ -154,6 +154,7 @@ class Finetuner:
                 is_last = self.epoch == epochs
                 if is_last or self.epoch % self.settings.val_interval == 0:
                     self._validate()
+                run_lock.check_held()
                 row = logger.dumpkvs()
                 bar.update()
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_mean_dice") if k in row})
@@ -317,6 +318,7 @@ class Finetuner:
 
     def save(self) -> None:
         """Write the best network, then what resuming needs, then the curves."""
+        run_lock.check_held()
         logger.flush()
         shared = {"best": self.best, "origin": self.origin.to_plain()}
         best = self._weights_to_save() if self.data.val is None else self._unsaved_best
