@@ -21,6 +21,7 @@ import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
+from .runtime import run_lock
 from .runtime.files import is_local, writing
 from .runtime.log_formats import (  # noqa: F401 - names of this module in the original too
     CSVOutputFormat,
@@ -144,6 +145,7 @@ class Logger:
             row = mpi_weighted_mean(self.comm, counted)
         self._values.clear()
         if self.level != DISABLED and (self.comm is None or self.comm.rank == 0):
+            run_lock.check_held()
             for output in self.output_formats:
                 if isinstance(output, KVWriter):
                     output.writekvs(row)

@@ -12,7 +12,7 @@ import torch as th
 from . import dist_util, logger
 from .gaussian_diffusion import GaussianDiffusion
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
-from .runtime import checkpoint, rng, run_lock
+from .runtime import checkpoint, rng
 from .runtime.errors import UserError
 from .runtime.flags import MOST_BATCH, MOST_SEED, flag
 from .runtime.progress import progress_bar
@@ -280,7 +280,6 @@ class TrainLoop:
                     self._check_skipped(batch, cond)
                 if self.step % settings.log_interval == 0:
                     since = self._log_speed(*since)
-                    run_lock.check_held()
                     row = logger.dumpkvs()
                     if "loss" in row:
                         bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
@@ -292,7 +291,6 @@ class TrainLoop:
                 stopping = agreement.result()
                 agreement.post(int(stop.requested is not None))
                 if stopping:
-                    run_lock.note_stopping()
                     self.stopped_by = stop.requested or "a signal on another rank"
                     break
             if self._saved_step != self.step:

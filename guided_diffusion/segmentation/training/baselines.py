@@ -134,9 +134,14 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     about_model = f"{initial.config.kind}: {trainable} trainable parameters"
     messages = [*initial.messages, *about_reading, about_model]
     initial = dataclasses.replace(initial, messages=messages)
-    source = settings.load or settings.checkpoint
+    weights = settings.encoder_weights if settings.network == "smp" else ""
+    sources = {
+        "checkpoint": settings.checkpoint,
+        "load": settings.load,
+        "encoder_weights": weights,
+    }
     use_fp16 = settings.amp or bool(overrides.get("use_fp16"))
-    return start_run(initial, settings, data, source, use_fp16)
+    return start_run(initial, settings, data, sources, use_fp16)
 
 
 def split(data: LabelledImages, percent: float, seed: int) -> tuple[LabelledImages, LabelledImages]:

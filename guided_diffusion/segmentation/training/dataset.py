@@ -14,6 +14,7 @@ from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.masks import MaskRule, check_sizes, ignored_values
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.contents import digests
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.networks.padding import margins
@@ -25,13 +26,15 @@ class LabelledImages:
     """N radiographs and masks at the network's size, or, read as "native", each at its own size.
 
     images: uint8 `[H x W x C]`. masks: uint8 `[H x W]` of class indices, IGNORE in the padding.
-    window: height and width of the crops to train on, for native sizes.
+    window: height and width of the crops to train on, for native sizes. digests: hashes of both
+    files of each pair, with a space between; () if they are not known.
     """
 
     names: tuple[str, ...]
     images: Sequence[np.ndarray]
     masks: Sequence[np.ndarray]
     window: tuple[int, int] | None = None
+    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,6 +46,7 @@ class LabelledImages:
             [self.images[i] for i in numbers],
             [self.masks[i] for i in numbers],
             self.window,
+            tuple(self.digests[i] for i in numbers) if self.digests else (),
         )
 
     def join(self, more: "LabelledImages") -> "LabelledImages":
@@ -126,7 +130,7 @@ def load_labelled(
     :raises UserError: for files that do not pair, cannot be read, differ in size or hold values
         that do not fit the rule; or if all masks show background alone.
     """
-    names, images, masks = [], [], []
+    names, images, masks, hashes = [], [], [], []
     for name, image_path, mask_path in choose_pairs(pair_files(image_dir, mask_dir), only):
         image = read_image(image_path, reading.in_channels, reading.intensity_rule())
         mask = rule.read(mask_path)
@@ -134,8 +138,9 @@ def load_labelled(
         names.append(name)
         images.append(reading.prepare(image))
         masks.append(reading.geometry().apply_mask(mask))
+        hashes.append(" ".join(digests((image_path, mask_path))))
     window = reading.geometry().height_width if reading.resize == "native" else None
-    data = LabelledImages(tuple(names), images, masks, window)
+    data = LabelledImages(tuple(names), images, masks, window, tuple(hashes))
     data.require_foreground(mask_dir)
     return data
 

@@ -69,7 +69,8 @@ def prepare(overrides: Overrides) -> Finetuner | None:
         *(f"--{n} is for pretraining and ignored here" for n in ignored),
     ]
     initial = dataclasses.replace(initial, messages=messages)
-    return start_run(initial, settings, data, pretrained.path, bool(overrides.get("use_fp16")))
+    sources = {"checkpoint": pretrained.path}
+    return start_run(initial, settings, data, sources, bool(overrides.get("use_fp16")))
 
 
 def _initial_network(

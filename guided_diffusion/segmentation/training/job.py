@@ -3,7 +3,8 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch as th
 
@@ -28,7 +29,12 @@ from guided_diffusion.segmentation.training.dataset import (
 )
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
-from guided_diffusion.segmentation.training.resume import Origin, load_interrupted
+from guided_diffusion.segmentation.training.resume import (
+    Origin,
+    contents_of,
+    in_saved_order,
+    load_interrupted,
+)
 from guided_diffusion.training.run import precision_of
 
 
@@ -144,12 +150,12 @@ def start_run(
     initial: InitialNetwork,
     settings: LearningConfig,
     data: TrainingData,
-    checkpoint: str,
+    sources: Mapping[str, str],
     use_fp16: bool,
 ) -> Finetuner | None:
     """Begin a run, or resume what an earlier run of the same command left; open the log.
 
-    :param checkpoint: file that the network was made from, "" for none.
+    :param sources: files that the network was made from, by flag; "" for none.
     :param use_fp16: the precision if the settings name none.
     :return: None if the run is complete already.
     """
@@ -158,19 +164,39 @@ def start_run(
         initial, config=dataclasses.replace(initial.config, flip_swaps=swaps)
     )
     val = data.val.names if data.val else ()
-    origin = Origin(os.path.basename(checkpoint), data.train.names, val, settings, initial.config)
+    more: dict[str, Any] = {"use_fp16": use_fp16}
+    if initial.noised_input is not None:
+        more["diffusion"] = dataclasses.asdict(initial.noised_input.diffusion)
+    origin = Origin(
+        os.path.basename(sources.get("load") or sources["checkpoint"]),
+        *(data.train.names, val, settings, initial.config),
+        contents_of(sources, data),
+        more,
+    )
     interrupted = load_interrupted(settings, origin)
+    files = interrupted["origin"].get("files") if interrupted else {}
+    unknown = (
+        f"{settings.last_path} is of an older version, which recorded the names of its images and"
+        " of its checkpoint, but not their contents: these may have changed since"
+    )
     if interrupted and interrupted["epoch"] >= settings.length(len(data.train)).epochs:
+        if files is None:
+            print(unknown)
         return None
     _open_log(settings, interrupted["stepper"]["steps"] if interrupted else 0)
     precision = precision_of(settings.precision, use_fp16)
     for message in initial.messages:
         logger.log(message)
+    if files is None:
+        logger.log(unknown)
     _log_data(data)
     if 0 < settings.microbatch < settings.batch_size and _has_batch_norm(initial.model):
         logger.log(f"BatchNorm sees --microbatch {settings.microbatch} images at a time")
     initial.model.to(dist_util.dev())
     settings = dataclasses.replace(settings, precision=precision)
+    if files:
+        data = in_saved_order(data, files)
+        origin = dataclasses.replace(origin, files=files)
     finetuner = Finetuner(initial, settings, data, origin)
     if interrupted:
         finetuner.resume(interrupted)

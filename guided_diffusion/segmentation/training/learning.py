@@ -120,7 +120,8 @@ class LearningConfig:
 
     # flags that do not change what is learnt, so that a resumed run may have other values
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
-        *("resume_checkpoint", "val_interval", "microbatch", "max_skipped_steps", "wandb"),
+        *("resume_checkpoint", "weights_save", "val_interval", "microbatch", "max_skipped_steps"),
+        "wandb",
     )
 
     def check(self) -> None:

@@ -154,7 +154,6 @@ class Finetuner:
                 is_last = self.epoch == epochs
                 if is_last or self.epoch % self.settings.val_interval == 0:
                     self._validate()
-                run_lock.check_held()
                 row = logger.dumpkvs()
                 bar.update()
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_mean_dice") if k in row})

@@ -2,14 +2,23 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import torch as th
 
 from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.contents import Files, changed_files, changes, digest, digests
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.training.dataset import TrainingData
 from guided_diffusion.segmentation.training.learning import LearningConfig
+
+# names of files and folders, which do not count where the contents are known
+_BY_NAME = (
+    *("checkpoint", "load", "encoder_weights", "train", "val"),
+    *("train_names", "synthetic_dir", "unlabeled_dir"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +26,8 @@ class Origin:
     """What identifies a run: the same command resumes it, any other is refused.
 
     checkpoint: file name of the pretrained checkpoint, "" without one. train, val: names of the
-    images. settings: the flags, of which `MAY_CHANGE` do not count. config: the network.
+    images. settings: the flags, of which `MAY_CHANGE` do not count. config: the network. files: see
+    `contents_of`. more: further plain values that change the result.
     """
 
     checkpoint: str
@@ -25,6 +35,8 @@ class Origin:
     val: tuple[str, ...]
     settings: LearningConfig
     config: SegmentationConfig
+    files: Files
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """As model files hold it, under "origin"."""
@@ -37,7 +49,54 @@ class Origin:
             "val": list(self.val),
             **{k: v for k, v in settings.items() if k not in self.settings.MAY_CHANGE},
             **config,
+            **self.more,
+            "files": self.files,
         }
+
+    def differences(self, theirs: Mapping[str, Any]) -> list[str]:
+        """How this run differs from the one whose `to_plain` is given; [] if it does not.
+
+        Older files lack what later versions added: flags had their defaults, the rest is unknown.
+        """
+        ours = self.to_plain()
+        defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
+        files = theirs.get("files")
+        found = [] if files is None else changed_files(files, self.files)
+        for name in ours.keys() - {"files", *(_BY_NAME if files is not None else ())}:
+            found += changes(name, theirs.get(name, defaults.get(name, ours[name])), ours[name])
+        return sorted(found)
+
+
+def contents_of(sources: Mapping[str, str], data: TrainingData) -> Files:
+    """The contents that a run learns from.
+
+    :param sources: paths of weights by flag; what is no file, such as "imagenet", counts as it is.
+    """
+    files = {
+        flag: {os.path.basename(path): digest(path) if os.path.isfile(path) else path}
+        for flag, path in sources.items()
+        if path
+    }
+    for part in ("train", "val", "synthetic"):
+        if (images := getattr(data, part)) is not None:
+            files[part] = dict(zip(images.names, images.digests))
+    if data.unlabelled is not None:
+        paths = data.unlabelled.names
+        files["unlabeled_dir"] = dict(zip(paths, digests(paths)))
+    return files
+
+
+def in_saved_order(data: TrainingData, files: Files) -> TrainingData:
+    """The data in the order in which a run began, if the files were renamed meanwhile."""
+    for part in ("train", "val", "synthetic"):
+        images, saved = getattr(data, part), list(files.get(part, {}).values())
+        if images is not None and list(images.digests) != saved:
+            places: dict[str, list[int]] = {}
+            for number, found in enumerate(images.digests):
+                places.setdefault(found, []).append(number)
+            chosen = images.choose([places[found].pop(0) for found in saved])
+            data = dataclasses.replace(data, **{part: chosen})
+    return data
 
 
 class BestScores(TypedDict, total=False):
@@ -70,16 +129,22 @@ class SavedRun(TypedDict):
 def load_interrupted(settings: LearningConfig, origin: Origin) -> SavedRun | None:
     """What an earlier run of the same command left, or None; files in the way are moved aside.
 
-    :raises UserError: if the files are another command's, naming the first difference.
+    :raises UserError: if the files are another command's or learnt from other contents, naming the
+        differences; or if the best network is gone.
     """
     best, last = settings.weights_save, settings.last_path
     if settings.resume_checkpoint == "none":
         for path in (best, last, settings.log_folder):
             _move_aside(path)
         return None
-    found = _load_same(last, origin)
-    if found is None and _load_same(best, origin):
+    found, beside = _load_same(last, origin), _load_same(best, origin)
+    if found is None and beside is not None:
         _move_aside(best)  # the run was killed between saving its first two files
+    if found is not None and beside is None and found["best"].get("epoch"):
+        raise UserError(
+            f"{best} is missing, the best network of the run that {last} belongs to: put it back,"
+            " or start anew with --resume_checkpoint none"
+        )
     return found
 
 
@@ -87,14 +152,13 @@ def _load_same(path: str, origin: Origin) -> SavedRun | None:
     if not os.path.exists(path):
         return None
     saved = checkpoint.load(path)
-    theirs = saved.get("origin", {}) if isinstance(saved, dict) else {}
-    for name, value in origin.to_plain().items():
-        if theirs.get(name) != value:
-            raise UserError(
-                f"{path} belongs to another run, with {name} {theirs.get(name)!r} instead of"
-                f" {value!r}: choose another --weights_save, or move it aside with"
-                " --resume_checkpoint none"
-            )
+    theirs = saved.get("origin") if isinstance(saved, dict) else None
+    found = origin.differences(theirs) if theirs else ["no record of a training"]
+    if found:
+        raise UserError(
+            f"{path} belongs to another run ({'; '.join(found)}): choose another --weights_save, or"
+            " start anew with --resume_checkpoint none, which moves it aside"
+        )
     return saved
 
 
