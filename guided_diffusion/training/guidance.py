@@ -82,13 +82,15 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
         raise UserError("--seg_dir is missing: name the folder of the masks")
     classes = overrides.get("num_segmentation_classes", 0)
     check_classes(classes)
+    pairs: list[tuple[str, str]] = []
     overrides = {**overrides, "seg_dir": split_folder(overrides["seg_dir"], "train")}
     if overrides.get("data_dir"):
         overrides["data_dir"] = split_folder(overrides["data_dir"], "train")
         if dist_util.is_main():
-            pairs = pair_files(overrides["data_dir"], overrides["seg_dir"])
-            check_masks(pairs, classes, ignored_values(overrides.get("ignore_index", -1)))
-    return open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig)
+            named = pair_files(overrides["data_dir"], overrides["seg_dir"])
+            check_masks(named, classes, ignored_values(overrides.get("ignore_index", -1)))
+            pairs = [(image, mask) for _, image, mask in named]
+    return open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig, pairs=pairs)
 
 
 def refuse_guidance(overrides: Overrides) -> None:

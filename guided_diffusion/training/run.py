@@ -31,12 +31,14 @@ from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime import checkpoint, run_lock
+from guided_diffusion.runtime.contents import Files
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, is_local
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, from_mapping
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.train_util import LoopConfig, TrainLoop, find_start
+from guided_diffusion.training.history import Contents, training_sections
 from guided_diffusion.unet import ConditionalUNetModel
 
 
@@ -197,6 +199,8 @@ def open_run(
     reading: ReadingConfig | None = None,
     repeats: bool = False,
     folder: str = "",
+    files: Files | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> Run[Network, Train]:
     """Check flags against data and run folder, open the log, write `config.json`.
 
@@ -210,6 +214,8 @@ def open_run(
     :param reading: default reading of images; with --init_checkpoint only its `resize` counts.
     :param repeats: whether a step may use an image several times.
     :param folder: of the run; by default `run_folder()`.
+    :param files: contents of a few labelled images; the run then refuses others.
+    :param pairs: each image with its mask, where masks guide.
     :raises UserError: for everything that the user must fix before anything is written.
     """
     train = check_training_flags(train_type, overrides)
@@ -242,15 +248,21 @@ def open_run(
         record = dataclasses.replace(record, classes=classes)
         notes.append(f"{len(classes)} classes: {_listing(classes)}")
     _check_images(train, paths, repeats)
-    if dist_util.is_main() and (advice := low_contrast_advice(paths, record.reading)):
-        notes.append(advice)
+    config: dict[str, Any] = {}
+    if dist_util.is_main():
+        if advice := low_contrast_advice(paths, record.reading):
+            notes.append(advice)
+        data = Contents.of(train.data_dir, pairs or [(path,) for path in paths], files)
+        own = stored if bf.dirname(start.path) == bf.dirname(bf.join(folder, "model.pt")) else None
+        config, said = training_sections(train, data, start, own, folder, dist_util.world_size())
+        notes += said
 
     also = ("wandb",) if train.wandb else ()
     logger.configure(folder, resume_step=start.step, comm=dist_util.Comm(), also=also)
     for note in notes:
         logger.log(note)
     if dist_util.is_main():
-        checkpoint.write_config(folder, {**record.sections(kind), "training": train})
+        checkpoint.write_config(folder, {**record.sections(kind), **config})
     th.manual_seed(train.seed)
     return Run(**vars(record), train=train, folder=folder, start=start, init=init)
 

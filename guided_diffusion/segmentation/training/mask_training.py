@@ -19,10 +19,11 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.contents import Files, digests
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
-from guided_diffusion.segmentation.categories import ClassTable
+from guided_diffusion.segmentation.categories import Category, ClassTable
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import (
     SegmentationConfig,
@@ -37,6 +38,7 @@ from guided_diffusion.segmentation.networks.mask_diffusion import (
 from guided_diffusion.segmentation.training import augment
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
+    choose_pairs,
     load_labelled,
     training_batches,
 )
@@ -240,11 +242,23 @@ class MaskTrainLoop(TrainLoop):
     def save(self) -> None:
         super().save()
         if dist_util.is_main():
-            rate = max(self.ema_rates.values(), default=None)
-            averages = None if rate is None else self.stepper.ema[rate]
-            weights = self.stepper.weights_as_state_dict(averages)
-            named = {f"network.{name}": value for name, value in weights.items()}
-            save_model(self.path, self.config, named, step=self.step)
+            self._save_model()
+
+    def run_loop(self) -> None:
+        super().run_loop()
+        # a run that was killed between its last checkpoint and the model has no step left to do
+        if dist_util.is_main() and not (bf.exists(self.path) and self._model_step() == self.step):
+            self._save_model()
+
+    def _model_step(self) -> int:
+        return checkpoint.load(self.path).get("step", -1)
+
+    def _save_model(self) -> None:
+        rate = max(self.ema_rates.values(), default=None)
+        averages = None if rate is None else self.stepper.ema[rate]
+        weights = self.stepper.weights_as_state_dict(averages)
+        named = {f"network.{name}": value for name, value in weights.items()}
+        save_model(self.path, self.config, named, step=self.step)
 
 
 def make_flags(description: str = "") -> argparse.ArgumentParser:
@@ -293,6 +307,7 @@ def prepare(overrides: Overrides) -> MaskTraining:
         reading=ReadingConfig(resize="pad"),
         repeats=True,
         folder=run_folder,
+        files=_contents(folders, categories, split_names(settings.train_names)),
     )
     names = split_names(settings.train_names)
     train = load_labelled(*folders.train, run.reading, rule, names)
@@ -316,3 +331,15 @@ def _folder(weights_save: str) -> str:
     if weights_save:
         check_output(weights_save)
     return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
+
+
+def _contents(
+    folders: Folders, categories: Sequence[Category], train_names: Sequence[str]
+) -> Files:
+    """What the run learns from: both files of each pair, and the class table."""
+    table = "; ".join(f"{c.index} {c.name} {c.color}" for c in categories)
+    files: Files = {"class table": {"categories": table}}
+    for part, dirs, only in zip(("train", "val"), folders.pairs, (train_names, ())):
+        chosen = choose_pairs(pair_files(*dirs), only)
+        files[part] = {name: " ".join(digests(paths)) for name, *paths in chosen}
+    return files

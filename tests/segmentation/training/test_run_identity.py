@@ -65,7 +65,11 @@ def check_refused(run, folder, *words: str) -> None:
 @pytest.mark.parametrize("command", ["finetune.py", "baseline_train.py"])
 def test_a_run_is_complete_for_its_own_contents_alone(command, script, pretrained, split, tmp_path):
     first = [pretrained] if command == "finetune.py" else []
-    flags = [] if first else ["--network", "features", "--feature_blocks", "1,2", "--checkpoint", pretrained]
+    flags = (
+        []
+        if first
+        else ["--network", "features", "--feature_blocks", "1,2", "--checkpoint", pretrained]
+    )
 
     def train(*more: object):
         return script(command, *first, *paths(split), *flags, *TRAINING, *more)
