@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import blobfile as bf
@@ -23,7 +23,7 @@ from guided_diffusion.runtime.contents import Files, digests
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
-from guided_diffusion.segmentation.categories import Category, ClassTable
+from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import (
     SegmentationConfig,
@@ -333,11 +333,9 @@ def _folder(weights_save: str) -> str:
     return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
 
 
-def _contents(
-    folders: Folders, categories: Sequence[Category], train_names: Sequence[str]
-) -> Files:
+def _contents(folders: Folders, categories: ClassTable, train_names: Sequence[str]) -> Files:
     """What the run learns from: both files of each pair, and the class table."""
-    table = "; ".join(f"{c.index} {c.name} {c.color}" for c in categories)
+    table = "; ".join(f"{c.index} {c.name} {c.color}" for c in categories.entries)
     files: Files = {"class table": {"categories": table}}
     for part, dirs, only in zip(("train", "val"), folders.pairs, (train_names, ())):
         chosen = choose_pairs(pair_files(*dirs), only)
