@@ -37,14 +37,6 @@ def digests(paths: Sequence[str]) -> list[str]:
         return list(pool.map(digest, paths))
 
 
-def digest_of(path: str) -> str:
-    """A hash of a file, or of all files below a folder whatever their names; "" without either."""
-    if bf.isdir(path):
-        inside = sorted(bf.join(top, name) for top, _, names in bf.walk(path) for name in names)
-        return combined(digests(inside))
-    return digest(path) if bf.exists(path) else ""
-
-
 def combined(found: Sequence[str]) -> str:
     """One hash of several, in whatever order."""
     return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=_BYTES).hexdigest()

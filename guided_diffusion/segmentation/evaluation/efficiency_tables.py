@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from guided_diffusion.runtime.files import read_json, write_atomically, write_csv
+from guided_diffusion.segmentation.evaluation.run_origin import RunOrigin
 from guided_diffusion.segmentation.visuals.render import save_figure
 
 RESULT_NAME = "result.json"
@@ -29,11 +30,16 @@ class VariantFigures(Figures):
     command: str
 
 
-class RunResult(Figures):
+class _Recorded(TypedDict, total=False):
+    origin: RunOrigin
+
+
+class RunResult(Figures, _Recorded):
     """What a finished run leaves in result.json.
 
     fold: None if the test images were evaluated. variants: by name. images: names of those that it
-    was trained on. commands: to train, to evaluate, and to evaluate each variant.
+    was trained on. commands: to train, to evaluate, and to evaluate each variant. origin: absent
+    from results of older versions.
     """
 
     method: str

@@ -5,18 +5,17 @@ determines which k images, and a draw of more images contains the draws of fewer
 """
 
 import contextlib
+import functools
 import io
 import math
 import os
 import shlex
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import blobfile as bf
-import numpy as np
 import torch as th
 from tqdm import tqdm
 
@@ -24,14 +23,23 @@ from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule
-from guided_diffusion.images.patients import find_patients, shared_patients
-from guided_diffusion.runtime import rng, run_lock
+from guided_diffusion.images.patients import shared_patients
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json, writing
 from guided_diffusion.runtime.flags import MOST_BATCH, flag, from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import check_swaps, parse_swaps, resolve_categories
+from guided_diffusion.segmentation.evaluation.draws import (
+    Pairs,
+    copy_folds,
+    draw,
+    find_films,
+    find_pairs,
+    fold_folders,
+    split_patients,
+)
 from guided_diffusion.segmentation.evaluation.efficiency_tables import (
     RESULT_NAME,
     Figures,
@@ -48,6 +56,13 @@ from guided_diffusion.segmentation.evaluation.methods import (
     comma_separated,
     parse_methods,
     parse_variants,
+)
+from guided_diffusion.segmentation.evaluation.run_origin import (
+    RunOrigin,
+    check_neighbours,
+    check_origin,
+    digests_of_pairs,
+    origin_of,
 )
 from guided_diffusion.segmentation.evaluation.scoring import evaluate
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
@@ -98,15 +113,6 @@ class LabelEfficiencyConfig:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Folders of radiographs and of masks, and the names of the files in them."""
-
-    images: str
-    masks: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Run:
     """One method, k images, one seed; fold is None if TEST is evaluated."""
 
@@ -119,32 +125,6 @@ class Run:
     def name(self) -> str:
         fold = "" if self.fold is None else f"_fold{self.fold}"
         return f"{self.method.name}_k{self.k}_seed{self.seed}{fold}"
-
-
-def draw(names: Sequence[str], k: int, seed: int) -> list[str]:
-    """Draw k of the names; fewer with the same seed are the first of these."""
-    generator = np.random.default_rng(rng.derive_seed(seed, "labelled images"))
-    return [names[i] for i in generator.permutation(len(names))[:k]]
-
-
-def split_folds(
-    names: Sequence[str], folds: int, patients: Sequence[Hashable] = ()
-) -> list[list[str]]:
-    """Divide the names into `folds` parts, of which no two have a patient in common.
-
-    :param patients: of the names; () if each is one of its own, so that sizes differ by at most 1.
-    :raises UserError: for fewer patients than folds.
-    """
-    members: dict[Hashable, list[str]] = {}
-    for name, patient in zip(names, patients or names):
-        members.setdefault(patient, []).append(name)
-    if len(members) < folds:
-        raise UserError(f"--folds {folds}: the images are of {len(members)} patients")
-    groups = [*members.values()]
-    parts: list[list[str]] = [[] for _ in range(folds)]
-    for number in np.random.default_rng(rng.derive_seed(0, "folds")).permutation(len(groups)):
-        min(parts, key=len).extend(groups[number])
-    return [sorted(part) for part in parts]
 
 
 def label_efficiency(
@@ -202,7 +182,7 @@ class LabelEfficiency:
         self.settings = settings
         self.methods = methods
         self.variants = dict(variants or {})
-        self.train = _pairs(*train)
+        self.train = find_pairs(*train)
         self.numbers, self.seeds = _integers("k", settings.k, 1), _integers("seeds", settings.seeds)
         self._check(test)
         folders = [train, *([test] if test else [])]
@@ -213,9 +193,9 @@ class LabelEfficiency:
             settings.binary,
             settings.ignore_index,
         )
-        self.parts = self._split() if settings.folds else []
-        self.tests = [_pairs(*test)] if test else self._copy_folds()
-        if test and (shared := shared_patients(_films(self.train), _films(self.tests[0]))):
+        self.parts = split_patients(self.train, settings.folds) if settings.folds else []
+        self.tests = [find_pairs(*test)] if test else fold_folders(self.parts, settings.output)
+        if test and (shared := shared_patients(find_films(self.train), find_films(self.tests[0]))):
             print(f"warning: scores on TEST will be too high: {shared}")
         most = len(self.train.names) - max(map(len, self.parts), default=0)
         if max(self.numbers) > most:
@@ -238,27 +218,6 @@ class LabelEfficiency:
             raise UserError(f"--folds {settings.folds}: from 2 to the number of training images")
         if not settings.checkpoint:
             raise UserError("--checkpoint is missing: name the pretrained network")
-
-    def _split(self) -> list[list[str]]:
-        patients = find_patients(*zip(*_films(self.train)))
-        print(patients.said)
-        return split_folds(self.train.names, self.settings.folds, patients.groups)
-
-    def _copy_folds(self) -> list[Pairs]:
-        """Copy each fold to folders of its own, so that commands can name them."""
-        folds = []
-        files = pair_files(self.train.images, self.train.masks)
-        for number, names in enumerate(self.parts):
-            folder = os.path.join(self.settings.output, "folds", str(number))
-            for name, *paths in files:
-                for kind, path in zip(("IMG", "MASK"), paths):
-                    target = os.path.join(folder, kind, name + os.path.splitext(path)[1])
-                    if name in names and not os.path.exists(target):
-                        with writing(target):
-                            os.makedirs(os.path.dirname(target), exist_ok=True)
-                            bf.copy(path, target)
-            folds.append(_pairs(os.path.join(folder, "IMG"), os.path.join(folder, "MASK")))
-        return folds
 
     def images_of(self, run: Run) -> list[str]:
         """Names of the images that a run trains on."""
@@ -311,16 +270,54 @@ class LabelEfficiency:
         for flags in self.variants.values():
             swaps = parse_flags(make_parser("", AveragingConfig), flags).get("flip_swap")
             check_swaps(self.categories, parse_swaps(swaps or ""), chosen=True)
-        self._check_foreground()
         for run in self.runs:
             given = self._parse_arguments(run)
             check_flips(self.categories, given.get("flip", "none"), given.get("flip_swap", ""))
             found = read_result(self._folder(run))
-            if found and found["commands"] != self.commands(run):
+            if found and "origin" in found:
+                check_origin(self._folder(run), found["origin"], self._origin(run))
+            elif found and found["commands"] != self.commands(run):
                 raise UserError(
                     f"{self._folder(run)} was made with other flags ({found['commands'][0]}):"
                     " choose another --output or another name for the method"
                 )
+        self._check_neighbours()
+        if self.parts:
+            copy_folds(self.train, self.tests)
+        self._check_foreground()
+
+    def _check_neighbours(self) -> None:
+        """:raises UserError: if earlier runs, of any method, saw other images of the same names."""
+        there, unknown = [], []
+        folder = os.path.join(self.settings.output, "runs")
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            if found := read_result(os.path.join(folder, name)):
+                origin = found.get("origin")
+                there += [(os.path.join(folder, name), origin)] if origin else []
+                unknown += [] if origin else [name]
+        check_neighbours(there, {"train": self._train_digests, "test": self._test_digests})
+        if unknown:
+            print(f"{', '.join(unknown)}: by an older version, which did not record their data")
+
+    @functools.cached_property
+    def _train_digests(self) -> dict[str, str]:
+        return digests_of_pairs(self.train.images, self.train.masks)
+
+    @functools.cached_property
+    def _test_digests(self) -> dict[str, str]:
+        """Of TEST; {} with folds."""
+        return {} if self.parts else digests_of_pairs(self.tests[0].images, self.tests[0].masks)
+
+    def _origin(self, run: Run) -> RunOrigin:
+        """What the run is made from."""
+        train = {name: self._train_digests[name] for name in self.images_of(run)}
+        if run.fold is None:
+            test = self._test_digests
+        else:
+            test = {name: self._train_digests[name] for name in self.parts[run.fold]}
+        variants = {name: list(flags) for name, flags in self.variants.items()}
+        given = self._parse_arguments(run)
+        return origin_of(given, train, test, script=run.method.script, variants=variants)
 
     def _check_foreground(self) -> None:
         """:raises UserError: if a run would train or be evaluated on background alone."""
@@ -399,6 +396,7 @@ class LabelEfficiency:
             "seconds": round(time.monotonic() - began, 1),
             "images": self.images_of(run),
             "commands": commands,
+            "origin": self._origin(run),
         }
         for (name, flags), command in zip(self.variants.items(), commands[2:]):
             try:
@@ -445,14 +443,6 @@ class LabelEfficiency:
         ]
         names = [category.name for category in self.categories]
         write_tables(self.settings.output, results, order, names, picture)
-
-
-def _pairs(images: str, masks: str) -> Pairs:
-    return Pairs(images, masks, tuple(name for name, *_ in pair_files(images, masks)))
-
-
-def _films(pairs: Pairs) -> list[tuple[str, str]]:
-    return [(name, image) for name, image, _ in pair_files(pairs.images, pairs.masks)]
 
 
 def _plain(value: float) -> float | None:

@@ -7,13 +7,20 @@ import statistics
 
 import numpy as np
 import pytest
+import torch as th
 from conftest import draw_pairs
 from PIL import Image
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json
+from guided_diffusion.segmentation.evaluation.draws import (
+    Pairs,
+    copy_folds,
+    draw,
+    fold_folders,
+    split_folds,
+)
 from guided_diffusion.segmentation.evaluation.efficiency_tables import spread
-from guided_diffusion.segmentation.evaluation.label_efficiency import draw, split_folds
 from guided_diffusion.segmentation.evaluation.methods import parse_methods, parse_variants
 
 NAMES = [f"r{i}" for i in range(12)]
@@ -226,3 +233,37 @@ def test_other_flags_do_not_join_the_same_table(compare):
     ended = compare("--methods", "quick", "--k", 1, "--seeds", 0, "--common", "--lr 1e-5")
     assert ended.code == 2
     assert "other flags" in ended.err
+
+
+def test_figures_of_other_contents_are_not_taken_over(compare, pretrained, tmp_path):
+    flags = ("--methods", "quick", "--k", 1, "--seeds", 0)
+    assert compare(*flags).code == 0
+    before = (tmp_path / "out" / "table.csv").read_bytes()
+    (drawn,) = rows("out/runs.csv")[0]["images"].split()
+    for path in (tmp_path / "TRAIN/MASK" / f"{drawn}.png", tmp_path / "TEST/IMG/r1.png"):
+        content = path.read_bytes()
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(pixels > 0, pixels - 1, 0).astype(np.uint8)).save(path)
+        ended = compare(*flags)
+        assert ended.code == 2
+        assert f"of {path.stem} changed" in ended.err or f"image {path.stem} changed" in ended.err
+        other = ("--method", "other: --lr 1e-2", "--methods", "other", *flags[2:])
+        assert "would share a table with other data" in compare(*other).err
+        path.write_bytes(content)
+    weights = th.load(pretrained)
+    th.save({name: value + 0.01 for name, value in weights.items()}, pretrained)
+    assert f"checkpoint: {pretrained.name} changed" in compare(*flags).err
+    th.save(weights, pretrained)
+    assert (tmp_path / "out" / "table.csv").read_bytes() == before
+
+
+def test_folds_are_copied_anew(compare, tmp_path):
+    pairs = Pairs(str(tmp_path / "TRAIN/IMG"), str(tmp_path / "TRAIN/MASK"), ())
+    (fold,) = fold_folders([["r0", "r1"]], str(tmp_path / "out"))
+    copy_folds(pairs, [fold])
+    path = tmp_path / "TRAIN/MASK/r0.png"
+    path.write_bytes((tmp_path / "TRAIN/MASK/r1.png").read_bytes())
+    fold = Pairs(fold.images, fold.masks, ("r0",))
+    copy_folds(pairs, [fold])
+    (copy,) = (tmp_path / "out/folds/0/MASK").iterdir()
+    assert (copy.name, copy.read_bytes()) == ("r0.png", path.read_bytes())

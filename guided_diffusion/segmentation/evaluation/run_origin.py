@@ -1,0 +1,88 @@
+"""What the figures of a comparison were made from: they are never shown as those of other data."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
+
+from guided_diffusion.images.files import pair_files
+from guided_diffusion.runtime.contents import (
+    Files,
+    changed_files,
+    changes,
+    combined,
+    digest,
+    digests,
+)
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.evaluation.draws import find_files
+
+# arguments of the training scripts that say nothing more than the contents and the folder do
+_ELSEWHERE = ("train_img", "train_mask", "train_names", "weights_save")
+
+
+class RunOrigin(TypedDict):
+    """settings: all flags that name no file. files: hashes of all contents, by flag or part."""
+
+    settings: dict[str, Any]
+    files: Files
+
+
+def digests_of_pairs(images: str, masks: str) -> dict[str, str]:
+    """Hashes of radiograph and mask, with a space between, by name."""
+    return {name: " ".join(digests(paths)) for name, *paths in pair_files(images, masks)}
+
+
+def origin_of(
+    given: Mapping[str, Any], train: Mapping[str, str], test: Mapping[str, str], **more: Any
+) -> RunOrigin:
+    """:param given: arguments of the training script.
+    :param train: hashes of the pairs to train on, by name; `test`: to evaluate on.
+    :param more: further settings, plain values.
+    """
+    settings: dict[str, Any] = dict(more)
+    files: Files = {"train": dict(train), "test": dict(test)}
+    for name, value in given.items():
+        if name in _ELSEWHERE:
+            continue
+        if isinstance(value, str) and os.path.exists(value):
+            files[name] = {os.path.basename(os.path.normpath(value)): _content(value)}
+        else:
+            settings[name] = value
+    return {"settings": settings, "files": files}
+
+
+def _content(path: str) -> str:
+    """A hash of a file, or of all files below a folder, whatever their names."""
+    if os.path.isfile(path):
+        return digest(path)
+    return combined(digests(list(find_files(path))))
+
+
+def check_origin(folder: str, before: RunOrigin, now: RunOrigin) -> None:
+    """:raises UserError: if a finished run in `folder` was made with other flags or contents."""
+    ours, theirs = now["settings"], before["settings"]
+    found = changed_files(before["files"], now["files"])
+    for name in sorted(ours.keys() | theirs.keys()):
+        found += changes(f"--{name}", theirs.get(name), ours.get(name))
+    if found:
+        raise UserError(
+            f"{folder} was made with other flags or data ({'; '.join(found)}): choose another"
+            f" --output or another name for the method, or remove {folder} to repeat the run"
+        )
+
+
+def check_neighbours(results: Iterable[tuple[str, RunOrigin]], now: Files) -> None:
+    """:raises UserError: if a run, whatever its method, saw another image or mask of one name.
+
+    :param results: folder and origin of the finished runs that the tables will show.
+    """
+    known = {**now["train"], **now["test"]}
+    for folder, origin in results:
+        theirs = {**origin["files"]["train"], **origin["files"]["test"]}
+        common = known.keys() & theirs.keys()
+        then, here = ({name: side[name] for name in common} for side in (theirs, known))
+        if found := changed_files({"images": then}, {"images": here}):
+            raise UserError(
+                f"{folder} would share a table with other data ({'; '.join(found)}): choose"
+                " another --output"
+            )
