@@ -40,6 +40,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "super_res": ("training.super_res", "sampling.super_res"),
     "segmentation.predict": ("segmentation.inference.predictor", "segmentation.prediction"),
     "segmentation.phantoms": ("preparation.phantoms",),
+    "segmentation.label_efficiency": (
+        *("segmentation.evaluation.label_efficiency", "segmentation.evaluation.draws"),
+    ),
     "segmentation.setup": ("networks.trained", "segmentation.training.job"),
 }
 _PACKAGE = "guided_diffusion"

@@ -76,12 +76,14 @@ def check_neighbours(results: Iterable[tuple[str, RunOrigin]], now: Files) -> No
 
     :param results: folder and origin of the finished runs that the tables will show.
     """
-    known = {**now["train"], **now["test"]}
+    known = {"train": now["train"], "test": now["test"] or now["train"]}
     for folder, origin in results:
-        theirs = {**origin["files"]["train"], **origin["files"]["test"]}
-        common = known.keys() & theirs.keys()
-        then, here = ({name: side[name] for name in common} for side in (theirs, known))
-        if found := changed_files({"images": then}, {"images": here}):
+        files = origin["files"]
+        then, here = (
+            {part: {n: side[part][n] for n in known[part].keys() & files[part]} for part in known}
+            for side in (files, known)
+        )
+        if found := changed_files(then, here):
             raise UserError(
                 f"{folder} would share a table with other data ({'; '.join(found)}): choose"
                 " another --output"
