@@ -240,7 +240,7 @@ def test_the_lock_goes_with_its_process(path, then):
     process = FORK.Process(target=hold_and, args=(path, then))
     process.start()
     process.join(30)
-    expected = {"error": 1, "SIGINT": 1}.get(then) or -getattr(signal, then)
+    expected = {"error": 1, "SIGINT": 130}.get(then) or -getattr(signal, then)
     assert process.exitcode == expected
     assert not os.path.exists(path)
 
