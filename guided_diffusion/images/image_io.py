@@ -193,17 +193,22 @@ def image_errors(path: str) -> Iterator[None]:
             f"{path} cannot be read: its content is not an image of a known format"
         ) from error
     except Undecodable as error:
-        raise ImageError(f"{path} cannot be read: {error}") from error
+        raise ImageError(f"{path} cannot be read: {_printable(str(error))}") from error
     except MemoryError as error:
         raise ImageError(f"{path} cannot be read: it does not fit into memory") from error
     except OSError as error:  # the system's, or Pillow's about truncated and broken data
-        reason = error.strerror or " ".join(str(error).split())[:200]
+        reason = error.strerror or _printable(str(error))[:200]
         raise ImageError(f"{path} cannot be read: {reason}") from error
     except Exception as error:  # decoders raise anything, from struct.error to RecursionError
         raise ImageError(
             f"{path} cannot be read: it is damaged, or of a kind that is not supported; export it"
             " again, or convert it to PNG or TIFF with an image viewer"
         ) from error
+
+
+def _printable(text: str) -> str:
+    """A text on one line, without the control characters that damaged files put into it."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def _decode(path: str) -> DecodedImage:

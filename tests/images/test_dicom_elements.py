@@ -268,6 +268,15 @@ def test_palette_that_is_missing_or_short(dicom):
     assert "palette is missing" in found
 
 
+def test_control_characters_do_not_reach_the_screen(dicom):
+    path = dicom(VALUES)
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content.replace(b"MONOCHROME2", b"MONO\x1b[2JME2"))
+    found = outcome(path)
+    assert found.isprintable()
+    assert "MONO?[2JME2" in found
+
+
 def test_two_frames_that_are_not_declared(dicom):
     twice = np.concatenate([DEEP, DEEP]).tobytes()
     assert "pixel data" in outcome(dicom(DEEP, PixelData=twice))
