@@ -16,10 +16,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .images.cache import ImageCache, make_cache
-from .images.files import evenly_spaced, list_images, pair_files
+from .images.files import evenly_spaced, list_radiographs, pair_files
 from .images.geometry import Geometry
 from .images.image_io import ImageError, is_grey, read_image
 from .images.masks import check_sizes, read_mask
+from .images.names import composed
 from .images.reading import ReadingConfig, normalize, to_uint8_channels
 from .runtime.errors import UserError
 from .runtime.rng import derive_seed
@@ -95,7 +96,7 @@ def load_data(
         pairs = pair_files(data_dir, mask_dir)
         paths, masks = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
     else:
-        paths = list_images(data_dir)
+        paths, _ = list_radiographs(data_dir)
     if len(paths) < batch_size * num_ranks:
         raise UserError(
             f"{data_dir} holds {len(paths)} images, fewer than the {batch_size * num_ranks} of one "
@@ -248,7 +249,8 @@ def class_labels(paths: Sequence[str], names: Sequence[str] | None = None) -> li
     :param names: all classes in the order of their labels; by default those of the files.
     :raises UserError: if a file is of another class.
     """
-    labels = {name: label for label, name in enumerate(names or class_names(paths))}
+    known = names or class_names(paths)
+    labels = {composed(name): label for label, name in enumerate(known)}
     for path in paths:
         if _class_name(path) not in labels:
             raise UserError(
@@ -378,4 +380,4 @@ def _random_crop(
 
 
 def _class_name(path: str) -> str:
-    return os.path.basename(path).split("_")[0]
+    return composed(os.path.basename(path).split("_")[0])

@@ -18,6 +18,7 @@ from guided_diffusion.image_datasets import (
     sample_is_grey,
 )
 from guided_diffusion.images import cache as image_cache
+from guided_diffusion.images.files import list_images
 from guided_diffusion.images.image_io import ImageError
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import UserError
@@ -261,7 +262,7 @@ def test_the_cache_is_not_larger_than_memory(folder, monkeypatch, free, shared):
 
 class TestImageDataset:
     def paths(self, folder):
-        return image_datasets.list_images(folder)
+        return list_images(folder)
 
     def test_items(self, folder):
         paths = self.paths(folder)

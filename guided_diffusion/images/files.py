@@ -12,15 +12,28 @@ import blobfile as bf
 import numpy as np
 
 from guided_diffusion.images import dicom_file
-from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import is_local
-
-DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
-IMAGE_EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-    *DICOM_EXTENSIONS,
+from guided_diffusion.images.left_out import BY_SUFFIX, left_out, summary
+from guided_diffusion.images.names import (
+    DICOM_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    MASK_SUFFIXES,
+    composed,
+    ending,
+    fixed_part,
+    is_ignored,
+    is_pattern,
+    stem,
+    varying_part,
+    without_mask_suffix,
 )
-MASK_SUFFIXES = ("_mask", "_gt", "_seg", "_label")
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import expand_path, is_local
+
+# formats of images that are not read, and that must not go unnoticed among those that are
+_OTHER_FORMATS = (
+    *(".jp2", ".j2k", ".jpf", ".jfif", ".jxl", ".avif", ".heic", ".heif", ".tga", ".psd", ".svs"),
+    *(".pgm", ".ppm", ".pnm", ".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npy", ".raw", ".dng"),
+)
 
 T = TypeVar("T")
 
@@ -29,30 +42,92 @@ def list_images(path: str) -> list[str]:
     """List the images in a folder and its sub-folders, those a glob matches, or the one file.
 
     The list is sorted by name. Hidden files are ignored; files without one of the usual extensions
-    are included if they begin as DICOM.
+    are included if they begin as DICOM. In a glob, ** stands for any number of folders.
 
     :raises UserError: if there are none.
     """
+    return _list(expand_path(path))[0]
+
+
+def _list(path: str) -> tuple[list[str], list[str]]:
+    """The images, and the other files."""
     if bf.isdir(path):
         names = sorted(_walk(path))
     elif bf.exists(path):
-        return [path]
-    elif any(mark in path for mark in "*?["):
-        names = []
-        # of the wildcards, blobfile knows only "*" in local paths
-        for name in sorted(glob.iglob(path) if is_local(path) else bf.glob(path)):
-            names += sorted(_walk(name)) if bf.isdir(name) else [name]
+        return [path], []
+    elif is_pattern(path):
+        names = _matches(path)
+    elif path and is_local(path) and os.path.islink(path):
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist")
     else:
-        raise UserError(f"{path} does not exist")
-    images = [name for name in names if _looks_like_image(name)]
+        raise UserError(f"{path or repr(path)} does not exist")
+    images: list[str] = []
+    others: list[str] = []
+    for name in names:
+        (images if _looks_like_image(name) else others).append(name)
     if not images:
-        others = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
-        seen = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+        endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in others)
+        seen = ", ".join(f"{count} {end}" for end, count in endings.most_common(5))
         raise UserError(
             f"no images in {path}; images end in {', '.join(IMAGE_EXTENSIONS)}; "
             + (f"there are other files: {seen}" if seen else "it holds no files")
         )
-    return images
+    return images, others
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a glob matches, and those in folders that it matches, each once."""
+    # of the wildcards, blobfile knows only "*" in local paths
+    found = glob.iglob(pattern, recursive=True) if is_local(pattern) else bf.glob(pattern)
+    names: list[str] = []
+    for name in sorted(found):
+        if not any(map(is_ignored, name[len(fixed_part(pattern)) :].split("/"))):
+            names += sorted(_walk(name)) if bf.isdir(name) else [name]
+    return list(dict.fromkeys(names))
+
+
+def list_radiographs(path: str, *without: str) -> tuple[list[str], str]:
+    """`list_images` without masks, results of this project's commands, and files in other folders.
+
+    :param without: further folders whose files do not count, such as that of the results.
+    :return: the images, and a line about what was left out and might surprise the user.
+    :raises UserError: if none remain.
+    """
+    path = expand_path(path)
+    images, others = _list(path)
+    hidden = tuple(os.path.realpath(folder) + os.sep for folder in without if folder)
+    if hidden:
+        images = [image for image in images if not _real_path(image).startswith(hidden)]
+    found = {} if images == [path] else _no_radiographs(path, images)
+    images = [image for image in images if image not in found]
+    notes = [summary(found)] if found else []
+    unread = Counter(os.path.splitext(name)[1].lower() for name in others)
+    counts = ", ".join(f"{unread[end]} {end}" for end in _OTHER_FORMATS if unread[end])
+    if counts:
+        notes.append(f"files of formats that are not read: {counts}")
+    if not images:
+        raise UserError(
+            "; ".join([f"no radiographs in {path}: all of its images are masks or results", *notes])
+        )
+    return images, "; ".join(notes)
+
+
+def _no_radiographs(source: str, images: Sequence[str]) -> dict[str, str]:
+    """What the images among these are that `left_out` finds, by path."""
+    base = source if bf.isdir(source) else fixed_part(source)
+    name_of = {image: image[len(base) :].strip("/") for image in images}
+    found = left_out(list(name_of.values()), base)
+    return {image: found[name] for image, name in name_of.items() if name in found}
+
+
+def name_images(source: str, paths: Sequence[str]) -> list[str]:
+    """The names (see `names.py`) of images that `list_images(source)` found."""
+    source = expand_path(source)
+    if bf.isdir(source):
+        return [stem(path[len(source) :].strip("/")) for path in paths]
+    if bf.exists(source) or not is_pattern(source):
+        return [stem(bf.basename(path)) for path in paths]
+    return [stem(varying_part(path, source)) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -69,10 +144,10 @@ class Unpaired:
 
 
 def pair_files(image_dir: str, mask_dir: str) -> list[tuple[str, str, str]]:
-    """Pair every image with its mask: (stem, image, mask), sorted by stem.
+    """Pair every image with its mask: (name, image, mask), sorted by name.
 
-    Stems must agree, extensions need not; a mask's stem may end in one of MASK_SUFFIXES.
-    Sub-folders are part of the stem.
+    Names (see `names.py`) must agree; a mask's may end in one of MASK_SUFFIXES. One folder may lie
+    in the other. Masks and results in folders among the images, see `left_out.py`, need no masks.
 
     :raises UserError: if a file does not pair; it lists the first ten.
     """
@@ -91,30 +166,40 @@ def pair_files(image_dir: str, mask_dir: str) -> list[tuple[str, str, str]]:
 
 def find_pairs(image_dir: str, mask_dir: str) -> tuple[list[tuple[str, str, str]], list[Unpaired]]:
     """The pairs as `pair_files` returns them, and every file that is in none."""
-    images, masks = _by_stem(image_dir), _by_stem(mask_dir)
-    if _same_folder(image_dir, mask_dir):  # side by side: only the suffix distinguishes a mask
+    image_paths, mask_paths = list_images(image_dir), list_images(mask_dir)
+    image_files, mask_files = (set(map(_real_path, p)) for p in (image_paths, mask_paths))
+    if mask_files < image_files:  # one folder lies in the other: its files are its own
+        image_paths = [path for path in image_paths if _real_path(path) not in mask_files]
+    elif image_files < mask_files:
+        mask_paths = [path for path in mask_paths if _real_path(path) not in image_files]
+    images, masks = _by_name(image_dir, image_paths), _by_name(mask_dir, mask_paths)
+    if image_files == mask_files:  # side by side: only the suffix distinguishes a mask
         masks = {
-            stem: paths
-            for stem, paths in masks.items()
-            if _without_mask_suffix(stem) in images.keys() - {stem}
+            name: paths
+            for name, paths in masks.items()
+            if without_mask_suffix(name) in images.keys() - {name}
         }
-        images = {stem: paths for stem, paths in images.items() if stem not in masks}
+        images = {name: paths for name, paths in images.items() if name not in masks}
     masks_of: dict[str, list[str]] = {}
-    for stem, paths in masks.items():
-        key = stem if stem in images else _without_mask_suffix(stem)
+    for name, paths in masks.items():
+        key = name if name in images else without_mask_suffix(name)
         masks_of.setdefault(key, []).extend(paths)
     pairs, unpaired = [], []
-    for stem in sorted(images.keys() | masks_of.keys()):
-        image_paths, mask_paths = images.get(stem, []), masks_of.get(stem, [])
-        if len(image_paths) == len(mask_paths) == 1:
-            pairs.append((stem, image_paths[0], mask_paths[0]))
-        elif not mask_paths:
-            unpaired += [Unpaired("image without mask", p, "has no mask") for p in image_paths]
-        elif not image_paths:
-            unpaired += [Unpaired("mask without image", p, "has no image") for p in mask_paths]
+    no_radiographs = _no_radiographs(expand_path(image_dir), image_paths)
+    for name in sorted(images.keys() | masks_of.keys()):
+        ours, theirs = images.get(name, []), masks_of.get(name, [])
+        if len(ours) == len(theirs) == 1:
+            pairs.append((name, ours[0], theirs[0]))
+        elif not theirs:
+            ours = [path for path in ours if no_radiographs.get(path, BY_SUFFIX) == BY_SUFFIX]
+            unpaired += [Unpaired("image without mask", p, "has no mask") for p in ours]
+        elif not ours:
+            unpaired += [Unpaired("mask without image", p, "has no image") for p in theirs]
         else:
-            first, *others = sorted(image_paths) + sorted(mask_paths)
-            text = f"and {' and '.join(others)} all have the stem {stem}"
+            first, *others = sorted(ours) + sorted(theirs)
+            text = f"and {' and '.join(others)} all have the stem {name}"
+            if any(composed(path) != path for path in (first, *others)):
+                text += ", written with composed and with decomposed accents (NFC, NFD)"
             unpaired.append(Unpaired("several of one name", first, text))
     return pairs, unpaired
 
@@ -137,7 +222,7 @@ def split_folder(folder: str, split: str) -> str:
 
 
 def has_dicom_extension(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in DICOM_EXTENSIONS
+    return ending(path).lower() in DICOM_EXTENSIONS
 
 
 def open_file(path: str) -> BinaryIO:
@@ -149,50 +234,44 @@ def _walk(folder: str) -> Iterator[str]:
     """Every file that is not hidden; links are followed, but no folder is visited twice."""
     if not is_local(folder):
         for root, _, names in bf.walk(folder):
-            if "/." not in root[len(folder.rstrip("/")) :]:
-                yield from (bf.join(root, name) for name in names if not name.startswith("."))
+            if not any(map(is_ignored, root[len(folder) :].strip("/").split("/"))):
+                yield from (bf.join(root, name) for name in names if not is_ignored(name))
         return
     visited = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(root))
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if not name.startswith(".")
-            and os.path.realpath(os.path.join(root, name)) not in visited
-        ]
-        yield from (os.path.join(root, name) for name in names if not name.startswith("."))
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in visited else [n for n in sorted(folders) if not is_ignored(n)]
+        if real not in visited:
+            yield from (os.path.join(root, name) for name in names if not is_ignored(name))
+        visited.add(real)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be searched: {error.strerror}") from error
 
 
 def _looks_like_image(path: str) -> bool:
-    ending = os.path.splitext(path)[1].lower()
-    if ending in IMAGE_EXTENSIONS:
+    extension = os.path.splitext(path)[1].lower()
+    if extension in IMAGE_EXTENSIONS:
         return True
     # modalities name files "IM0001" or by UID, whose last number looks like an extension
-    if (ending and not ending[1:].isdecimal()) or os.path.basename(path) == "DICOMDIR":
+    if (extension and not extension[1:].isdecimal()) or os.path.basename(path) == "DICOMDIR":
         return False
     with contextlib.suppress(OSError), open_file(path) as file:
         return dicom_file.is_dicom(file.read(dicom_file.HEAD_BYTES))
     return False
 
 
-def _by_stem(folder: str) -> dict[str, list[str]]:
-    """Map each stem, sub-folders included and separated by slashes, to its files."""
+def _by_name(source: str, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Map each name to its files."""
     found: dict[str, list[str]] = {}
-    for path in list_images(folder):
-        relative = path[len(folder) :] if path.startswith(folder) else os.path.basename(path)
-        relative = relative.replace(os.sep, "/").strip("/") or os.path.basename(path)
-        ending = os.path.splitext(relative)[1]
-        stem = relative.removesuffix(ending) if ending.lower() in IMAGE_EXTENSIONS else relative
-        found.setdefault(stem, []).append(path)
+    for name, path in zip(name_images(source, paths), paths):
+        found.setdefault(name, []).append(path)
     return found
 
 
-def _without_mask_suffix(stem: str) -> str:
-    return next((stem[: -len(end)] for end in MASK_SUFFIXES if stem.lower().endswith(end)), stem)
-
-
-def _same_folder(one: str, other: str) -> bool:
-    if not (is_local(one) and is_local(other)):
-        return one.rstrip("/") == other.rstrip("/")
-    return os.path.realpath(one) == os.path.realpath(other)
+def _real_path(path: str) -> str:
+    """The path without links among its folders; a file that is a link counts as itself."""
+    if not is_local(path):
+        return path
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))

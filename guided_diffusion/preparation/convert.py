@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion.images.files import IMAGE_EXTENSIONS, list_images
+from guided_diffusion.images.files import list_images, name_images
 from guided_diffusion.images.masks import write_mask
+from guided_diffusion.images.names import ending
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_outputs
 from guided_diffusion.runtime.flags import flag
@@ -86,13 +87,11 @@ def plan(source: str, target: str, extension: str) -> list[tuple[str, str]]:
             raise UserError(f"{source} is a folder but {target} is a file; name a folder")
         if Path(target).resolve().is_relative_to(Path(source).resolve()):
             raise UserError(f"{target} lies in {source}; write to a folder outside it")
-        stems = [os.path.splitext(os.path.relpath(path, source))[0] for path in paths]
-        jobs = [(path, os.path.join(target, stem + extension)) for path, stem in zip(paths, stems)]
-    elif os.path.splitext(target)[1].lower() in IMAGE_EXTENSIONS and not os.path.isdir(target):
-        jobs = [(source, target)]
+    if len(paths) == 1 and ending(target) and not (os.path.isdir(source) or os.path.isdir(target)):
+        jobs = [(paths[0], target)]
     else:
-        stem = os.path.splitext(os.path.basename(source))[0]
-        jobs = [(source, os.path.join(target, stem + extension))]
+        names = name_images(source, paths)
+        jobs = [(path, os.path.join(target, name + extension)) for path, name in zip(paths, names)]
     sources: dict[str, str] = {}
     for path, written in jobs:
         if os.path.realpath(path) == os.path.realpath(written):

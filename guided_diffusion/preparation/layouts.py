@@ -7,6 +7,7 @@ all/, data/ or the only folder there is):
     train/images  train/masks  val/...  test/...    split; any of the pairs of names above
     images/train  masks/train  images/val ...       split
     train/a.png  train/a_mask.png  val/...          side by side, masks by their suffix
+    train/a.png  train/masks/a.png  val/...         masks below the radiographs
 """
 
 import os
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from guided_diffusion.images.files import Unpaired, find_pairs, list_images
+from guided_diffusion.images.files import Unpaired, find_pairs, list_radiographs, name_images
+from guided_diffusion.images.left_out import MASK_FOLDERS
 from guided_diffusion.images.masks import write_mask
+from guided_diffusion.images.names import ending, is_ignored
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, write_atomically
 
 IMAGE_FOLDERS = ("img", "imgs", "image", "images")
-MASK_FOLDERS = ("mask", "masks", "label", "labels", "annotation", "annotations", "gt")
 SPLITS = {
     **{"train": "TRAIN", "training": "TRAIN"},
     **{"val": "VAL", "valid": "VAL", "validation": "VAL"},
@@ -90,6 +92,8 @@ def _find(folder: str, split: str) -> list[Source]:
     mask_dir = next((folders[name] for name in MASK_FOLDERS if name in folders), "")
     if image_dir and mask_dir:
         return [Source(split, image_dir, mask_dir)]
+    if mask_dir and _has_images(folder):
+        return [Source(split, folder, mask_dir)]
     found = []
     for name, path in folders.items():
         if name in SPLITS:
@@ -105,6 +109,11 @@ def _find(folder: str, split: str) -> list[Source]:
     return found
 
 
+def _has_images(folder: str) -> bool:
+    """Whether images lie in a folder itself."""
+    return any(ending(name) and not is_ignored(name) for name in os.listdir(folder))
+
+
 def _side_by_side(folder: str) -> bool:
     try:
         return bool(find_pairs(folder, folder)[0])
@@ -118,9 +127,11 @@ def list_items(found: list[Source]) -> tuple[list[Item], list[Unpaired]]:
     unpaired: list[Unpaired] = []
     for source in found:
         if not source.mask_dir:
-            for path in list_images(source.image_dir):
-                relative = os.path.relpath(path, source.image_dir).replace(os.sep, "/")
-                items.append(Item(*_split_of(source, os.path.splitext(relative)[0]), path, None))
+            paths, note = list_radiographs(source.image_dir)
+            if note:
+                print(f"{source.image_dir}: {note}")
+            for path, stem in zip(paths, name_images(source.image_dir, paths)):
+                items.append(Item(*_split_of(source, stem), path, None))
             continue
         pairs, left_over = find_pairs(source.image_dir, source.mask_dir)
         items += [Item(*_split_of(source, stem), image, mask) for stem, image, mask in pairs]
@@ -162,13 +173,12 @@ def copy_pair(
     :param split: instead of the item's own.
     """
     base = os.path.join(folder, item.split if split is None else split)
-    parent = os.path.dirname(item.stem)
-    copy_file(item.image, os.path.join(base, "IMG", parent, os.path.basename(item.image)))
+    copy_file(item.image, os.path.join(base, "IMG", item.stem + ending(item.image)))
     if item.mask is None:
         return
     target = os.path.join(base, "MASK", item.stem)
     if mask is None:
-        copy_file(item.mask, target + os.path.splitext(item.mask)[1])
+        copy_file(item.mask, target + ending(item.mask))
     else:
         write_mask(target + ".png", mask)
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion.images.duplicates import find_duplicates, fingerprint
-from guided_diffusion.images.files import IMAGE_EXTENSIONS, open_file
+from guided_diffusion.images.files import open_file
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import black_and_white, mask_values
+from guided_diffusion.images.names import composed, stem
 from guided_diffusion.images.patients import find_patients, merge, shared_groups
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.progress import track
+from guided_diffusion.runtime.text import visible
 
 TRIES = 64
 
@@ -163,7 +165,7 @@ def read_groups(names: Sequence[str], rule: str) -> list[str]:
     if rule.lower().endswith(".csv"):
         return _groups_from_csv(names, rule)
     try:
-        pattern = re.compile(rule)
+        pattern = re.compile(composed(rule))
     except re.error as error:
         raise UserError(f"--group {rule}: not a regular expression ({error})") from error
     groups, missing = [], []
@@ -187,11 +189,15 @@ def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
     group_of: dict[str, str] = {}
     for row in _csv_rows(path):
         if len(row) >= 2:
-            stem, ending = os.path.splitext(row[0].strip())
-            group_of[row[0].strip()] = row[1].strip()
-            if ending.lower() in IMAGE_EXTENSIONS:
-                group_of.setdefault(stem, row[1].strip())
-    groups = [group_of.get(name) or group_of.get(name.split("/")[-1], "") for name in names]
+            listed, group = composed(row[0].strip()), composed(row[1].strip())
+            if group_of.setdefault(listed, group) != group:
+                raise UserError(
+                    f"--group {path} lists {listed} with the groups {group_of[listed]} and {group}"
+                )
+            group_of.setdefault(stem(listed), group)
+    groups = [
+        group_of.get(name) or group_of.get(name.split("/")[-1], "") for name in map(visible, names)
+    ]
     missing = [name for name, group in zip(names, groups) if not group]
     if missing:
         raise UserError(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
+from guided_diffusion.runtime.text import print_any_name
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not have
@@ -84,6 +86,7 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        print_any_name()
         try:
             code = main()
             sys.stdout.flush()

@@ -15,6 +15,7 @@ import blobfile as bf
 
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError, system_error, write_error
+from guided_diffusion.runtime.text import encode
 
 # longer names, in bytes, leave too little room for the rest of a temporary file's name
 _LONG_NAME = 200
@@ -24,6 +25,13 @@ _TRIAL_BYTES = 4096
 def is_local(path: str) -> bool:
     """Whether a path is on a file system of this machine, not in the cloud."""
     return "://" not in path
+
+
+def expand_path(path: str) -> str:
+    """A path with `~` and `$VARIABLE` replaced, as shells do, unless a file is named like that."""
+    if not is_local(path) or os.path.lexists(path):
+        return path
+    return os.path.expandvars(os.path.expanduser(path))
 
 
 def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
@@ -120,7 +128,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def save_json(path: str, value: Any) -> None:
-    """Save plain values as JSON, atomically."""
+    """Save plain values as JSON, atomically. Names that are no UTF-8 read back as they were."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -129,7 +137,7 @@ def write_csv(path: str, header: Sequence[str], rows: Iterable[Iterable[object]]
     """Write a table, atomically."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_atomically(path, lambda file: file.write(encode(text.getvalue())))
 
 
 def read_json(path: str) -> Any:

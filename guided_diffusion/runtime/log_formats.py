@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local, write_atomically, writing
+from guided_diffusion.runtime.text import encode, visible
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -83,11 +84,11 @@ class LogFile:
     def append(self, text: str) -> None:
         # Unbuffered: a line reaches the file whole or, if the process is killed, not at all.
         with writing(self.path), open(self.path, "ab", buffering=0) as file:
-            file.write(text.encode("utf-8"))
+            file.write(encode(text))
         self._dirty = True
 
     def rewrite(self, text: str) -> None:
-        write_atomically(self.path, lambda file: file.write(text.encode("utf-8")))
+        write_atomically(self.path, lambda file: file.write(encode(text)))
         self._dirty = True
 
     def push(self, at_most_every_s: float = 0.0) -> None:
@@ -389,8 +390,8 @@ class WandbOutputFormat(KVWriter):
         try:
             self._run = wandb.init(
                 dir=folder if is_local(dir) else None,
-                name=name,
-                id=f"{zlib.crc32(folder.encode()):08x}",
+                name=visible(name),
+                id=f"{zlib.crc32(encode(folder)):08x}",
                 resume="allow",
             )
         except Exception as error:  # no login, no network: many types

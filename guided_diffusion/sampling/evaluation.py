@@ -1,7 +1,6 @@
 """Evaluate samples against reference images: metrics, and nearest neighbours to spot copies."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 
-from guided_diffusion.images.files import list_images
+from guided_diffusion.images.files import list_images, list_radiographs
 from guided_diffusion.images.image_io import read_image, write_image
+from guided_diffusion.images.names import stem
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
@@ -143,7 +143,7 @@ def load_samples(path: str) -> ImageSet:
             )
     channels = 1 if arrays[0].ndim == 2 else 3
     images = np.stack([to_uint8_channels(array, channels) for array in arrays])
-    return ImageSet(path, images, [os.path.splitext(bf.basename(file))[0] for file in paths])
+    return ImageSet(path, images, [stem(bf.basename(file)) for file in paths])
 
 
 def reference_reading(
@@ -178,7 +178,9 @@ def load_reference(path: str, reading: ReadingConfig) -> ImageSet:
                 f" {(height, width, reading.in_channels)}"
             )
         return ImageSet(path, images, [f"{path}[{number}]" for number in range(len(images))])
-    paths = list_images(path)
+    paths, note = list_radiographs(path)
+    if note:
+        print(f"{path}: {note}")
     with ThreadPoolExecutor() as pool, progress_bar(len(paths), "image", desc="reading") as bar:
         loaded = []
         for image in pool.map(reading.load, paths):

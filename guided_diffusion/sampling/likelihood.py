@@ -13,7 +13,7 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Model
 from guided_diffusion.image_datasets import class_labels
-from guided_diffusion.images.files import list_images
+from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.reading import normalize
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
@@ -88,7 +88,10 @@ def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
     stem = os.path.splitext(bf.basename(trained.path))[0]
     folder = results_folder(settings.out_dir, trained.path, "likelihood", stem)
     check_output(folder, folder=True)
-    paths = list_images(settings.data_dir)[: settings.num_samples]
+    paths, note = list_radiographs(settings.data_dir)
+    if note and dist_util.is_main():
+        print(note)
+    paths = paths[: settings.num_samples]
     diffusion = trained.diffusion.build()
     mine = range(dist_util.rank(), len(paths), dist_util.world_size())
     batches = math.ceil(len(mine) / settings.batch_size)

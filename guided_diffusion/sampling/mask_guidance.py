@@ -1,7 +1,6 @@
 """Sampling images guided by segmentation masks (arXiv 2402.05210)."""
 
 import dataclasses
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import torch as th
 
 from guided_diffusion import dist_util
-from guided_diffusion.images.files import list_images, split_folder
+from guided_diffusion.images.files import list_images, name_images, split_folder
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.images.masks import ignored_values, read_mask
@@ -22,6 +21,7 @@ from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags
+from guided_diffusion.runtime.text import encode
 from guided_diffusion.sampling.config import Labels, SampleConfig
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.job import SampleJob, class_labels, guided
@@ -94,7 +94,7 @@ class GuidingMasks:
         crc = 0
         for name, path in zip(self.names, self.paths):
             with bf.BlobFile(path, "rb") as file:
-                crc = zlib.crc32(file.read(), zlib.crc32(name.encode(), crc))
+                crc = zlib.crc32(file.read(), zlib.crc32(encode(name), crc))
         return {
             "masks": crc,
             "samples_per_mask": self.per_mask,
@@ -156,9 +156,7 @@ def guiding_masks(settings: GuidedSampleConfig, trained: Trained) -> GuidingMask
         return None
     folder = split_folder(settings.seg_dir, settings.seg_split)
     paths = list_images(folder)
-    base = folder if bf.isdir(folder) else ""
-    relative = (path[len(base) :].strip("/") if base else bf.basename(path) for path in paths)
-    names = [os.path.splitext(name)[0] for name in relative]
+    names = name_images(folder, paths)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{folder} holds several masks with the name {twice[0]}")

@@ -12,6 +12,7 @@ import blobfile as bf
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule, ignored_values
+from guided_diffusion.images.names import composed
 from guided_diffusion.runtime.errors import UserError
 
 DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "categories.json")
@@ -157,7 +158,7 @@ def _category(item: Any, source: str) -> Category:
             f"{source}: class {index} ({name}) has the colour {_short(color)}; "
             "a colour is [red, green, blue], each from 0 to 255."
         )
-    return Category(index, name.strip(), tuple(color))
+    return Category(index, composed(name.strip()), tuple(color))
 
 
 def _is_int(value: Any) -> bool:

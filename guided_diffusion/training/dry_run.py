@@ -9,7 +9,7 @@ import time
 import torch as th
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.images.files import list_images
+from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.resample import create_named_schedule_sampler
@@ -65,7 +65,7 @@ def dry_run(overrides: Overrides, model_type: type[ModelConfig] = ModelConfig) -
     """
     if "in_channels" not in overrides:
         data_dir = overrides.get("data_dir")
-        channels = infer_channels(list_images(data_dir)) if data_dir else 1
+        channels = infer_channels(list_radiographs(data_dir)[0]) if data_dir else 1
         overrides = {**overrides, "in_channels": channels}
     model = from_flags(model_type, overrides)
     train = with_global_batch(from_flags(TrainConfig, overrides))

@@ -86,10 +86,10 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
     overrides = {**overrides, "seg_dir": split_folder(overrides["seg_dir"], "train")}
     if overrides.get("data_dir"):
         overrides["data_dir"] = split_folder(overrides["data_dir"], "train")
+        named = pair_files(overrides["data_dir"], overrides["seg_dir"])
         if dist_util.is_main():
-            named = pair_files(overrides["data_dir"], overrides["seg_dir"])
             check_masks(named, classes, ignored_values(overrides.get("ignore_index", -1)))
-            pairs = [(image, mask) for _, image, mask in named]
+        pairs = [(image, mask) for _, image, mask in named]
     return open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig, pairs=pairs)
 
 

@@ -17,7 +17,7 @@ from guided_diffusion.image_datasets import (
     load_data,
     sample_is_grey,
 )
-from guided_diffusion.images.files import list_images
+from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.image_io import check_header
 from guided_diffusion.images.reading import ReadingConfig, low_contrast_advice
 from guided_diffusion.networks.config import (
@@ -215,7 +215,7 @@ def open_run(
     :param repeats: whether a step may use an image several times.
     :param folder: of the run; by default `run_folder()`.
     :param files: contents of a few labelled images; the run then refuses others.
-    :param pairs: each image with its mask, where masks guide.
+    :param pairs: each image with its mask, where there are masks.
     :raises UserError: for everything that the user must fix before anything is written.
     """
     train = check_training_flags(train_type, overrides)
@@ -225,12 +225,16 @@ def open_run(
     if dist_util.is_main():
         run_lock.hold_folder(folder, instead)
     start = find_start(folder, train.resume_checkpoint)
-    paths = list_images(train.data_dir)
+    paths, left_out = [image for image, _ in pairs], ""
+    if not pairs:
+        paths, left_out = list_radiographs(train.data_dir)
     init = None
     if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:
         init = _read_init(train.init_checkpoint, overrides)
     stored = _stored_sections(folder, start)
     notes = [f"{len(paths)} images in {train.data_dir}; run folder {folder}"]
+    if left_out:
+        notes.append(left_out)
     if stored is not None:
         base = _record_of_resumed_run(stored, start, kind, model_type, overrides)
     elif init is not None:

@@ -8,6 +8,7 @@ import blobfile as bf
 import numpy as np
 
 from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.names import ending
 from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
@@ -83,7 +84,7 @@ def copy_folds(pairs: Pairs, folds: Sequence[Pairs]) -> None:
             copies = {}
             for name in fold.names:
                 source = files[name][number]
-                copies[os.path.join(folder, name + os.path.splitext(source)[1])] = source
+                copies[os.path.join(folder, name + ending(source))] = source
             with writing(folder):
                 for path in find_files(folder) - copies.keys():
                     os.remove(path)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from guided_diffusion.runtime.files import read_json, write_atomically, write_csv
+from guided_diffusion.runtime.text import encode
 from guided_diffusion.segmentation.evaluation.run_origin import RunOrigin
 from guided_diffusion.segmentation.visuals.render import save_figure
 
@@ -214,7 +215,7 @@ def _write_rows(path: str, rows: Iterable[Row]) -> None:
 
 
 def _write_text(path: str, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(encode(text)))
 
 
 def _cell(value: object) -> object:

@@ -69,6 +69,7 @@ from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.dataset import count_classes
+from guided_diffusion.segmentation.training.job import join_names
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class LabelEfficiency:
             *source,
             self.train.images,
             self.train.masks,
-            *("--train_names", ",".join(self.images_of(run))),
+            *("--train_names", join_names(self.images_of(run))),
             *("--seed", str(run.seed)),
             *("--steps", str(settings.steps)),
             *("--batch_size", str(settings.batch_size)),

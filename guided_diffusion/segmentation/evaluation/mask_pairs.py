@@ -11,7 +11,9 @@ from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import pixel_spacing, read_image
 from guided_diffusion.images.masks import MaskRule
+from guided_diffusion.images.names import is_pattern, stem
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import expand_path
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
@@ -113,11 +115,12 @@ class _Labelled(NamedTuple):
 
 def pair_paths(first: str, second: str) -> list[tuple[str, str, str]]:
     """(name, path, path) of two folders' files paired by name, or of two files of any names."""
+    first, second = expand_path(first), expand_path(second)
     for path in (first, second):
-        if not os.path.exists(path):
+        if not (os.path.exists(path) or is_pattern(path)):
             raise UserError(f"{path} does not exist")
     if os.path.isfile(first) and os.path.isfile(second):
-        return [(os.path.splitext(os.path.basename(second))[0], first, second)]
+        return [(stem(os.path.basename(second)), first, second)]
     if os.path.isfile(first) or os.path.isfile(second):
         raise UserError(f"{first} and {second}: give two folders or two files")
     return pair_files(first, second)

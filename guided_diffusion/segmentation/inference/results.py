@@ -1,14 +1,15 @@
 """What prediction writes: masks, colours, overlays, probabilities, uncertainty and areas.csv."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from guided_diffusion.images.files import list_images
+from guided_diffusion.images.files import list_radiographs, name_images
 from guided_diffusion.images.image_io import write_image
+from guided_diffusion.images.left_out import RESULT_FOLDERS
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
@@ -16,8 +17,6 @@ from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.prediction import Prediction
 from guided_diffusion.segmentation.visuals.render import heat, overlay, save_color_mask
 from guided_diffusion.segmentation.visuals.report import Card, make_card
-
-FOLDERS = ("MASK", "COLOR", "OVERLAY", "UNCERTAINTY", "PROBABILITIES")
 
 # a row of areas.csv by column; the columns depend on the class table
 AreasRow = dict[str, Any]
@@ -31,25 +30,26 @@ class Item:
     name: str
 
 
-def find_items(sources: str | Sequence[str], output: str) -> list[Item]:
+def find_items(
+    sources: str | Sequence[str], output: str, say: Callable[[str], None] = print
+) -> list[Item]:
     """The radiographs in files, folders or globs, without the results in the output folder.
 
+    :param say: called with a line about files that were left out.
     :raises UserError: if two radiographs would have the same name in the results.
     """
-    results = tuple(os.path.abspath(os.path.join(output, name)) + os.sep for name in FOLDERS)
+    results = [os.path.join(output, name) for name in RESULT_FOLDERS]
     items: dict[str, Item] = {}
+    names: dict[str, str] = {}
     for source in [sources] if isinstance(sources, str) else sources:
-        paths = [p for p in list_images(source) if not os.path.abspath(p).startswith(results)]
-        base = (
-            source
-            if os.path.isdir(source)
-            else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-        )
-        for path in paths:
-            relative = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
-            name = os.path.splitext(relative)[0]
+        paths, note = list_radiographs(source, *results)
+        if note:
+            say(f"{source}: {note}")
+        for path, name in zip(paths, name_images(source, paths)):
+            if names.setdefault(os.path.realpath(path), name) != name:
+                continue  # the same file, by way of another folder
             item = items.setdefault(name, Item(path, name))
-            if os.path.abspath(item.path) != os.path.abspath(path):
+            if os.path.realpath(item.path) != os.path.realpath(path):
                 raise UserError(
                     f"{item.path} and {path} would both be written as MASK/{name}.png:"
                     " rename one, or predict them into different folders"
@@ -97,7 +97,8 @@ class Result:
 
 def result_paths(output: str, items: Iterable[Item]) -> list[str]:
     """The pictures and tables that a prediction may write."""
-    pictures = [os.path.join(folder, f"{item.name}.png") for item in items for folder in FOLDERS]
+    names = [f"{item.name}.png" for item in items]
+    pictures = [os.path.join(folder, name) for name in names for folder in RESULT_FOLDERS]
     return [os.path.join(output, name) for name in (*pictures, "areas.csv", "report.html")]
 
 

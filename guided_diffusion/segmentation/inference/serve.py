@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from guided_diffusion import dist_util
+from guided_diffusion.images.names import stem
 from guided_diffusion.runtime.errors import UserError, as_user_error
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
@@ -66,7 +67,7 @@ def page_for(predictor: Segmenter, path: str) -> str:
     image = predictor.read(path)
     prediction = predictor.start([image])[0]()
     mask = prediction.mask()
-    name = os.path.splitext(os.path.basename(path))[0]
+    name = stem(os.path.basename(path))
     encoded = io.BytesIO()
     Image.fromarray(mask).save(encoded, "PNG")
     download = (f"{name}_mask.png", encoded.getvalue())

@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 
-from guided_diffusion.images.files import list_images
+from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig, normalize
@@ -53,7 +53,9 @@ def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
 
     :raises UserError: if there are none.
     """
-    paths = list_images(folder)
+    paths, note = list_radiographs(folder)
+    if note:
+        print(f"{folder}: {note}")
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
         image = read_image(paths[index], reading.in_channels, reading.intensity_rule())

@@ -12,6 +12,7 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.masks import MaskRule, check_sizes, ignored_values
+from guided_diffusion.images.names import composed, stem
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.contents import digests
@@ -152,6 +153,7 @@ def choose_pairs(
     if not names:
         return list(pairs)
     known = {pair[0]: pair for pair in pairs}
+    names = [name if name in known else stem(name) for name in map(composed, names)]
     missing = [name for name in names if name not in known]
     if missing:
         some = ", ".join(list(known)[:5])

@@ -1,7 +1,9 @@
 """The steps from flags to a run that fine-tuning and the baselines share."""
 
 import argparse
+import csv
 import dataclasses
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,8 +88,16 @@ class Folders:
 
 
 def split_names(text: str) -> list[str]:
-    """The names in a comma-separated list."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """The names in a comma-separated list; in quotes, "a,b", a name may hold a comma."""
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return [name.strip() for name in row if name.strip()]
+
+
+def join_names(names: Sequence[str]) -> str:
+    """The list that `split_names` takes apart."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow(names)
+    return row.getvalue()
 
 
 def reading_of_pairs(

@@ -308,6 +308,7 @@ def prepare(overrides: Overrides) -> MaskTraining:
         repeats=True,
         folder=run_folder,
         files=_contents(folders, categories, split_names(settings.train_names)),
+        pairs=[(image, mask) for _, image, mask in pair_files(*folders.train)],
     )
     names = split_names(settings.train_names)
     train = load_labelled(*folders.train, run.reading, rule, names)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.text import encode, visible
 from guided_diffusion.segmentation.categories import Category, to_plain
 from guided_diffusion.segmentation.prediction import Prediction
 
@@ -67,7 +68,7 @@ def make_card(
     elif image.dtype != np.uint8:
         image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
     plain: dict[str, Any] = {
-        "name": name,
+        "name": visible(name),
         "size": f"{width} × {height}",
         "width": size[0],
         "height": size[1],
@@ -155,7 +156,7 @@ class Report:
 
         :param args: of `html`, as are `options`.
         """
-        page = self.html(*args, **options).encode()
+        page = encode(self.html(*args, **options))
         write_atomically(path, lambda file: file.write(page))
 
 
