@@ -7,7 +7,12 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import save_json, write_csv
 from guided_diffusion.segmentation.evaluation.scoring import Evaluation, evaluate, without_nan
 from guided_diffusion.segmentation.evaluation.sources import Source, is_model
-from guided_diffusion.segmentation.evaluation.statistics import Difference, compare
+from guided_diffusion.segmentation.evaluation.statistics import (
+    FEWEST_PAIRS,
+    SIGNIFICANCE,
+    Difference,
+    compare,
+)
 from guided_diffusion.segmentation.evaluation.tables import comparison_table, show, write_files
 from guided_diffusion.segmentation.metrics import dice_iou
 
@@ -59,10 +64,20 @@ def verdict(mean: Difference | None) -> str:
     if mean is None:
         return "no image has a foreground to compare"
     low, high = mean.interval
-    if low <= 0 <= high:
-        return f"no difference shown on {mean.images} images: the interval contains 0"
+    found = (
+        f"B - A = {mean.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f},"
+        f" p = {mean.p_permutation:.2g}"
+    )
+    count = f"{mean.images} images" if mean.images > 1 else "1 image"
+    if mean.images < FEWEST_PAIRS:
+        return (
+            f"{count} are too few to tell, at least {FEWEST_PAIRS} are needed: not significant,"
+            f" {found}"
+        )
+    if mean.p_permutation >= SIGNIFICANCE or low <= 0 <= high:
+        return f"no difference shown on {count}: not significant, {found}"
     better = "B" if mean.difference > 0 else "A"
-    return f"{better} is better by {abs(mean.difference):.4f} on {mean.images} images"
+    return f"{better} is better by {abs(mean.difference):.4f} on {count}: {found}"
 
 
 def _write(
@@ -72,7 +87,8 @@ def _write(
     found: Mapping[str, Difference | None],
 ) -> None:
     differences = {name: d and asdict(d) for name, d in found.items()}
-    plain = {"first": places[0], "second": places[1], "differences": differences}
+    sides = {"first": places[0], "second": places[1]}
+    plain = {**sides, "differences": differences, "verdict": verdict(found["mean"])}
     names = ("mean_dice", *(c.name for c in results[0].categories[1:]))
     header = ["name", *(f"{which}_{name}" for which in "AB" for name in names)]
     rows = []

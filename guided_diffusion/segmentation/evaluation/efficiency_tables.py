@@ -11,6 +11,11 @@ from matplotlib.figure import Figure
 from guided_diffusion.runtime.files import read_json, write_atomically, write_csv
 from guided_diffusion.runtime.text import encode
 from guided_diffusion.segmentation.evaluation.run_origin import RunOrigin
+from guided_diffusion.segmentation.evaluation.statistics import (
+    FEWEST_PAIRS,
+    SIGNIFICANCE,
+    permutation,
+)
 from guided_diffusion.segmentation.visuals.render import save_figure
 
 RESULT_NAME = "result.json"
@@ -152,14 +157,21 @@ class _Table:
         chosen = [r for r in self.results if r["method"] == method and r["k"] == k]
         return spread([self.figures(r)[figure] for r in chosen])
 
-    def ahead(self, method: str, k: int) -> Spread:
-        """Mean Dice of the first method minus this one's, over the runs on the same images."""
+    def ahead(self, method: str, k: int) -> list[float]:
+        """Mean Dice of the first method minus this one's, of the runs on the same images."""
         scores: dict[tuple[int, int | None], dict[str, float | None]] = {}
         for r in self.results:
             if r["k"] == k:
                 scores.setdefault((r["seed"], r["fold"]), {})[r["method"]] = r["mean_dice"]
         pairs = [(found.get(self.methods[0]), found.get(method)) for found in scores.values()]
-        return spread([a - b for a, b in pairs if a is not None and b is not None])
+        return [a - b for a, b in pairs if a is not None and b is not None]
+
+    def _advantage(self, method: str, k: int) -> Spread:
+        return spread(self.ahead(method, k))
+
+    def _significance(self, method: str, k: int) -> str:
+        found = self.ahead(method, k)
+        return f"{permutation(np.array(found)):.2g} (n = {len(found)})" if found else ""
 
     def run_rows(self) -> Iterator[Row]:
         for r in self.results:
@@ -196,12 +208,20 @@ class _Table:
         for figure, title in titles.items():
             lines += self._grid(title, partial(self.of, figure=figure), self.methods)
         if len(self.methods) > 1:
-            title = f"Mean Dice of {self.methods[0]} minus that of the method, on the same images"
-            lines += self._grid(title, self.ahead, self.methods[1:])
+            first = self.methods[0]
+            title = f"p of {first} against the method, by permutation of n pairs of runs"
+            lines += self._grid(title, self._significance, self.methods[1:])
+            lines += [
+                "",
+                f"A difference with p of {SIGNIFICANCE} or more, or n below {FEWEST_PAIRS}, may be"
+                " chance.",
+            ]
+            title = f"Mean Dice of {first} minus that of the method, on the same images"
+            lines += self._grid(title, self._advantage, self.methods[1:])
         return "\n".join(lines) + "\n"
 
     def _grid(
-        self, title: str, cell: Callable[[str, int], Spread], methods: Sequence[str]
+        self, title: str, cell: Callable[[str, int], Spread | str], methods: Sequence[str]
     ) -> list[str]:
         header = [f"| {title} |", *(f" k = {k} |" for k in self.numbers)]
         rule = "| --- |" + " --- |" * len(self.numbers)

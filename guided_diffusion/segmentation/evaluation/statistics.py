@@ -10,6 +10,9 @@ import numpy as np
 from guided_diffusion.segmentation.metrics import dice_iou
 
 LEVEL = 0.95
+SIGNIFICANCE = 0.05
+FEWEST_PAIRS = 6
+"""Fewer cannot be significant: of the 2^n exchanges, 2 are as extreme as any result."""
 _TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
 # up to this many images, all 2^N ways of exchanging the two models are enumerated
 _EXACT = 12
@@ -145,12 +148,12 @@ def paired(
         second=float(other.mean()),
         difference=float(change.mean()),
         interval=_interval(np.concatenate(drawn)[:, 0]),
-        p_permutation=_permutation(change, draws, seed),
+        p_permutation=permutation(change, draws, seed),
         p_wilcoxon=_wilcoxon(change),
     )
 
 
-def _permutation(change: np.ndarray, draws: int, seed: int) -> float:
+def permutation(change: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
     """Share of the sign changes whose mean is at least as far from 0 (Fisher, 1935).
 
     Not by scipy's `permutation_test`, whose random draws for a seed are others.

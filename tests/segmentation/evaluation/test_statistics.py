@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from guided_diffusion.segmentation.evaluation.comparison import verdict
 from guided_diffusion.segmentation.evaluation.statistics import bootstrap, compare, paired
 from guided_diffusion.segmentation.metrics import confusion_matrix
 
@@ -106,3 +107,22 @@ def test_classes_and_their_mean_are_compared():
     back = compare(better, worse, ["background", "x", "y"])["mean"]
     assert back.difference == pytest.approx(-mean.difference)
     assert back.p_permutation == mean.p_permutation
+
+
+@pytest.mark.parametrize(
+    ("count", "shift", "says"),
+    [
+        (2, 0.2, "2 images are too few to tell"),
+        (5, 0.2, "5 images are too few to tell"),
+        (6, 0.2, "B is better by 0.2"),
+        (6, -0.2, "A is better by 0.2"),
+        (30, 0.001, "no difference shown on 30 images: not significant"),
+    ],
+)
+def test_nobody_is_better_by_chance(count, shift, says):
+    one = np.linspace(0.3, 0.7, count)
+    noise = 0.05 * np.cos(np.arange(count) * 2.4)
+    said = verdict(paired(one, one + shift + noise - noise.mean()))
+    assert says in said
+    for part in (f"{count} images", f"B - A = {shift:+.4f}", "95 % interval", "p = "):
+        assert part in said
