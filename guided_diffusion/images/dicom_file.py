@@ -100,7 +100,7 @@ def _inflate(body: bytes, max_pixels: int) -> bytes:
     except zlib.error as error:
         raise Undecodable(f"its compressed part is damaged; {EXPORT_AGAIN}") from error
     if len(inflated) == limit:
-        raise Undecodable("its compressed part is larger than any radiograph")
+        raise Undecodable(f"its compressed part is larger than any radiograph; {EXPORT_AGAIN}")
     return inflated
 
 
@@ -109,7 +109,7 @@ def _find_headerless(content: bytes) -> bytes:
     head = content[:_STRAY_BYTES]
     found = [(m.start(), s) for s, rule in _HEADERLESS.items() if (m := rule.search(head))]
     if not found:
-        raise Undecodable("it is neither an image nor DICOM")
+        raise Undecodable("it is neither an image nor DICOM; remove it, or export it again")
     start, syntax = min(found, key=lambda pair: pair[0])
     return _with_header(syntax, content[start:])
 

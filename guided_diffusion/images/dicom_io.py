@@ -172,7 +172,7 @@ def _pixel_key(dataset: pydicom.Dataset) -> str:
     if key is None:
         modality = value_of(dataset, "Modality")
         what = f" (modality {modality})" if modality else ""
-        raise Undecodable(f"it is DICOM without an image{what}")
+        raise Undecodable(f"it is DICOM without an image{what}; remove it")
     return key
 
 
@@ -188,7 +188,9 @@ def _check_elements(dataset: pydicom.Dataset, key: str, max_pixels: int) -> None
     dataset.NumberOfFrames = 1
     rows, columns = (whole(dataset, side, range(1, 2**16)) for side in ("Rows", "Columns"))
     if rows * columns > max_pixels:
-        raise Undecodable(f"it claims {rows} x {columns} pixels; {max_pixels} is the limit")
+        raise Undecodable(
+            f"it claims {rows} x {columns} pixels; {max_pixels} is the limit; reduce it"
+        )
     meaning = str(value_of(dataset, "PhotometricInterpretation") or "").strip().upper()
     if meaning not in (*_GREY, *_COLOUR, "PALETTE COLOR"):
         raise Undecodable(

@@ -190,14 +190,19 @@ def image_errors(path: str) -> Iterator[None]:
         raise ImageError(f"{path} is a folder, not a file") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} cannot be read: its content is not an image of a known format"
+            f"{path} cannot be read: its content is not an image of a known format; remove it, or"
+            " convert it to PNG or TIFF"
         ) from error
     except Undecodable as error:
         raise ImageError(f"{path} cannot be read: {_printable(str(error))}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{path} cannot be read: it claims more than {MAX_PIXELS} pixels, the limit; reduce it"
+        ) from error
     except MemoryError as error:
         raise ImageError(f"{path} cannot be read: it does not fit into memory") from error
     except OSError as error:  # the system's, or Pillow's about truncated and broken data
-        reason = error.strerror or _printable(str(error))[:200]
+        reason = error.strerror or f"{_printable(str(error))[:200]}; copy or export it again"
         raise ImageError(f"{path} cannot be read: {reason}") from error
     except Exception as error:  # decoders raise anything, from struct.error to RecursionError
         raise ImageError(
@@ -230,7 +235,7 @@ def _identify(file: BinaryIO, path: str) -> ImageFile.ImageFile | None:
     """The picture, not decoded yet; None, and the file at its start, if it should be DICOM."""
     head = file.read(dicom_file.HEAD_BYTES)
     if not head:
-        raise Undecodable("the file is empty")
+        raise Undecodable("the file is empty; copy or export it again")
     file.seek(0)
     if dicom_file.is_dicom(head):
         return None
@@ -249,7 +254,8 @@ def _load(picture: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
     """Decode with Pillow, and apply the EXIF orientation."""
     if picture.width * picture.height > MAX_PIXELS:
         raise Undecodable(
-            f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit"
+            f"it claims {picture.height} x {picture.width} pixels; {MAX_PIXELS} is the limit;"
+            " reduce it"
         )
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         tiff.mend(picture)

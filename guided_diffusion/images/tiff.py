@@ -45,7 +45,9 @@ def mend(picture: TiffImagePlugin.TiffImageFile) -> None:
     rows = max((tile.extents[3] for tile in tiles if tile.extents), default=None)
     claimed = tags[TiffImagePlugin.IMAGELENGTH]
     if rows is not None and rows < claimed:
-        raise Undecodable(f"it is damaged: only {rows} of its {claimed} rows are there")
+        raise Undecodable(
+            f"it is damaged: only {rows} of its {claimed} rows are there; copy it again"
+        )
     order = "B" if tags.prefix == b"MM" else "L"
     deep_planes = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0] == 16 and len(tiles) > 1
     mended = []
