@@ -22,6 +22,7 @@ from .images.image_io import ImageError, is_grey, read_image
 from .images.masks import check_sizes, read_mask
 from .images.names import composed
 from .images.reading import ReadingConfig, normalize, to_uint8_channels
+from .images.swaps import Swaps, exchange
 from .runtime.errors import UserError
 from .runtime.rng import derive_seed
 from .runtime.signals import leave_to_parent
@@ -56,6 +57,7 @@ def load_data(
     mask_dir: str = "",
     mask_classes: int | None = None,
     mask_ignore: tuple[int, ...] = (),
+    flip_swaps: Swaps = (),
 ) -> Iterator[Batch]:
     """Yield batches endlessly: float32 [N x C x H x W] in [-1, 1], and a dict.
 
@@ -81,6 +83,7 @@ def load_data(
                      both, padding is IGNORE
     mask_classes     masks hold 0 to `mask_classes` - 1; None allows any
     mask_ignore      values of mask pixels without a label, which become IGNORE
+    flip_swaps       pairs of classes that are exchanged in mirrored masks
 
     :raises UserError: at once, if the folder or the arguments are unsuitable.
     :raises ImageError: when an unreadable file is reached, unless bad images are skipped.
@@ -121,6 +124,7 @@ def load_data(
         mask_paths=masks,
         mask_classes=mask_classes,
         mask_ignore=mask_ignore,
+        flip_swaps=flip_swaps,
     )
     steps = _Steps(images, batch_size, rank, num_ranks, seed, deterministic, skip_bad_images)
     return _batches(steps, start_step, num_workers, on_skip or _print_skipped)
@@ -148,6 +152,7 @@ class ImageDataset(Dataset):
         mask_paths: list[str] | None = None,
         mask_classes: int | None = None,
         mask_ignore: tuple[int, ...] = (),
+        flip_swaps: Swaps = (),
     ):
         super().__init__()
         self.reading = replace(reading or ReadingConfig(), image_size=resolution)
@@ -155,6 +160,7 @@ class ImageDataset(Dataset):
         self.classes = None if classes is None else classes[shard::num_shards]
         self.mask_paths = None if mask_paths is None else mask_paths[shard::num_shards]
         self.mask_classes, self.mask_ignore = mask_classes, mask_ignore
+        self.flip_swaps = flip_swaps
         self.random_crop = random_crop
         self.random_flip = random_flip
         self.cache = cache
@@ -195,6 +201,10 @@ class ImageDataset(Dataset):
             image = self._load(index)
         if self.random_flip and rng.random() < 0.5:
             image = image[:, ::-1]
+            if self.flip_swaps:
+                image = np.concatenate(
+                    [image[..., :-1], exchange(image[..., -1:], self.flip_swaps)], axis=2
+                )
         return image
 
     def _load(self, index: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import blobfile as bf
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import composed
+from guided_diffusion.images.swaps import Swaps, check_swap_classes
 from guided_diffusion.runtime.errors import UserError
 
 DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "categories.json")
@@ -22,9 +23,6 @@ EXAMPLE = '{"index": 1, "name": "enamel", "color": [255, 0, 0]}'
 
 # in the name of a class, such as "left lung" or "lung_right"
 _SIDE = r"(?<![a-z])(left|right)(?![a-z])"
-
-# pairs of classes that are exchanged when an image is mirrored left to right
-Swaps = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -241,22 +239,6 @@ def resolve_categories(
     return table.ignoring(ignore_index)
 
 
-def parse_swaps(text: str) -> Swaps:
-    """`"1:2,5:6"` to the pairs of classes to exchange in a mirrored image; "none" to none."""
-    if text.strip() == "none":
-        return ()
-    pairs: list[tuple[int, int]] = []
-    for part in filter(None, text.split(",")):
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", part)
-        pair = (int(match[1]), int(match[2])) if match else (IGNORE, IGNORE)
-        if max(pair) >= IGNORE:
-            raise UserError(f"--flip_swap {text}: expected pairs of classes such as 1:2, or none")
-        if pair[0] == pair[1] or any(n in other for n in pair for other in pairs):
-            raise UserError(f"--flip_swap {text}: a class can change places with one other only")
-        pairs.append(pair)
-    return tuple(pairs)
-
-
 def check_swaps(
     categories: Sequence[Category],
     swaps: Swaps,
@@ -270,12 +252,7 @@ def check_swaps(
     :param mirroring: the flag that mirrors; :param instead: what to do to mirror nothing.
     :raises UserError: also if a pair names a class that does not exist.
     """
-    missing = sorted({n for pair in swaps for n in pair if n >= len(categories)})
-    if missing:
-        raise UserError(
-            f"--flip_swap names class {missing[0]}; the model has the classes 0 to "
-            f"{len(categories) - 1}"
-        )
+    check_swap_classes(swaps, len(categories))
     sided = [c for c in categories if re.search(_SIDE, c.name.lower())]
     if sided and not chosen:
         opposite = {"left": "right", "right": "left"}

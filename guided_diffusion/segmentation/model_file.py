@@ -15,15 +15,14 @@ from typing import Any
 import torch as th
 
 from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.images.swaps import Swaps, parse_swaps
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.segmentation.categories import (
     ClassTable,
-    Swaps,
     from_plain,
-    parse_swaps,
     to_plain,
 )
 

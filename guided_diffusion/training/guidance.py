@@ -12,11 +12,12 @@ from functools import partial
 import numpy as np
 import torch as th
 
-from guided_diffusion import dist_util
+from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files, split_folder
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.masks import check_sizes, ignored_values, read_mask
+from guided_diffusion.images.swaps import check_swap_classes, parse_swaps
 from guided_diffusion.networks.conditional import GuidedConfig, check_classes, one_hot
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
@@ -39,6 +40,7 @@ _SIZES_CHECKED = 16
 _GUIDED_FLAGS = (
     "seg_dir",
     "ignore_index",
+    "flip_swap",
     "num_segmentation_classes",
     "use_ablated_segmentations",
     "init_checkpoint",
@@ -57,6 +59,9 @@ class GuidedTrainConfig(ConditionalTrainConfig):
         "value of mask pixels without a label, which count as background; -1: none",
         least=-1,
         most=2**16 - 1,
+    )
+    flip_swap: str = flag(
+        "", "classes to exchange in masks that --random_flip mirrors, such as 1:2,5:6, or none"
     )
     dry_run: bool = flag(
         False,
@@ -82,6 +87,7 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
         raise UserError("--seg_dir is missing: name the folder of the masks")
     classes = overrides.get("num_segmentation_classes", 0)
     check_classes(classes)
+    check_swap_classes(parse_swaps(overrides.get("flip_swap", "")), classes)
     pairs: list[tuple[str, str]] = []
     overrides = {**overrides, "seg_dir": split_folder(overrides["seg_dir"], "train")}
     if overrides.get("data_dir"):
@@ -90,7 +96,10 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
         if dist_util.is_main():
             check_masks(named, classes, ignored_values(overrides.get("ignore_index", -1)))
         pairs = [(image, mask) for _, image, mask in named]
-    return open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig, pairs=pairs)
+    run = open_run(overrides, "segmentation_guided", GuidedConfig, GuidedTrainConfig, pairs=pairs)
+    if run.train.random_flip and not run.train.flip_swap:
+        logger.log("--random_flip mirrors masks too: exchange left and right with --flip_swap")
+    return run
 
 
 def refuse_guidance(overrides: Overrides) -> None:
@@ -148,6 +157,7 @@ def guided_batches(run: Run[GuidedConfig, GuidedTrainConfig], start_step: int) -
         mask_dir=run.train.seg_dir,
         mask_classes=classes,
         mask_ignore=ignored_values(run.train.ignore_index),
+        flip_swaps=parse_swaps(run.train.flip_swap),
     )
     for step, (images, arguments) in enumerate(masked, start_step):
         condition = one_hot(arguments.pop("mask"), classes)

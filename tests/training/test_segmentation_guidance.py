@@ -1,7 +1,9 @@
 """Class maps that guide a diffusion network: the condition, training, sampling."""
 
 import dataclasses
+import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.sampling.mask_guidance import GuidedSampleConfig, guiding_masks
-from guided_diffusion.training.guidance import ablated
+from guided_diffusion.training.guidance import ablated, guided_batches, open_guided_run
 
 GUIDED = from_flags(
     GuidedConfig,
@@ -130,6 +132,33 @@ class TestTraining:
         first = "input_blocks.0.0.weight"
         assert not th.equal(weights[0][first], weights[1][first])
 
+    @pytest.mark.parametrize("swap", ["1:2", "", "none"])
+    def test_mirrored_masks_exchange_the_sides(self, script, split, monkeypatch, swap):
+        monkeypatch.setenv("OPENAI_LOGDIR", "run")
+        given = {"data_dir": str(split / "TRAIN/IMG"), "seg_dir": str(split / "TRAIN/MASK")}
+        given |= {"segmentation_guided": True, "num_segmentation_classes": 3, "batch_size": 3}
+        given |= {"image_size": 16, "channel_mult": "1,2", "num_channels": 32, "in_channels": 1}
+        given |= {"random_flip": True, "flip_swap": swap}
+        run = open_guided_run(given)
+        logged = Path("run/log.txt").read_text()
+        assert ("exchange left and right with --flip_swap" in logged) == (not swap)
+        plain = {}
+        for path in (split / "TRAIN/IMG").iterdir():
+            mask = np.asarray(Image.open(split / "TRAIN/MASK" / path.name))[:, 2:18]
+            plain[np.asarray(Image.open(path))[:, 2:18].tobytes()] = mask
+        turned = 0
+        for images, arguments in itertools.islice(guided_batches(run, 0), 4):
+            pixels = ((images[:, 0] + 1) * 127.5).round().to(th.uint8).numpy()
+            for image, condition in zip(pixels, arguments["cond"].numpy()):
+                mirrored = image.tobytes() not in plain
+                turned += mirrored
+                mask = plain[(image[:, ::-1] if mirrored else image).tobytes()]
+                own = np.stack([mask == 1, mask == 2])
+                if mirrored:
+                    own = own[:, :, ::-1][:: -1 if swap == "1:2" else 1]
+                assert np.array_equal(condition, own)
+        assert 0 < turned < 12
+
     def test_begin_from_a_network_without_condition(self, script, split, monkeypatch, tmp_path):
         init = write_trained(tmp_path / "plain")  # learns variances, as --init_checkpoint says
         monkeypatch.setenv("OPENAI_LOGDIR", "run")
@@ -157,6 +186,8 @@ class TestTraining:
             (GUIDE, "--seg_dir is missing"),
             ((*GUIDE[:2], "--seg_dir", "MASK"), "--num_segmentation_classes 0: count"),
             ((*GUIDE[:3], 2, "--seg_dir", "MASK"), "holds the values {0, 1, 2}; 2 classes"),
+            ((*GUIDE, "--flip_swap", "1:9", "--seg_dir", "MASK"), "--flip_swap names class 9"),
+            (("--flip_swap", "1:2"), "--flip_swap requires --segmentation_guided True"),
             (("--seg_dir", "MASK"), "--seg_dir requires --segmentation_guided True"),
             ((*GUIDE, "--seg_dir", "OTHER"), "differ in size"),
         ],

@@ -21,16 +21,15 @@ from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.patients import shared_patients
+from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json, writing
 from guided_diffusion.runtime.flags import MOST_BATCH, flag, from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.segmentation.categories import check_swaps, parse_swaps, resolve_categories
+from guided_diffusion.segmentation.categories import check_swaps, resolve_categories
 from guided_diffusion.segmentation.evaluation.draws import (
     Pairs,
     copy_folds,
@@ -68,7 +67,7 @@ from guided_diffusion.segmentation.evaluation.scoring import evaluate
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.training.augment import check_flips
-from guided_diffusion.segmentation.training.dataset import count_classes
+from guided_diffusion.segmentation.training.dataset import count_classes, shows_foreground
 from guided_diffusion.segmentation.training.job import join_names
 
 
@@ -322,12 +321,12 @@ class LabelEfficiency:
 
     def _check_foreground(self) -> None:
         """:raises UserError: if a run would train or be evaluated on background alone."""
-        rule = MaskRule(len(self.categories), binary=self.settings.binary)
+        rule = self.categories.mask_rule(self.settings.binary)
 
         def with_foreground(pairs: Pairs) -> set[str]:
             files = pair_files(pairs.images, pairs.masks)
             masks = ((name, rule.read(path)) for name, _, path in files)
-            return {name for name, mask in masks if ((mask > 0) & (mask != IGNORE)).any()}
+            return {name for name, mask in masks if shows_foreground(mask)}
 
         useful = with_foreground(self.train)
         for run in self.runs:

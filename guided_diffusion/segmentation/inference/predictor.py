@@ -12,8 +12,9 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import normalize, to_uint8_channels
+from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import ClassTable, check_swaps, parse_swaps
+from guided_diffusion.segmentation.categories import ClassTable, check_swaps
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
 from guided_diffusion.segmentation.inference.views import View, mirrors, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model

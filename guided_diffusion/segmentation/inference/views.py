@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch as th
 
+from guided_diffusion.images.swaps import Swaps
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import Swaps
 
 TTA = ("none", "flips", "shifts", "all")
 # in pixels of the network's image; odd, so that every level of a U-Net sees another grid

@@ -13,8 +13,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.swaps import Swaps, exchange, parse_swaps
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import Category, Swaps, check_swaps, parse_swaps
+from guided_diffusion.segmentation.categories import Category, check_swaps
 
 LEVELS = ("none", "light", "medium", "heavy", "strong")
 FLIPS = ("none", "horizontal", "vertical", "both")
@@ -57,12 +58,10 @@ class _Flip(v2.Transform):
     :param horizontal: left to right; otherwise top to bottom.
     """
 
-    def __init__(self, horizontal: bool, swaps: Sequence[tuple[int, int]]):
+    def __init__(self, horizontal: bool, swaps: Swaps):
         super().__init__()
         self.mirror = v2.functional.horizontal_flip if horizontal else v2.functional.vertical_flip
-        self.table = np.arange(256, dtype=np.uint8)
-        for one, other in swaps:
-            self.table[one], self.table[other] = other, one
+        self.swaps = swaps
 
     def make_params(self, flat_inputs: list[th.Tensor]) -> dict[str, bool]:
         return {"flip": bool(th.rand(()) < 0.5)}
@@ -72,7 +71,7 @@ class _Flip(v2.Transform):
             return inpt
         flipped = self.mirror(inpt)
         if isinstance(inpt, tv_tensors.Mask):
-            return tv_tensors.Mask(th.from_numpy(self.table)[flipped.long()])
+            return tv_tensors.Mask(th.from_numpy(exchange(flipped.numpy(), self.swaps)))
         return flipped
 
 
@@ -93,7 +92,7 @@ class Augmentation:
         self,
         level: str = "medium",
         flip: str = "none",
-        swaps: Sequence[tuple[int, int]] = (),
+        swaps: Swaps = (),
         transforms: Sequence[v2.Transform] | None = None,
     ):
         if level not in LEVELS:

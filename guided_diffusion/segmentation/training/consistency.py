@@ -19,6 +19,7 @@ from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig, normalize
+from guided_diffusion.images.swaps import Swaps
 from guided_diffusion.runtime import rng
 from guided_diffusion.segmentation.training.augment import Augmentation, strong_intensity
 from guided_diffusion.segmentation.training.dataset import LabelledImages, draw_order
@@ -92,7 +93,7 @@ class Consistency:
         ramp: int,
         seed: int,
         flip: str = "none",
-        swaps: Sequence[tuple[int, int]] = (),
+        swaps: Swaps = (),
     ):
         self.data = data
         self.batch_size = batch_size

@@ -1,7 +1,7 @@
 """Radiographs paired with masks, checked and kept in memory: there are only a handful."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,17 +66,11 @@ class LabelledImages:
 
     def with_foreground(self) -> list[int]:
         """The numbers of the pairs whose masks show a class other than the background."""
-        return [n for n, mask in enumerate(self.masks) if ((mask > 0) & (mask != IGNORE)).any()]
+        return [n for n, mask in enumerate(self.masks) if shows_foreground(mask)]
 
     def require_foreground(self, source: str) -> None:
         """:raises UserError: naming the source, if all masks show background alone."""
-        if not self.with_foreground():
-            some = ", ".join(self.names[:3])
-            raise UserError(
-                f"{source}: the masks ({some}{', ...' if len(self) > 3 else ''}) show no class but"
-                " the background, so nothing can be learnt from them, nor a network be chosen by"
-                " them: check their values, add images with foreground, or validate on none"
-            )
+        _require_any(map(shows_foreground, self.masks), source, self.names)
 
     def batch(
         self,
@@ -144,6 +138,28 @@ def load_labelled(
     data = LabelledImages(tuple(names), images, masks, window, tuple(hashes))
     data.require_foreground(mask_dir)
     return data
+
+
+def check_masks(image_dir: str, mask_dir: str, rule: MaskRule, only: Sequence[str] = ()) -> None:
+    """Read the masks that `load_labelled` will read; raises as it does."""
+    pairs = choose_pairs(pair_files(image_dir, mask_dir), only)
+    shown = [shows_foreground(rule.read(path)) for _, _, path in pairs]
+    _require_any(shown, mask_dir, [name for name, *_ in pairs])
+
+
+def shows_foreground(mask: np.ndarray) -> bool:
+    """Whether a mask shows a class other than the background."""
+    return bool(((mask > 0) & (mask != IGNORE)).any())
+
+
+def _require_any(shown: Iterable[bool], source: str, names: Sequence[str]) -> None:
+    if not any(shown):
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise UserError(
+            f"{source}: the masks ({some}) show no class but the background, so nothing can be"
+            " learnt from them, nor a network be chosen by them: check their values, add images"
+            " with foreground, or validate on none"
+        )
 
 
 def choose_pairs(

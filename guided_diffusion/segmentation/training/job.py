@@ -199,7 +199,7 @@ def start_run(
         logger.log(message)
     if files is None:
         logger.log(unknown)
-    _log_data(data)
+    log_data(data)
     if 0 < settings.microbatch < settings.batch_size and _has_batch_norm(initial.model):
         logger.log(f"BatchNorm sees --microbatch {settings.microbatch} images at a time")
     initial.model.to(dist_util.dev())
@@ -224,7 +224,8 @@ def _open_log(settings: LearningConfig, step: int) -> None:
     logger.configure(settings.log_folder, formats, resume_step=step, also=also)
 
 
-def _log_data(data: TrainingData) -> None:
+def log_data(data: TrainingData) -> None:
+    """Log how many images there are, of which classes, and which classes no mask shows."""
     logger.log(f"{len(data.train)} training images, {len(data.val or ())} for validation")
     for kind, images in (("synthetic", data.synthetic), ("unlabelled", data.unlabelled)):
         if images is not None:

@@ -14,11 +14,11 @@ import torch as th
 from guided_diffusion import logger
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.reading import normalize
+from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
-from guided_diffusion.segmentation.categories import parse_swaps
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 from guided_diffusion.segmentation.networks.padding import sliding_scores
@@ -241,7 +241,9 @@ class Finetuner:
             share = consistency.weight(step) * len(weak) / len(views[0])
             self.stepper.backward(loss * share)
             logger.logkv_mean("unlabeled_loss", loss.detach(), len(weak))
-            logger.logkv_mean("unlabeled_sure", (labels != IGNORE).float().mean(), len(weak))
+            known = int((views[2][first : first + size] != IGNORE).sum())
+            sure = (labels != IGNORE).sum() / max(1, known)
+            logger.logkv_mean("unlabeled_sure", sure, known)
 
     def _learning_rate(self, step: int) -> float:
         if self.settings.schedule == "constant":

@@ -38,13 +38,15 @@ from guided_diffusion.segmentation.networks.mask_diffusion import (
 from guided_diffusion.segmentation.training import augment
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
+    TrainingData,
+    check_masks,
     choose_pairs,
     load_labelled,
     training_batches,
 )
 from guided_diffusion.segmentation.training.job import (
     Folders,
-    describe_classes,
+    log_data,
     shared_with_validation,
     split_names,
 )
@@ -291,9 +293,9 @@ def prepare(overrides: Overrides) -> MaskTraining:
     swaps = augment.check_flips(categories, settings.flip, settings.flip_swap)
     augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
     rule = settings.rule(categories)
-    for image_dir, mask_dir in folders.pairs:
-        for _, _, path in pair_files(image_dir, mask_dir):
-            rule.read(path)
+    names = split_names(settings.train_names)
+    for chosen, pair in zip((names, ()), folders.pairs):
+        check_masks(*pair, rule, chosen)
     run = open_run(
         {
             "predict_xstart": MaskProcessConfig.predict_xstart,
@@ -307,16 +309,13 @@ def prepare(overrides: Overrides) -> MaskTraining:
         reading=ReadingConfig(resize="pad"),
         repeats=True,
         folder=run_folder,
-        files=_contents(folders, categories, split_names(settings.train_names)),
+        files=_contents(folders, categories, names),
         pairs=[(image, mask) for _, image, mask in pair_files(*folders.train)],
     )
-    names = split_names(settings.train_names)
     train = load_labelled(*folders.train, run.reading, rule, names)
     val = load_labelled(*folders.val, run.reading, rule) if folders.val else None
-    logger.log(f"{len(train)} training images, {len(val or ())} for validation")
-    if shared := shared_with_validation(folders, names, train, val):
-        logger.log(shared)
-    logger.log(describe_classes(categories))
+    shared = shared_with_validation(folders, names, train, val)
+    log_data(TrainingData(categories, train, val, shared=shared))
     if run.init and (before := run.init.reading.resize) != run.reading.resize:
         logger.log(f"--resize {run.reading.resize}; the pretraining read with {before}")
     config = dataclasses.replace(

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torchvision import tv_tensors
 
 from guided_diffusion.images.geometry import IGNORE
+from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import generic_categories, parse_swaps
+from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.training.augment import (
     LEVELS,
     Augmentation,
