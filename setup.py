@@ -14,7 +14,10 @@ setup(
     description="Diffusion pretraining for few-label radiograph segmentation",
     license="MIT",
     packages=find_packages(include=["guided_diffusion", "guided_diffusion.*"]),
-    package_data={"guided_diffusion.segmentation.visuals": ["*.html"]},
+    package_data={
+        "guided_diffusion.segmentation": ["*.json"],
+        "guided_diffusion.segmentation.visuals": ["*.html"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -16,7 +16,7 @@ from guided_diffusion.images.names import composed
 from guided_diffusion.images.swaps import Swaps, check_swap_classes
 from guided_diffusion.runtime.errors import UserError
 
-DEFAULT_CATEGORIES = str(Path(__file__).resolve().parents[2] / "flags" / "categories.json")
+DEFAULT_CATEGORIES = str(Path(__file__).with_name("categories.json"))
 MAX_CATEGORIES = 255  # masks have 8 bits, and 255 in them means "ignore"
 IGNORE_COLOR = (128, 128, 128)
 EXAMPLE = '{"index": 1, "name": "enamel", "color": [255, 0, 0]}'
@@ -206,11 +206,8 @@ def categories_for(num_classes: int, path: str | None = None) -> ClassTable:
                 "make them agree."
             )
         return table
-    if Path(DEFAULT_CATEGORIES).exists():
-        table = load_categories()
-        if len(table) == num_classes:
-            return table
-    return generic_categories(num_classes)
+    table = load_categories()
+    return table if len(table) == num_classes else generic_categories(num_classes)
 
 
 def resolve_categories(

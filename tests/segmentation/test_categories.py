@@ -1,8 +1,12 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import (
@@ -30,6 +34,26 @@ def test_default_table_is_the_seven_bitewing_classes():
     table = load_categories()
     assert [(c.name, c.color) for c in table] == BITEWING
     assert [c.index for c in table] == list(range(7))
+
+
+def test_the_default_table_is_installed_with_the_package(tmp_path):
+    setup = ["setup.py", "-q", "egg_info", "-e", tmp_path, "build_py", "-d", tmp_path / "lib"]
+    subprocess.run([sys.executable, *setup], cwd=ROOT, check=True, capture_output=True)
+    code = (
+        "from guided_diffusion.segmentation import categories as c;"
+        "print(c.__file__, *(one.name for one in c.categories_for(7)))"
+    )
+    where = {**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=where, capture_output=True, text=True
+    )
+    file, *names = ended.stdout.split()
+    assert file.startswith(str(tmp_path)), ended.stderr
+    assert names == [name for name, _ in BITEWING]
+
+
+def test_the_table_in_flags_is_the_default_one():
+    assert load_categories(str(ROOT / "flags" / "categories.json")) == load_categories()
 
 
 def test_order_in_the_file_does_not_matter_and_bom_is_accepted(tmp_path):
