@@ -1,6 +1,5 @@
 """The report at the end of `make demo`: Dice of both networks, and where the pictures are."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime.errors import UserError, command
+from guided_diffusion.runtime.files import read_json
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.render import comparison
 
@@ -23,9 +23,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise UserError("demo_report.py needs one argument, the folder of the demo")
     folder = Path(sys.argv[1])
-    metrics = {
-        kind: json.loads((folder / kind / "evaluation/metrics.json").read_text()) for kind in KINDS
-    }
+    metrics = {kind: read_json(str(folder / kind / "evaluation/metrics.json")) for kind in KINDS}
     names = list(metrics["pretrained"]["per_class"])
     print(f"\nDice on {len(pairs(folder))} held-out radiographs, fine-tuned on 8 labelled ones\n")
     print(f"{'':<24}{'pretrained':>12}{'from scratch':>14}")

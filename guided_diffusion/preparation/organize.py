@@ -1,6 +1,5 @@
 """Dividing a data set into TRAIN and VAL: no patient in both, every class in TRAIN."""
 
-import csv
 import os
 import re
 from collections.abc import Sequence
@@ -9,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from guided_diffusion.images.duplicates import find_duplicates, fingerprint
-from guided_diffusion.images.files import open_file
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import black_and_white, mask_values
 from guided_diffusion.images.names import composed, stem
 from guided_diffusion.images.patients import find_patients, merge, shared_groups
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_csv
+from guided_diffusion.runtime.files import read_table, write_csv
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.runtime.text import visible
 
@@ -187,9 +185,9 @@ def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
     if not os.path.isfile(path):
         raise UserError(f"--group {path} does not exist")
     group_of: dict[str, str] = {}
-    for row in _csv_rows(path):
+    for row in read_table(path):
         if len(row) >= 2:
-            listed, group = composed(row[0].strip()), composed(row[1].strip())
+            listed, group = composed(row[0]), composed(row[1])
             if group_of.setdefault(listed, group) != group:
                 raise UserError(
                     f"--group {path} lists {listed} with the groups {group_of[listed]} and {group}"
@@ -205,17 +203,6 @@ def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
             + ", ".join(missing[:5])
         )
     return groups
-
-
-def _csv_rows(path: str) -> list[list[str]]:
-    try:
-        with open_file(path) as file:
-            text = file.read().decode("utf-8-sig")
-        return list(csv.reader(text.splitlines()))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"--group {path} is no CSV file in UTF-8: save it as such, of lines NAME,GROUP"
-        ) from error
 
 
 def divide(groups: Sequence[str], classes: np.ndarray, num_train: int, seed: int) -> np.ndarray:

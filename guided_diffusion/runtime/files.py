@@ -1,5 +1,6 @@
-"""Files that are written completely or not at all: any content, JSON, CSV."""
+"""Files that are written completely or not at all; text files as people's programs write them."""
 
+import codecs
 import contextlib
 import csv
 import errno
@@ -20,6 +21,14 @@ from guided_diffusion.runtime.text import encode
 # longer names, in bytes, leave too little room for the rest of a temporary file's name
 _LONG_NAME = 200
 _TRIAL_BYTES = 4096
+# byte order marks; that of UTF-32 begins like that of UTF-16
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def is_local(path: str) -> bool:
@@ -140,19 +149,82 @@ def write_csv(path: str, header: Sequence[str], rows: Iterable[Iterable[object]]
     write_atomically(path, lambda file: file.write(encode(text.getvalue())))
 
 
-def read_json(path: str) -> Any:
-    """Read what `save_json` wrote.
+def read_text(path: str, what: str = "") -> str:
+    """A text file, in UTF-8 or UTF-16.
 
-    :raises UserError: if it is not valid JSON.
+    :param what: what it is, for messages.
+    :raises UserError: if it cannot be read, or is in another encoding, which bytes do not tell:
+        ü of one code page is a different letter of another.
     """
     try:
         with bf.BlobFile(path, "rb") as file:
-            return json.loads(file.read().decode("utf-8-sig"))
+            raw = file.read()
+    except (OSError, bf.Error) as error:
+        reason = getattr(error, "strerror", None) or "no such file"
+        raise UserError(f"cannot read {what} {path}: {reason}".replace("  ", " ")) from error
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
+    if not encoding and b"\0" in raw[:4]:  # UTF-16 without a mark, as some programs write it
+        encoding = "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
+    try:
+        text = raw.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        if encoding:
+            raise UserError(
+                f"{path} is a damaged text file in {encoding.upper()}: save it as UTF-8"
+            ) from error
+        line = raw[: error.start].count(b"\n") + 1
+        shown = raw.splitlines()[line - 1].decode("cp1252", "replace")[:60].strip()
+        raise UserError(
+            f"{path} line {line} is not text in UTF-8 (byte {raw[error.start]:#x}); if it should"
+            f" read {shown!r}, the encoding is Windows-1252 or Latin-1: save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise UserError(f"{path} is not a text file")
+    return text
+
+
+def read_table(path: str, what: str = "") -> list[list[str]]:
+    """The rows of a CSV file, without blank lines, with spaces around the cells removed.
+
+    Cells are separated by whichever of comma, semicolon and tab divides the most rows: programs
+    choose it by the country.
+
+    :raises UserError: if it is not such a file; see `read_text`.
+    """
+    text = read_text(path, what)
+    tables: list[list[list[str]]] = []
+    faults: list[str] = []
+    for separator in ",;\t":
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        try:
+            rows = [[cell.strip() for cell in row] for row in reader]
+        except csv.Error as error:
+            faults.append(f"{path} line {reader.line_num} is not CSV: {error}")
+            continue
+        tables.append([row for row in rows if any(row)])
+    best = max(tables, key=_divided, default=[])
+    if faults and not _divided(best):
+        raise UserError(faults[0])
+    return best
+
+
+def _divided(rows: list[list[str]]) -> int:
+    return sum(len(row) > 1 for row in rows)
+
+
+def read_json(path: str, what: str = "") -> Any:
+    """The content of a JSON file.
+
+    :raises UserError: if it is not valid JSON; see `read_text`.
+    """
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path} is not valid JSON ({where}: {error.msg})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: it is no text in UTF-8, or damaged") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_sections(path: str, *required: str) -> dict[str, Any]:

@@ -1,20 +1,18 @@
 """The class table: the meaning and the colour of each value in index masks."""
 
 import colorsys
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import blobfile as bf
-
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import composed
 from guided_diffusion.images.swaps import Swaps, check_swap_classes
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import read_json
 
 DEFAULT_CATEGORIES = str(Path(__file__).with_name("categories.json"))
 MAX_CATEGORIES = 255  # masks have 8 bits, and 255 in them means "ignore"
@@ -75,18 +73,7 @@ def load_categories(path: str | None = None) -> ClassTable:
         values marked `"ignore": true`: any above), or a name or colour that two classes share.
     """
     path = str(path or DEFAULT_CATEGORIES)
-    try:
-        with bf.BlobFile(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, bf.Error) as error:
-        reason = getattr(error, "strerror", None) or "no such file"
-        raise UserError(f"cannot read the class table {path}: {reason}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8; a class table is JSON.") from error
-    try:
-        plain = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg}).") from error
+    plain = read_json(path, "the class table")
     return from_plain(plain, source=path)
 
 

@@ -264,9 +264,29 @@ def test_groups_of_names():
     assert read_groups(names, r"(\d)") == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("content", [b"a,\xe9mile\n", b"a," + b"x" * 200_000, b"\xff\xfea\0,\0"])
-def test_a_group_file_that_is_no_csv(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,\xe9mile\n", r"line 1 is not text in UTF-8 .* 'a,émile', .* Windows-1252"),
+        (b"a," + b"x" * 200_000, "line 1 is not CSV: field larger than"),
+        (b"\xff\xfea\0,\0", "has no group for 1 of 1 names"),
+        (b"a,\0", "is not a text file|damaged"),
+        (b"a,ann\na,bob", "lists a with the groups ann and bob"),
+    ],
+)
+def test_a_group_file_that_is_no_csv(tmp_path, content, said):
     path = tmp_path / "patients.csv"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"patients\.csv is no CSV file in UTF-8: save it as such"):
+    with pytest.raises(UserError, match=rf"patients\.csv .*({said})"):
         read_groups(["a"], str(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_group_files_as_spreadsheets_write_them(tmp_path, encoding, separator, end):
+    lines = ["name;patient", "a.png;Müller", "", '"b";"Doe, Jane"', " c.tif ;Müller"]
+    text = end.join(line.replace(";", separator) for line in lines)
+    (tmp_path / "p.csv").write_bytes((text + end).encode(encoding))
+    found = read_groups(["a", "b", "c"], str(tmp_path / "p.csv"))
+    assert found == ["Müller", "Doe, Jane", "Müller"]

@@ -99,7 +99,7 @@ def test_faults_name_the_file_and_the_value(tmp_path, plain, says):
 def test_broken_json_and_missing_file(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text('[\n{"index": 0,,}')
-    with pytest.raises(UserError, match=r"broken\.json line 2"):
+    with pytest.raises(UserError, match=r"broken\.json is not valid JSON \(line 2"):
         load_categories(str(path))
     with pytest.raises(UserError, match=r"nowhere\.json"):
         load_categories(str(tmp_path / "nowhere.json"))
