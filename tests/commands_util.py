@@ -48,7 +48,7 @@ COMMANDS = {
     "label_efficiency.py": f"{_LABELLED} --checkpoint diffusion/ema_0.9_000010.pt --k 1 --seeds 0"
     " --methods plain --steps 1 -o OUT",
     "predict.py": "segm.pth TRAIN/IMG OUT --save_uncertainty True",
-    "evaluate.py": "VAL/IMG VAL/MASK --model segm.pth --output OUT",
+    "evaluate.py": "VAL/IMG VAL/MASK --model segm.pth --output OUT --bootstrap 20",
     "evaluate_guidance.py": "segm.pth VAL --output OUT",
     "evaluate_samples.py": "TRAIN/IMG CLASSES --features ddpm --nearest_k 1 --out_dir OUT"
     " --model_path diffusion/ema_0.9_000010.pt",

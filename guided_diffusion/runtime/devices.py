@@ -4,6 +4,7 @@ GUIDED_DIFFUSION_DEVICE is cpu or cuda; by default cuda where a GPU is visible.
 """
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,26 @@ def device_type() -> str:
             f"(CUDA_VISIBLE_DEVICES is {visible!r})"
         )
     return "cpu"
+
+
+def named_device(text: str) -> th.device | None:
+    """The device that --device names: cpu, cuda or cuda:N; None for "", which leaves it open.
+
+    :raises UserError: if there is none of that name here.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", text)
+    if match is None:
+        raise UserError(f"--device {text}: must be cpu, cuda, or cuda:N, such as cuda:1")
+    gpus = th.cuda.device_count() if th.cuda.is_available() else 0
+    if text != "cpu" and int(match[1] or 0) >= gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise UserError(
+            f"--device {text}: torch sees {gpus} GPUs on {socket.gethostname()}"
+            f" (CUDA_VISIBLE_DEVICES is {visible!r}); use --device cpu"
+        )
+    return th.device(text)
 
 
 def describe_self() -> Peer:

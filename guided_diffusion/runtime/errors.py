@@ -67,6 +67,8 @@ def as_user_error(error: BaseException) -> UserError | None:
         return UserError(
             f"out of memory ({said}): lower --batch_size or the sizes of images and network"
         )
+    if type(error).__module__.startswith("blobfile"):  # a path that it does not know, the cloud
+        return UserError(str(error))
     cause = system_error(error) if isinstance(error, OSError | RuntimeError) else None
     if cause is None:
         return None

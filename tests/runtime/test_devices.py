@@ -4,7 +4,7 @@ import pytest
 import torch as th
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime.devices import Peer, choose_devices
+from guided_diffusion.runtime.devices import Peer, choose_devices, named_device
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -57,3 +57,27 @@ class TestDevices:
         monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "tpu")
         with pytest.raises(UserError, match="'tpu'; it may be cpu or cuda"):
             dist_util.dev()
+
+
+class TestNamedDevices:
+    def test_the_cpu_and_none(self):
+        assert named_device("cpu") == th.device("cpu")
+        assert named_device("") is None
+
+    @pytest.mark.parametrize("text", ["x", "-1", "cuda:-1", "cuda:", "cpu:x", "CUDA 1", "9" * 30])
+    def test_what_is_no_device(self, text):
+        with pytest.raises(UserError, match=f"--device {text}: must be cpu, cuda, or cuda:N"):
+            named_device(text)
+
+    @pytest.mark.parametrize("text", ["cuda", "cuda:0", "cuda:1"])
+    def test_a_gpu_that_is_not_there(self, monkeypatch, text):
+        monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+        with pytest.raises(UserError, match=f"--device {text}: torch sees 0 GPUs"):
+            named_device(text)
+
+    def test_one_gpu_of_two(self, monkeypatch):
+        monkeypatch.setattr(th.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(th.cuda, "device_count", lambda: 2)
+        assert named_device("cuda:1") == th.device("cuda:1")
+        with pytest.raises(UserError, match="torch sees 2 GPUs"):
+            named_device("cuda:2")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import IMAGE_EXTENSIONS
 from guided_diffusion.images.masks import MaskRule, ignored_values
+from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
 from guided_diffusion.segmentation.categories import ClassTable
@@ -61,6 +62,7 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """:raises UserError: for a value that is out of range."""
+        named_device(self.device)
         parse_spacing(self.spacing)
 
 
@@ -80,7 +82,7 @@ class Source:
     def from_model(self, model: str, images: str) -> tuple[Iterator[MaskPair], ClassTable | None]:
         """A model's masks, and the class table: that of --categories, or else the model's."""
         config = self.config
-        predictor = self.averaging.load(model, config.device or None)
+        predictor = self.averaging.load(model, named_device(config.device))
         if self.categories and len(self.categories) != len(predictor.categories):
             raise UserError(
                 f"{model} predicts {len(predictor.categories)} classes, not "
