@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
-from guided_diffusion.images import dicom_file, dicom_io, tiff
+from guided_diffusion.images import deep_colour, dicom_file, dicom_io, tiff
 from guided_diffusion.images.decoded import DecodedImage, PixelSize, Undecodable, linear_window
 from guided_diffusion.images.files import (
     DICOM_EXTENSIONS,
@@ -171,7 +171,8 @@ def bit_depth(path: str) -> int:
         picture = _identify(file, path)
         if picture is None:
             return dicom_io.read_dicom_bits(file.read(), MAX_PIXELS)
-        bits = 16 if picture.mode.startswith("I;16") else _BITS.get(picture.mode, 8)
+        deep = picture.mode.startswith("I;16") or ";16" in str(picture.tile[:1])
+        bits = 16 if deep else _BITS.get(picture.mode, 8)
         return getattr(picture, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (bits,))[0]
 
 
@@ -268,11 +269,13 @@ def _load(picture: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
     lossy = _lossy_format(picture, file)
     with tiff.silent_libtiff() if picture.format == "TIFF" else contextlib.nullcontext():
         frames = getattr(picture, "n_frames", 1)
+        low = deep_colour.low_bytes(picture, file)
         picture.load()
     if frames != 1 and picture.format != "MPO":  # the other frames of a camera's MPO are previews
         raise Undecodable(f"it holds {frames} frames; save the wanted one as a file of its own")
     ImageOps.exif_transpose(picture, in_place=True)
     picture.info["lossy"] = lossy
+    picture.info["deep"] = None if low is None else deep_colour.join(picture, low)
     return picture
 
 
@@ -316,20 +319,37 @@ def _is_lossless_webp(file: BinaryIO) -> bool:
 
 
 def _picture_values(picture: Image.Image) -> DecodedImage:
-    mode = picture.mode
+    mode, deep = picture.mode, picture.info.get("deep")
+    if deep is not None:
+        return _deep_colours(picture, deep)
     if mode in ("I", "F") or mode.startswith("I;16") or (mode == "L" and tiff.is_signed(picture)):
         return tiff.deep_values(picture)
     if mode not in ("1", "L") and picture.has_transparency_data:
-        if not np.asarray(picture.convert("RGBA").getchannel("A")).any():
-            raise Undecodable(
-                "it is transparent in all of its pixels; save it without transparency"
-            )
+        _check_visible(np.asarray(picture.convert("RGBA").getchannel("A")))
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, picture.convert("RGBA"))
     values = np.array(picture.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
     if mode in ("P", "PA") and equal_channels(values):
         values = values[..., 0]
     return DecodedImage(values, (0.0, 255.0))
+
+
+def _deep_colours(picture: Image.Image, deep: np.ndarray) -> DecodedImage:
+    """Colour, or grey with alpha, of 16 bits: uint16 [H x W x C]."""
+    if deep.shape[-1] != 3:
+        _check_visible(deep[..., -1])
+    values = deep_colour.on_black(deep)
+    invisible = picture.info.get("transparency")
+    if isinstance(invisible, tuple) and len(invisible) == deep.shape[-1]:
+        shown = (deep != np.array(invisible)).any(axis=-1)
+        _check_visible(shown)
+        values = values * shown[..., None].astype(np.uint16)
+    return DecodedImage(values, (0.0, 65535.0))
+
+
+def _check_visible(alpha: np.ndarray) -> None:
+    if not alpha.any():
+        raise Undecodable("it is transparent in all of its pixels; save it without transparency")
 
 
 def _apply_intensity(image: DecodedImage, intensity: Intensity) -> np.ndarray:

@@ -290,6 +290,10 @@ def _decode_values(path: str) -> tuple[np.ndarray, str]:
         colours = np.asarray(picture.convert("RGB"))
         coloured = np.ptp(colours.astype(np.int16), axis=2).max() > NEAR
         return (colours if coloured else np.asarray(picture.convert("L"))), lossy
+    if (deep := picture.info.get("deep")) is not None:
+        if deep.shape[-1] != 3 and deep[..., -1].min() < 65535:
+            raise Undecodable("it has transparent pixels; save the mask without transparency")
+        return deep[..., 0] if deep.shape[-1] == 2 else deep[..., :3], ""
     if picture.mode == "P":
         return _palette_values(picture), ""
     if picture.mode in ("1", "L"):

@@ -8,7 +8,14 @@ import pytest
 from images_util import COLOUR, DEEP, GREY, MASK, write_png, write_tiff
 from PIL import Image
 
-from guided_diffusion.images.image_io import ImageError, Intensity, is_grey, read_image, write_image
+from guided_diffusion.images.image_io import (
+    ImageError,
+    Intensity,
+    bit_depth,
+    is_grey,
+    read_image,
+    write_image,
+)
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime.errors import UserError
 
@@ -192,10 +199,18 @@ class TestColourAndOrientation:
         assert image[:, :8].max() <= 2
         assert image[:, 8:].min() >= 253
 
-    def test_sixteen_bit_colour_keeps_its_high_bits(self, tmp_path):
+    def test_sixteen_bit_colour_keeps_all_its_bits(self, tmp_path):
         path = str(tmp_path / "a.png")
-        write_png(path, (COLOUR.astype(np.uint16) * 256 + 200).astype(">u2"), colour_type=2)
-        assert np.array_equal(read_image(path), COLOUR)
+        values = COLOUR.astype(np.uint16) * 256 + 200
+        write_png(path, values.astype(">u2"), colour_type=2)
+        np.testing.assert_allclose(read_image(path), values / 65535, atol=1e-6)
+        grey = np.repeat(DEEP[..., None] // 16, 3, axis=-1)  # of 12 bits, as some programs save it
+        write_png(path, grey.astype(">u2"), colour_type=2)
+        assert is_grey(path)
+        rule = Intensity("window", center=2000, width=3000)
+        expected = ((DEEP // 16 - 1999.5) / 2999 + 0.5).clip(0, 1)
+        np.testing.assert_allclose(read_image(path, 1, rule), expected, atol=1e-5)
+        assert bit_depth(path) == 16
 
     @pytest.mark.parametrize(
         ("orientation", "upright"),

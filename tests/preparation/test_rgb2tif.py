@@ -5,12 +5,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from images_util import COLOUR, write_png
 from PIL import Image
 
+from guided_diffusion.images.image_io import ImageError
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.preparation.phantoms import make_phantom
 from guided_diffusion.segmentation.categories import generic_categories, load_categories
-from guided_diffusion.segmentation.visuals.color_masks import indices_from_colors, unknown_colors
+from guided_diffusion.segmentation.visuals.color_masks import (
+    indices_from_colors,
+    read_color_mask,
+    unknown_colors,
+)
 from guided_diffusion.segmentation.visuals.render import palette, save_color_mask
 
 TABLE = load_categories()
@@ -159,6 +165,15 @@ def test_16_bit_files_and_broken_files_are_named(run, tmp_path):
     code, _, error = run(tmp_path / "in", tmp_path / "out")
     assert code == 2
     assert "deep.png" in error
+
+
+def test_colours_widened_to_16_bits(tmp_path):
+    path = tmp_path / "a.png"
+    write_png(path, (COLOUR * np.uint16(257)).astype(">u2"), colour_type=2)
+    assert np.array_equal(read_color_mask(str(path)), COLOUR)
+    write_png(path, (COLOUR * np.uint16(256)).astype(">u2"), colour_type=2)
+    with pytest.raises(ImageError, match="more than 8 bits per channel"):
+        read_color_mask(str(path))
 
 
 @given(st.integers(0, 10**6), st.sampled_from([2, 7, 30, 255]))

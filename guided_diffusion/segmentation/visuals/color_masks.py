@@ -14,10 +14,13 @@ Color = tuple[int, int, int]
 
 def read_color_mask(path: str) -> np.ndarray:
     """A mask's colours, uint8 [H x W x 3]. Transparent pixels are black."""
-    colors = read_image(path, channels=3)
-    if colors.dtype != np.uint8:
+    colors = read_image(path)
+    if colors.dtype == np.uint8:
+        return colors if colors.ndim == 3 else np.repeat(colors[..., None], 3, axis=2)
+    levels = np.rint(255 * colors)  # exact where 8 bits were widened to 16
+    if colors.ndim == 2 or np.abs(255 * colors - levels).max() > 1e-3:
         raise ImageError(f"{path} has more than 8 bits per channel; colour masks have 8")
-    return colors
+    return levels.astype(np.uint8)
 
 
 def unknown_colors(colors: np.ndarray, categories: Sequence[Category]) -> dict[Color, int]:
