@@ -42,14 +42,15 @@ def combined(found: Sequence[str]) -> str:
     return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=_BYTES).hexdigest()
 
 
-def summary(groups: Sequence[Sequence[str]]) -> str:
+def summary(groups: Sequence[Sequence[str]], labels: Sequence[int] = ()) -> str:
     """A hash of many groups of files: of each file its size and 4 blocks of 4 KiB, or all of it.
 
     A change that keeps the size of a file and these blocks is overlooked, but hundreds of thousands
     of files take minutes rather than hours. Of files in the cloud only name and size count.
     """
     with ThreadPoolExecutor() as pool:
-        return combined(list(pool.map(lambda group: " ".join(map(_sample, group)), groups)))
+        found = list(pool.map(lambda group: " ".join(map(_sample, group)), groups))
+    return combined([f"{text} {label}" for text, label in zip(found, labels or [""] * len(found))])
 
 
 def _sample(path: str) -> str:

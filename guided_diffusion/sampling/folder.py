@@ -53,10 +53,19 @@ def _difference(folder: str, identity: Mapping[str, Any]) -> str:
         images = [bf.join(folder, part) for part in ("png", "IMG", "MASK")]
         filled = any(bf.isdir(part) and list(bf.listdir(part)) for part in images)
         return "of unknown settings" if filled else ""
-    there, here = read_sections(path, "images")["images"], json.loads(json.dumps(identity))
+    there = _unnamed(read_sections(path, "images")["images"])
+    here = _unnamed(json.loads(json.dumps(identity)))
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             if name == "checkpoint":
                 return "of another checkpoint or configuration"
             return f"{name} {there.get(name)} there, {here.get(name)} here"
     return ""
+
+
+def _unnamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the names of checkpoints, whose contents count."""
+    return {
+        key: {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) else value
+        for key, value in settings.items()
+    }

@@ -39,13 +39,20 @@ class Contents:
     files: Files = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, data_dir: str, groups: Sequence[Sequence[str]], files: Files | None) -> "Contents":
+    def of(
+        cls,
+        data_dir: str,
+        groups: Sequence[Sequence[str]],
+        files: Files | None,
+        labels: Sequence[int] = (),
+    ) -> "Contents":
         """:param groups: each image, with its mask if it has one.
         :param files: of labelled images; None: a summary of `groups` will do.
+        :param labels: classes of the images, which their names tell.
         """
         if files is not None:
             return cls(data_dir, len(groups), files=files)
-        return cls(data_dir, len(groups), summary(groups))
+        return cls(data_dir, len(groups), summary(groups, labels))
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """:param before: an earlier run's, as plain values."""

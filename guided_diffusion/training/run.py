@@ -256,7 +256,9 @@ def open_run(
     if dist_util.is_main():
         if advice := low_contrast_advice(paths, record.reading):
             notes.append(advice)
-        data = Contents.of(train.data_dir, pairs or [(path,) for path in paths], files)
+        groups = pairs or [(path,) for path in paths]
+        labels = class_labels(paths, record.classes) if record.classes else ()
+        data = Contents.of(train.data_dir, groups, files, labels)
         own = stored if bf.dirname(start.path) == bf.dirname(bf.join(folder, "model.pt")) else None
         config, said = training_sections(train, data, start, own, folder, dist_util.world_size())
         notes += said

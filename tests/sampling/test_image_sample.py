@@ -143,6 +143,9 @@ class TestFolders:
         done = script("image_sample.py", *flags, "--seed", 1)
         assert done.code == 2
         assert "seed 0 there, 1 here" in done.err
+        copy = shutil.copy(model, model.with_name("ema_0.9_000011.pt"))  # a name does not count
+        done = script("image_sample.py", "--model_path", copy, *flags[2:])
+        assert "8 are there already" in done.out, done.err
         th.save({k: v + 1 for k, v in th.load(model).items()}, model)
         assert "another checkpoint" in script("image_sample.py", *flags).err
 

@@ -64,12 +64,18 @@ def read_result(folder: str) -> RunResult | None:
     return read_json(path) if os.path.exists(path) else None
 
 
+def results_by_folder(output: str) -> dict[str, RunResult]:
+    """The results of all finished runs, sorted by name."""
+    runs = os.path.join(output, "runs")
+    names = sorted(os.listdir(runs)) if os.path.isdir(runs) else []
+    folders = [os.path.join(runs, name) for name in names]
+    return {folder: result for folder in folders if (result := read_result(folder))}
+
+
 def read_results(output: str) -> list[RunResult]:
-    """The results of all finished runs, sorted by name; each variant is a method of its own."""
-    folder = os.path.join(output, "runs")
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    """`results_by_folder`, with each variant as a method of its own."""
     results: list[RunResult] = []
-    for result in filter(None, (read_result(os.path.join(folder, name)) for name in names)):
+    for result in results_by_folder(output).values():
         train, evaluate = result["commands"][:2]
         results.append({**result, "commands": [train, evaluate]})
         for name, variant in result.get("variants", {}).items():

@@ -45,6 +45,7 @@ from guided_diffusion.segmentation.evaluation.efficiency_tables import (
     RunResult,
     read_result,
     read_results,
+    results_by_folder,
     score_text,
     write_tables,
 )
@@ -288,15 +289,10 @@ class LabelEfficiency:
 
     def _check_neighbours(self) -> None:
         """:raises UserError: if earlier runs, of any method, saw other images of the same names."""
-        there, unknown = [], []
-        folder = os.path.join(self.settings.output, "runs")
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            if found := read_result(os.path.join(folder, name)):
-                origin = found.get("origin")
-                there += [(os.path.join(folder, name), origin)] if origin else []
-                unknown += [] if origin else [name]
+        found = results_by_folder(self.settings.output)
+        there = {folder: result["origin"] for folder, result in found.items() if "origin" in result}
         check_neighbours(there, {"train": self._train_digests, "test": self._test_digests})
-        if unknown:
+        if unknown := found.keys() - there.keys():
             print(f"{', '.join(unknown)}: by an older version, which did not record their data")
 
     @functools.cached_property
@@ -305,15 +301,13 @@ class LabelEfficiency:
 
     @functools.cached_property
     def _test_digests(self) -> dict[str, str]:
-        """Of TEST; {} with folds."""
         return {} if self.parts else digests_of_pairs(self.tests[0].images, self.tests[0].masks)
 
     def _origin(self, run: Run) -> RunOrigin:
         """What the run is made from."""
         train = {name: self._train_digests[name] for name in self.images_of(run)}
-        if run.fold is None:
-            test = self._test_digests
-        else:
+        test = self._test_digests
+        if run.fold is not None:
             test = {name: self._train_digests[name] for name in self.parts[run.fold]}
         variants = {name: list(flags) for name, flags in self.variants.items()}
         given = self._parse_arguments(run)

@@ -1,7 +1,7 @@
 """What the figures of a comparison were made from: they are never shown as those of other data."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from guided_diffusion.images.files import pair_files
@@ -71,13 +71,13 @@ def check_origin(folder: str, before: RunOrigin, now: RunOrigin) -> None:
         )
 
 
-def check_neighbours(results: Iterable[tuple[str, RunOrigin]], now: Files) -> None:
+def check_neighbours(results: Mapping[str, RunOrigin], now: Files) -> None:
     """:raises UserError: if a run, whatever its method, saw another image or mask of one name.
 
-    :param results: folder and origin of the finished runs that the tables will show.
+    :param results: by folder, the origins of the finished runs that the tables will show.
     """
     known = {"train": now["train"], "test": now["test"] or now["train"]}
-    for folder, origin in results:
+    for folder, origin in results.items():
         files = origin["files"]
         then, here = (
             {part: {n: side[part][n] for n in known[part].keys() & files[part]} for part in known}

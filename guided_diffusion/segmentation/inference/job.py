@@ -28,6 +28,7 @@ from guided_diffusion.segmentation.inference.results import (
     Result,
     describe,
     find_items,
+    masks_of_others,
     result_paths,
     write_result,
 )
@@ -215,6 +216,11 @@ class Job:
             facts = (("radiographs", len(rows)), ("model", self.config.model))
             report.write(os.path.join(self.output, "report.html"), facts)
         print(f"{len(rows)} radiographs segmented; results in {os.path.abspath(self.output)}")
+        if others := masks_of_others(self.output, [row["name"] for row in rows]):
+            print(
+                f"warning: {len(others)} masks there are of an earlier command, not in areas.csv,"
+                f" such as MASK/{others[0]}"
+            )
 
     def converse(self, ask: Callable[[str], str]) -> int:
         """Segment the files, folders or globs that the user types, until an empty line."""

@@ -133,6 +133,14 @@ def _write_half(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, lambda file: np.savez_compressed(file, **half))
 
 
+def masks_of_others(output: str, names: Iterable[str]) -> list[str]:
+    """The files in MASK, apart from those of the radiographs with these names."""
+    folder = os.path.join(output, "MASK")
+    found = (os.path.join(top, name) for top, _, files in os.walk(folder) for name in files)
+    relative = {os.path.relpath(path, folder) for path in found}
+    return sorted(relative - {os.path.normpath(f"{name}.png") for name in names})
+
+
 def describe(row: AreasRow, categories: Sequence[Category]) -> str:
     """One radiograph's areas on a line."""
     shares = [f"{c.name} {100 * row[f'{c.name} share']:.1f} %" for c in categories[1:]]

@@ -18,7 +18,7 @@ from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.contents import Files, digests
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
@@ -330,6 +330,8 @@ def _folder(weights_save: str) -> str:
         raise UserError(f"--weights_save {weights_save}: name a file such as segm.pth")
     if weights_save:
         check_output(weights_save)
+    if weights_save and dist_util.is_main():
+        run_lock.hold_file(weights_save, "choose another --weights_save")
     return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
 
 

@@ -46,6 +46,18 @@ def areas(folder):
     return list(csv.DictReader((folder / "areas.csv").open()))
 
 
+def test_masks_of_an_earlier_command_are_named(script, tmp_path, model):
+    for name in "ab":
+        grey(tmp_path / f"{name}.png")
+    assert "warning" not in script("predict.py", model, "a.png", "out").out
+    assert "warning" not in script("predict.py", model, "a.png", "out").out
+    ended = script("predict.py", model, "b.png", "out")
+    assert (
+        "1 masks there are of an earlier command, not in areas.csv, such as MASK/a.png" in ended.out
+    )
+    assert not (tmp_path / "out" / "run.lock").exists()
+
+
 def test_the_spellings_of_a_plain_unet(script, tmp_path, model):
     for name in "abc":
         grey(tmp_path / f"{name}.png", seed=ord(name))
