@@ -50,7 +50,8 @@ def summary(groups: Sequence[Sequence[str]], labels: Sequence[int] = ()) -> str:
     """
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda group: " ".join(map(_sample, group)), groups))
-    return combined([f"{text} {label}" for text, label in zip(found, labels or [""] * len(found))])
+    marks = [f" {label}" for label in labels] or [""] * len(found)
+    return combined([text + mark for text, mark in zip(found, marks)])
 
 
 def _sample(path: str) -> str:

@@ -256,7 +256,7 @@ def open_run(
     if dist_util.is_main():
         if advice := low_contrast_advice(paths, record.reading):
             notes.append(advice)
-        groups = pairs or [(path,) for path in paths]
+        groups: Sequence[Sequence[str]] = pairs or [[path] for path in paths]
         labels = class_labels(paths, record.classes) if record.classes else ()
         data = Contents.of(train.data_dir, groups, files, labels)
         own = stored if bf.dirname(start.path) == bf.dirname(bf.join(folder, "model.pt")) else None

@@ -304,14 +304,13 @@ class LabelEfficiency:
         return {} if self.parts else digests_of_pairs(self.tests[0].images, self.tests[0].masks)
 
     def _origin(self, run: Run) -> RunOrigin:
-        """What the run is made from."""
         train = {name: self._train_digests[name] for name in self.images_of(run)}
         test = self._test_digests
         if run.fold is not None:
             test = {name: self._train_digests[name] for name in self.parts[run.fold]}
         variants = {name: list(flags) for name, flags in self.variants.items()}
-        given = self._parse_arguments(run)
-        return origin_of(given, train, test, script=run.method.script, variants=variants)
+        more: dict[str, Any] = {"script": run.method.script, "variants": variants}
+        return origin_of(self._parse_arguments(run), train, test, **more)
 
     def _check_foreground(self) -> None:
         """:raises UserError: if a run would train or be evaluated on background alone."""
