@@ -82,10 +82,11 @@ class Trained(NetworkRecord[Network_co]):
         if classes is None:
             return self.weights, ""
         has_null = isinstance(self.model, ModelConfig) and self.model.cond_drop_prob > 0
-        embedding = classes[-1] if has_null else classes.mean(0)
+        seen = classes[: len(self.classes) or len(classes)]  # the network may have room for more
+        embedding = classes[-1] if has_null else seen.mean(0)
         weights = {k: v for k, v in self.weights.items() if k != "label_emb.weight"}
         weights["time_embed.2.bias"] = weights["time_embed.2.bias"] + embedding
-        of = "no class" if has_null else f"the mean of its {len(classes)} classes"
+        of = "no class" if has_null else f"the mean of its {len(seen)} classes"
         return weights, f"{self.path} is class-conditional: taken with the embedding of {of}"
 
 

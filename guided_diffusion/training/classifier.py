@@ -120,5 +120,5 @@ class ClassifierLoop(TrainLoop):
             rows = slice(first, first + self.microbatch)
             _, _, terms = self.losses(self.model, batch, cond, rows)
             for name, values in terms.items():
-                logger.logkv_mean(f"val_{name}", values.mean())
+                logger.logkv_mean(f"val_{name}", values.mean(), len(values))
         self.model.train()

@@ -86,17 +86,17 @@ def test_without_config_a_condition_shows_in_the_channels(tmp_path, kind, settin
 
 @pytest.mark.parametrize("drop", [0.0, 0.2])
 def test_a_network_without_its_classes_keeps_their_embedding(tmp_path, drop):
-    model = dataclasses.replace(NETWORK, class_cond=True, num_classes=2, cond_drop_prob=drop)
-    found = read_trained(str(write_trained(tmp_path / "run", model)), {})
+    model = dataclasses.replace(NETWORK, class_cond=True, num_classes=4, cond_drop_prob=drop)
+    found = read_trained(str(write_trained(tmp_path / "run", model, classes=("a", "b"))), {})
     weights, message = found.without_classes()
     assert "class-conditional" in message
     plain = NETWORK.build()
     plain.load_state_dict(weights)
     x, t = th.randn(1, 1, 16, 16), th.tensor([3])
     network = found.network("cpu")
-    if not drop:  # any of equal classes is their mean
-        network.label_emb.weight[:] = found.weights["label_emb.weight"].mean(0)
-    expected = network(x, t, y=th.tensor([2 if drop else 0]))
+    if not drop:  # room for two classes that it never saw
+        network.label_emb.weight[0] = found.weights["label_emb.weight"][:2].mean(0)
+    expected = network(x, t, y=th.tensor([4 if drop else 0]))
     th.testing.assert_close(plain(x, t), expected)
     unconditional = read_trained(str(write_trained(tmp_path / "plain")), {})
     assert unconditional.without_classes() == (unconditional.weights, "")

@@ -17,6 +17,7 @@ from sampling_util import (
     write_trained,
 )
 
+from guided_diffusion import logger
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
@@ -97,6 +98,18 @@ class TestConfig:
     def test_below_one_is_refused(self, name):
         with pytest.raises(UserError, match=f"--{name} 0"):
             parse_flags(make_parser(None, ClassifierTrainConfig), [f"--{name}", "0"])
+
+
+def test_held_out_scores_do_not_depend_on_microbatches(tmp_path, folder):
+    images = th.randn(5, 1, 16, 16, generator=th.Generator().manual_seed(0))
+    labels = {"y": th.tensor([0, 1, 2, 3, 4])}
+    found = []
+    for microbatch in (5, 3, 2):
+        trained = loop(Logits(), tmp_path, noised=False)
+        trained.microbatch = microbatch
+        trained._evaluate(images, labels)
+        found.append(logger.dumpkvs()["val_loss"])
+    assert found[1:] == pytest.approx(found[:1] * 2)
 
 
 def test_the_gradient_is_that_of_the_classes_log_probability():
