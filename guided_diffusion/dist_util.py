@@ -22,7 +22,7 @@ import torch as th
 import torch.distributed as dist
 
 from .runtime import checkpoint
-from .runtime.devices import device_type
+from .runtime.devices import device_type, share_cores, usable_cores
 from .runtime.errors import UserError
 from .runtime.failure import Watch, describe, leave
 from .runtime.launch import find_launch
@@ -46,6 +46,8 @@ class _World:
     timeout_s: float
     control: dist.ProcessGroup
     watch: Watch
+    local_size: int
+    cores: int
 
 
 _world: _World | None = None  # None: one rank
@@ -89,6 +91,16 @@ def rank() -> int:
 def world_size() -> int:
     """The number of ranks."""
     return 1 if _world is None else _world.size
+
+
+def local_size() -> int:
+    """The number of ranks on this rank's node."""
+    return 1 if _world is None else _world.local_size
+
+
+def cores() -> int:
+    """The number of CPU cores for this rank: its node's, shared out among the ranks there."""
+    return len(usable_cores()) if _world is None else _world.cores
 
 
 def is_main() -> bool:
@@ -288,6 +300,8 @@ def _form_group(meeting: Meeting, timeout_s: float) -> _World:
         timeout_s=timeout_s,
         control=control,
         watch=Watch(meeting.store, rank, [peer.host for peer in peers], meeting.address, one_node),
+        local_size=sum(peer.node == peers[rank].node for peer in peers),
+        cores=share_cores(peers, rank),
     )
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from . import dist_util
 from .images.cache import ImageCache, make_cache
 from .images.files import evenly_spaced, list_radiographs, pair_files
 from .images.geometry import Geometry
@@ -118,7 +119,7 @@ def load_data(
             "none" if random_crop and cache == "auto" else cache,
             len(paths),
             (*reading.geometry().height_width, reading.in_channels + bool(masks)),
-            copies=int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks)),
+            copies=dist_util.local_size() if dist_util.world_size() == num_ranks else num_ranks,
             shared=num_workers > 0,
         ),
         mask_paths=masks,

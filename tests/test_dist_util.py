@@ -10,6 +10,7 @@ import torch.distributed as dist
 from ranks_util import run_ranks
 
 from guided_diffusion import dist_util, logger
+from guided_diffusion.runtime.devices import usable_cores
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -19,6 +20,7 @@ class TestAlone:
     def test_everything_is_trivial(self):
         assert (dist_util.rank(), dist_util.world_size()) == (0, 1)
         assert dist_util.is_main()
+        assert (dist_util.local_size(), dist_util.cores()) == (1, len(usable_cores()))
         assert dist_util.all_gather_object("a") == ["a"]
         assert dist_util.broadcast_object("a") == "a"
         assert dist_util.agree_max(-3) == -3
@@ -79,6 +81,8 @@ def everything():
         logger.log("", level=logger.DEBUG)
         assert not {"mpi4py", "tensorboard", "tensorflow"} & set(sys.modules)
         assert dist_util.dev() == th.device("cpu")
+        assert dist_util.local_size() == 2
+        assert dist_util.cores() == max(1, len(usable_cores()) // 2)
 
         assert dist_util.all_gather_object({"r": rank}) == [{"r": 0}, {"r": 1}]
         assert dist_util.broadcast_object(f"from {rank}") == "from 0"

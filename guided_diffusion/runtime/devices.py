@@ -22,6 +22,7 @@ class Peer:
     node: str  # distinguishes nodes with the same host name
     device: str  # "cuda" or "cpu"
     gpus: tuple[str, ...] = ()  # the UUIDs of its visible GPUs
+    cores: tuple[int, ...] = (0,)  # the CPU cores that it may use
 
 
 def device_type() -> str:
@@ -73,12 +74,23 @@ def describe_self() -> Peer:
             node = f"{host} {file.read().strip()}"
     except OSError:
         node = host
-    device = device_type()
+    device, cores = device_type(), usable_cores()
     if device == "cpu":
-        return Peer(host, node, device)
+        return Peer(host, node, device, cores=cores)
     # UUIDs, not indices: Slurm may show every rank a different GPU, each with index 0.
     gpus = [str(th.cuda.get_device_properties(i).uuid) for i in range(th.cuda.device_count())]
-    return Peer(host, node, device, tuple(gpus))
+    return Peer(host, node, device, tuple(gpus), cores)
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The CPU cores that this process may use."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (0,)
+
+
+def share_cores(peers: Sequence[Peer], rank: int) -> int:
+    """The number of CPU cores for a rank: those that the ranks of its node may use, shared out."""
+    local = [peer for peer in peers if peer.node == peers[rank].node]
+    return max(1, len({core for peer in local for core in peer.cores}) // len(local))
 
 
 def choose_devices(peers: Sequence[Peer]) -> list[int | None]:

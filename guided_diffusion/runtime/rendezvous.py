@@ -205,8 +205,8 @@ def _exchange(store: dist.Store, rank: int, world_size: int, me: Peer) -> list[P
     store.set(f"peer/{rank}", json.dumps(astuple(me)))
     peers = []
     for key in wait_for_all("peer"):
-        host, node, device, gpus = json.loads(store.get(key))
-        peers.append(Peer(host, node, device, tuple(gpus)))
+        host, node, device, gpus, cores = json.loads(store.get(key))
+        peers.append(Peer(host, node, device, tuple(gpus), tuple(cores)))
     store.set(f"read/{rank}", "")
     if rank == 0:
         wait_for_all("read")  # rank 0 may reject what it has read and exit, and the store with it

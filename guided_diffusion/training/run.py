@@ -51,7 +51,7 @@ class DataConfig:
     random_crop: bool = flag(False, "crop to 80-100 % of the image at a random position")
     num_workers: int = flag(
         -1,
-        "data loader processes per rank; -1: by CPU cores on CUDA, 0 on the CPU",
+        "data loader processes per rank; -1: by the CPU cores per rank on CUDA, 0 on the CPU",
         least=-1,
         most=1024,
     )
@@ -171,8 +171,7 @@ class Run(NetworkRecord[Network_co], Generic[Network_co, Train_co]):
 def _num_workers(wanted: int) -> int:
     if wanted >= 0:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return min(8, cores - 1) if dist_util.dev().type == "cuda" else 0
+    return min(8, dist_util.cores() - 1) if dist_util.dev().type == "cuda" else 0
 
 
 def precision_of(precision: str, use_fp16: bool) -> str:

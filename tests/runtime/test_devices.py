@@ -4,8 +4,9 @@ import pytest
 import torch as th
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime.devices import Peer, choose_devices, named_device
+from guided_diffusion.runtime.devices import Peer, choose_devices, named_device, share_cores
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.training.run import _num_workers
 
 
 class TestDevices:
@@ -81,3 +82,25 @@ class TestNamedDevices:
         assert named_device("cuda:1") == th.device("cuda:1")
         with pytest.raises(UserError, match="torch sees 2 GPUs"):
             named_device("cuda:2")
+
+
+class TestShareOfCores:
+    """How many CPU cores a rank has."""
+
+    def test_ranks_of_a_node_share_what_they_may_all_use(self):
+        peers = [Peer(node, node, "cuda", cores=tuple(range(16))) for node in "aaab"]
+        assert [share_cores(peers, rank) for rank in range(4)] == [5, 5, 5, 16]
+
+    def test_cores_that_the_launcher_assigned_are_not_shared_again(self):
+        peers = [Peer("a", "a", "cuda", cores=tuple(range(n, n + 4))) for n in (0, 4, 8)]
+        assert [share_cores(peers, rank) for rank in range(3)] == [4, 4, 4]
+
+    def test_one_at_least(self):
+        assert share_cores([Peer("a", "a", "cpu")] * 3, 1) == 1
+
+    def test_automatic_workers_are_shared_out(self, monkeypatch):
+        monkeypatch.setattr(dist_util, "dev", lambda: th.device("cuda"))
+        for cores, workers in ((64, 8), (5, 4), (1, 0)):
+            monkeypatch.setattr(dist_util, "cores", lambda cores=cores: cores)
+            assert _num_workers(-1) == workers
+            assert _num_workers(3) == 3
