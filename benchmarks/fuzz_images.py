@@ -1,6 +1,8 @@
 """Small valid images of every format, for fuzz_readers.py."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,8 @@ def valid_files() -> dict[str, bytes]:
         "grey.png": _encode(picture, "PNG"),
         "grey16.png": _encode(Image.fromarray(grey16), "PNG"),
         "rgb.png": _encode(rgb, "PNG"),
+        "rgb16.png": _png_of_16_bits(np.stack([grey16] * 3, -1), 2),
+        "grey_alpha16.png": _png_of_16_bits(np.stack([grey16, grey16 | 255], -1), 4),
         "rgba.png": _encode(rgba, "PNG"),
         "grey_alpha.png": _encode(rgba.convert("LA"), "PNG"),
         "palette.png": _encode(palette, "PNG"),
@@ -89,6 +93,18 @@ def _encode(picture: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def _png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
+    """A PNG of values [H x W x C], which Pillow cannot write."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, part in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(part)) + kind + part
+        content += struct.pack(">I", zlib.crc32(kind + part))
+    return content
 
 
 def _big_endian(grey16: np.ndarray) -> bytes:

@@ -11,7 +11,6 @@ from guided_diffusion.images.decoded import Undecodable
 
 _NATIVE = "L" if sys.byteorder == "little" else "B"
 _OTHER = {"L": "B", "B": "L"}
-_SAME = {"RGBa": "RGBA"}  # Pillow would divide by alpha
 
 
 def low_bytes(picture: ImageFile.ImageFile, file: BinaryIO) -> Image.Image | None:
@@ -69,7 +68,8 @@ def _with_mode(tile: tuple, swap: bool) -> str | tuple:
     """The arguments of a tile that decode the upper bytes, or by a swap the lower ones."""
     mode, _, order = _raw_mode(tile).partition(";16")
     order = _NATIVE if order == "N" else order
-    mode = f"{_SAME.get(mode, mode)};16{_OTHER[order] if swap else order}"
+    mode = mode.replace("a", "A")  # of multiplied colours: Pillow would divide by alpha
+    mode = f"{mode};16{_OTHER[order] if swap else order}"
     return mode if isinstance(tile[3], str) else (mode, *tile[3][1:])
 
 
