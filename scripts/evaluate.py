@@ -11,7 +11,7 @@ import argparse
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.evaluation.job import run
 from guided_diffusion.segmentation.evaluation.sources import EvaluateConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument(
         "arguments", nargs="*", metavar="PREDICTED_MASKS|IMAGES TRUE_MASKS", help="see above"
     )
-    overrides = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
+    overrides = parse_flags(parser, intermixed=True)
     arguments = overrides.pop("arguments", [])
     averaging = from_flags(AveragingConfig, overrides)
     run(from_flags(EvaluateConfig, overrides), averaging, arguments)

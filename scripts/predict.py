@@ -10,7 +10,7 @@ import argparse
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.job import PredictConfig, predict
@@ -27,7 +27,7 @@ def main() -> int:
         "results (default: results)",
     )
     keep_freed_memory()
-    overrides = vars(parser.parse_intermixed_args())  # flags may stand between the arguments
+    overrides = parse_flags(parser, intermixed=True)
     arguments = overrides.pop("arguments", [])
     averaging = from_flags(AveragingConfig, overrides)
     return predict(from_flags(PredictConfig, overrides), averaging, arguments)

@@ -98,3 +98,70 @@ def test_pretraining(script, data, tmp_path):
     assert f"broken {SHOWN}.png cannot be read" in log
     assert "5 in folders of masks" in log
     assert "6 images in" in log
+
+
+def refused(ended, *parts: str) -> None:
+    assert ended.code == 2, (ended.code, ended.out, ended.err)
+    lines = ended.err.strip().split("\n")
+    assert len(lines) == 1, ended.err
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+class TestPaths:
+    """Paths as people type them, and folders given twice."""
+
+    @pytest.fixture
+    def model(self, pretrained, script, tmp_path):
+        draw_pairs(tmp_path / "T", 2, classes=2)
+        tune = ["finetune.py", pretrained, "T/IMG", "T/MASK", "--epochs", 1]
+        done(script(*tune, "--weights_save", "model.pth"))
+        return "model.pth"
+
+    def test_validation_on_the_training_images_is_refused(self, script, pretrained, tmp_path):
+        draw_pairs(tmp_path / "T", 2)
+        shutil.copytree(tmp_path / "T", tmp_path / "V")
+        for folder in ("T", "T/../T", "V"):
+            argv = ["T/IMG", "T/MASK", f"{folder}/IMG", f"{folder}/MASK"]
+            ended = script("finetune.py", pretrained, *argv, "--epochs", 1)
+            refused(ended, "VAL holds nothing but radiographs of TRAIN", "T/IMG/r0.png")
+        assert not (tmp_path / "segm_logs").exists()
+
+    def test_prediction(self, script, model, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("FILMS", "T/IMG")
+        # masks beside radiographs
+        shutil.copy("T/MASK/r0.png", "T/IMG/r0_mask.png")
+        assert "1 with the suffix of a mask" in done(script("predict.py", model, "T/IMG", "a")).out
+        assert len(os.listdir("a/MASK")) == 2
+        # variables, home, and one folder in three spellings
+        twice = ["~/$FILMS", "T/IMG/", str(tmp_path / "T/../T/IMG")]
+        done(script("predict.py", "-m", "$HOME/model.pth", "-i", *twice, "-o", "~/b"))
+        assert len(os.listdir("b/MASK")) == 2
+        # a folder with everything below it, its masks and earlier results
+        done(script("predict.py", model, ".", "c"))
+        done(script("predict.py", model, "**/*.png", "d"))
+        assert len(list(Path("c/MASK").rglob("*.png"))) == 2
+        assert len(list(Path("d/MASK").rglob("*.png"))) == 2
+        # nothing but its own results, by folder, glob and file
+        for source in ("a/MASK", "a/MASK/*.png", "a/MASK/r0.png"):
+            refused(script("predict.py", model, source, "a"), "no radiographs in a/MASK")
+
+    def test_results_never_replace_their_radiographs(self, script, model, tmp_path):
+        before = (tmp_path / "T/IMG/r0.png").read_bytes()
+        flags = ("-m", model, "-i", "T/IMG/r0.png", "T/IMG/r1.png", "-o")
+        refused(script("predict.py", *flags, "x.png", "T/IMG/r0.png"), "overwrite the radiograph")
+        refused(script("predict.py", *flags, "x.png", "x.png"), "overwrite the mask of")
+        assert (tmp_path / "T/IMG/r0.png").read_bytes() == before
+
+    def test_truncated_files_are_found_before_work(self, script, model, tmp_path):
+        content = (tmp_path / "T/IMG/r1.png").read_bytes()
+        (tmp_path / "T/IMG/r1.png").write_bytes(content[: len(content) // 2])
+        refused(script("predict.py", model, "T/IMG", "out"), "r1.png")
+        assert not (tmp_path / "out").exists()
+        ended = script("evaluate.py", "T/IMG", "T/MASK", "-m", model, "-o", "ev")
+        refused(ended, "r1.png")
+        flags = "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2"
+        flags += " --num_heads 1 --attention_resolutions 8 --max_steps 1 --batch_size 1"
+        refused(script("image_train.py", "--data_dir", "T/IMG", *flags.split()), "r1.png")
+        assert not (tmp_path / "runs").exists()

@@ -9,7 +9,7 @@ import os
 import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import make_parser
+from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
 
 
@@ -18,9 +18,10 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", help="model file written by finetune.py or baseline_train.py")
     parser.add_argument("output", nargs="?", help="ONNX file to write")
-    overrides = parser.parse_args()
-    output = getattr(overrides, "output", None) or os.path.splitext(overrides.model)[0] + ".onnx"
-    for name, value in export(overrides.model, output).items():
+    overrides = parse_flags(parser)
+    model = overrides["model"]
+    output = overrides.get("output") or os.path.splitext(model)[0] + ".onnx"
+    for name, value in export(model, output).items():
         print(f"{name}: {value}")
     sizes = ", ".join(f"{count}x{height}x{width}" for count, height, width in CHECKED_SIZES)
     print(f"written: {output}; equal to {TOLERANCE:g} under onnxruntime for images of {sizes}")

@@ -5,7 +5,8 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from guided_diffusion.images import deep_colour, dicom_file, dicom_io, tiff
+from guided_diffusion.images.complete import is_complete
 from guided_diffusion.images.decoded import DecodedImage, PixelSize, Undecodable, linear_window
 from guided_diffusion.images.files import (
     DICOM_EXTENSIONS,
@@ -22,6 +24,7 @@ from guided_diffusion.images.files import (
 )
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.progress import progress_bar
 
 INTENSITY_RULES = ("full", "percentile", "window")
 MAX_PIXELS = 100_000_000
@@ -108,15 +111,25 @@ def read_counted(
         return image, image[~padding]
 
 
-def check_header(path: str) -> None:
-    """Check the beginning of a file, without reading its pixels.
+def check_image(path: str) -> None:
+    """Check that a file is a complete image; it is decoded only where its end does not tell.
 
-    Fast enough to check thousands of files before a long run starts.
-
-    :raises ImageError: if it is not an image.
+    :raises ImageError: if it is not.
     """
     with image_errors(path), open_file(path) as file:
-        _identify(file, path)
+        whole = is_complete(file, _identify(file, path), MAX_PIXELS)
+    if not whole:
+        read_image(path)
+
+
+def check_images(paths: Sequence[str]) -> None:
+    """`check_image` for thousands of files, before a long run starts."""
+    with (
+        ThreadPoolExecutor() as pool,
+        progress_bar(len(paths), "image", desc="checking", leave=False, delay=2) as bar,
+    ):
+        for _ in pool.map(check_image, paths):
+            bar.update()
 
 
 def is_grey(path: str) -> bool:
@@ -186,7 +199,8 @@ def image_errors(path: str) -> Iterator[None]:
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist") from error
+        link = f": it is a link to {os.readlink(path)}" if os.path.islink(path) else ""
+        raise ImageError(f"{path} does not exist{link}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder, not a file") from error
     except Image.UnidentifiedImageError as error:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import expand_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -243,15 +244,25 @@ def make_parser(
 
 
 def parse_flags(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, intermixed: bool = False
 ) -> dict[str, Any]:
     """The flags and positional arguments that were given, by name.
 
+    `~` and variables in texts are replaced: shells leave them in --flag=~/data and in quotes.
+
     :param argv: the command line without the command; by default that of this process.
+    :param intermixed: whether flags may stand between the positional arguments.
     :raises UserError: for an unknown flag or an invalid value.
     """
-    parsed = vars(parser.parse_args(argv))
-    return {name: value for name, value in parsed.items() if value is not NOT_GIVEN}
+    parse = parser.parse_intermixed_args if intermixed else parser.parse_args
+    given = {name: value for name, value in vars(parse(argv)).items() if value is not NOT_GIVEN}
+    return {name: _expanded(value) for name, value in given.items()}
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(one) for one in value]
+    return expand_path(value) if isinstance(value, str) else value
 
 
 def from_flags(config: type[Config], overrides: Overrides, base: Config | None = None) -> Config:

@@ -10,7 +10,7 @@ import blobfile as bf
 
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_sections
+from guided_diffusion.runtime.files import expand_path, read_sections
 
 SETTINGS_NAME = "sampling.json"
 
@@ -21,7 +21,7 @@ def results_folder(out_dir: str, model_path: str, *below: str) -> str:
     `out_dir` if given; else OPENAI_LOGDIR, as in the original package. If that holds a training
     run, its subfolder `below`; if it is not set, that subfolder beside the checkpoint.
     """
-    base = os.path.expanduser(os.environ.get("OPENAI_LOGDIR", ""))
+    base = expand_path(os.environ.get("OPENAI_LOGDIR", ""))
     if out_dir or (base and not bf.exists(bf.join(base, checkpoint.CONFIG_NAME))):
         return out_dir or base
     return bf.join(base or bf.dirname(model_path) or ".", *below)

@@ -14,6 +14,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Model
 from guided_diffusion.image_datasets import class_labels
 from guided_diffusion.images.files import list_radiographs
+from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.reading import normalize
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
@@ -92,6 +93,7 @@ def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
     if note and dist_util.is_main():
         print(note)
     paths = paths[: settings.num_samples]
+    check_images(paths)
     diffusion = trained.diffusion.build()
     mine = range(dist_util.rank(), len(paths), dist_util.world_size())
     batches = math.ceil(len(mine) / settings.batch_size)

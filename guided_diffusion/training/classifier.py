@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
-from guided_diffusion.images.files import list_images
+from guided_diffusion.images.files import list_radiographs
+from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.patients import films_of, shared_patients
 from guided_diffusion.networks.config import ClassifierConfig
 from guided_diffusion.runtime.flags import MOST_BATCH, Overrides, flag
@@ -58,8 +59,10 @@ def train(overrides: Overrides) -> int:
 
 
 def _shared(train: ClassifierTrainConfig) -> str:
-    one, other = (films_of(list_images(path)) for path in (train.data_dir, train.val_data_dir))
-    return shared_patients(one, other)
+    one, other = (list_radiographs(path)[0] for path in (train.data_dir, train.val_data_dir))
+    if not train.skip_bad_images:
+        check_images(other)
+    return shared_patients(films_of(one), films_of(other))
 
 
 class ClassifierLoop(TrainLoop):

@@ -18,7 +18,7 @@ from guided_diffusion.image_datasets import (
     sample_is_grey,
 )
 from guided_diffusion.images.files import list_radiographs
-from guided_diffusion.images.image_io import check_header
+from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.reading import ReadingConfig, low_contrast_advice
 from guided_diffusion.networks.config import (
     FREE_FLAGS,
@@ -33,7 +33,7 @@ from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.contents import Files
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, is_local
+from guided_diffusion.runtime.files import check_output, expand_path, is_local
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, from_mapping
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
@@ -186,7 +186,7 @@ def precision_of(precision: str, use_fp16: bool) -> str:
 def run_folder() -> str:
     """OPENAI_LOGDIR, or `runs/<date>-<time>` under the current folder; the same on all ranks."""
     folder = os.environ.get("OPENAI_LOGDIR") or datetime.now().strftime("runs/%Y%m%d-%H%M%S")
-    return dist_util.broadcast_object(os.path.expanduser(folder))
+    return dist_util.broadcast_object(expand_path(folder))
 
 
 def open_run(
@@ -382,8 +382,7 @@ def _check_images(train: TrainConfig, paths: Sequence[str], repeats: bool) -> No
             " lower --batch_size"
         )
     if dist_util.is_main() and not train.skip_bad_images:
-        for path in filter(is_local, paths):
-            check_header(path)
+        check_images([path for path in paths if is_local(path)])
 
 
 def _read_init(path: str, overrides: Overrides) -> Trained:

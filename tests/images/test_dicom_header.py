@@ -10,7 +10,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 
-from guided_diffusion.images.image_io import ImageError, check_header, pixel_spacing, read_image
+from guided_diffusion.images.image_io import ImageError, check_image, pixel_spacing, read_image
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -58,7 +58,7 @@ def test_the_data_tell_a_transfer_syntax_that_is_not_named(dicom, tmp_path, synt
     path = tmp_path / "a.dcm"
     source = dicom(DEEP, PixelSpacing=[0.2, 0.3])
     path.write_bytes(prefix + head + body_of(source, SYNTAXES[syntax]))
-    check_header(str(path))
+    check_image(str(path))
     np.testing.assert_allclose(read_image(str(path)), DEEP / 65535, rtol=1e-6)
     assert pixel_spacing(str(path)) == (0.2, 0.3)
 

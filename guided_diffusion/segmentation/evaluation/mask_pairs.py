@@ -9,7 +9,7 @@ import numpy as np
 
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.image_io import pixel_spacing, read_image
+from guided_diffusion.images.image_io import check_images, pixel_spacing, read_image
 from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.names import is_pattern, stem
 from guided_diffusion.runtime.errors import UserError
@@ -56,6 +56,7 @@ def read_mask_pairs(
         predictions = os.path.join(predictions, "MASK")
     paths = pair_paths(predictions, truths)
     image_of = {name: path for name, path, _ in pair_paths(images, truths)} if images else {}
+    check_images([path for _, *both in paths for path in both] + list(image_of.values()))
 
     def load(item: tuple[str, str, str]) -> MaskPair:
         name, predicted_path, true_path = item
@@ -84,6 +85,7 @@ def predict_mask_pairs(
     :param spacing: of files that do not record the size of a pixel in the patient.
     """
     paths = pair_paths(images, truths)
+    check_images([path for _, *both in paths for path in both])
 
     def load(item: tuple[str, str, str]) -> _Labelled:
         name, image_path, true_path = item

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from guided_diffusion.images.decoded import PixelSize
-from guided_diffusion.images.files import IMAGE_EXTENSIONS
 from guided_diffusion.images.masks import MaskRule, ignored_values
+from guided_diffusion.images.names import ending, is_pattern
 from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
@@ -123,7 +123,7 @@ class Source:
 
 def is_model(path: str) -> bool:
     """Whether a path, or several with commas, names model files rather than masks."""
-    return not (os.path.isdir(path) or os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS)
+    return not (os.path.isdir(path) or ending(path) or is_pattern(path))
 
 
 def parse_spacing(text: str) -> PixelSize | None:

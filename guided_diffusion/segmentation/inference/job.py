@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from guided_diffusion import dist_util
-from guided_diffusion.images.image_io import ImageError, check_header
+from guided_diffusion.images.image_io import ImageError, check_images
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, check_outputs, write_csv
+from guided_diffusion.runtime.files import check_output, check_outputs, expand_path, write_csv
 from guided_diffusion.runtime.flags import MOST_BATCH, flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
@@ -124,8 +124,7 @@ class Job:
     def run(self, items: Sequence[Item]) -> int:
         """Segment all radiographs; returns the exit code."""
         if not self.config.skip_bad_images:
-            for item in items:
-                check_header(item.path)
+            check_images([item.path for item in items])
         orders = (("uncertainty", True), ("name", False))
         report = Report("Segmented radiographs", self.categories, orders, ("area %",))
         rows: list[AreasRow] = []
@@ -232,7 +231,7 @@ class Job:
             if not answer:
                 return 0
             try:
-                for item in find_items(os.path.expanduser(answer.strip("'\"")), self.output):
+                for item in find_items(expand_path(answer.strip("'\"")), self.output):
                     image = self.predictor.read(item.path)
                     (finish,) = self.predictor.start([image])
                     written = self._write(partial(self._complete, item, image, finish))
@@ -283,4 +282,9 @@ def _mask_files(items: Sequence[Item], outputs: Sequence[str], named: bool) -> d
             f"--output names {len(outputs)} files for {len(items)} radiographs: give one folder, "
             "or one file per radiograph"
         )
+    taken = {os.path.realpath(item.path): f"the radiograph {item.path}" for item in items}
+    for item, output in zip(items, outputs):
+        other = taken.setdefault(os.path.realpath(output), f"the mask of {item.path}")
+        if other != f"the mask of {item.path}":
+            raise UserError(f"--output {output} would overwrite {other}: name another file")
     return {item.name: output for item, output in zip(items, outputs)}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.image_io import check_images, read_image
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.images.swaps import Swaps
 from guided_diffusion.runtime import rng
@@ -57,6 +57,7 @@ def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
     paths, note = list_radiographs(folder)
     if note:
         print(f"{folder}: {note}")
+    check_images(paths)
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
         image = read_image(paths[index], reading.in_channels, reading.intensity_rule())

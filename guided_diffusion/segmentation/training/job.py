@@ -145,6 +145,7 @@ def shared_with_validation(
 ) -> str:
     """Images of one patient, or the same, in TRAIN and VAL, as a warning; "" if none are known.
 
+    :raises UserError: if all images of VAL are in TRAIN.
     :param names: of the images of TRAIN that count; () for all.
     """
     if folders.val is None or val is None:
@@ -152,6 +153,13 @@ def shared_with_validation(
     pairs = choose_pairs(pair_files(*folders.train), names), pair_files(*folders.val)
     one, other = ([(name, image) for name, image, _ in side] for side in pairs)
     digests = [fingerprint(image).digest for image in (*train.images, *val.images)]
+    known = dict(zip(digests, one))
+    again = [known[found] for found in digests[len(one) :] if found in known]
+    if len(again) == len(other):
+        raise UserError(
+            f"VAL holds nothing but radiographs of TRAIN, such as {again[0][1]}: scores on them"
+            " tell nothing of others; name other folders for VAL, or none"
+        )
     shared = shared_patients(one, other, digests)
     return shared and f"warning: scores on VAL will be too high: {shared}"
 

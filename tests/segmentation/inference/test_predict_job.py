@@ -184,7 +184,7 @@ def test_an_error_amid_the_work_leaves_whole_files(tmp_path):
     for n in range(6):
         grey(tmp_path / "in" / f"{n}.png")
     whole = (tmp_path / "in/4.png").read_bytes()
-    (tmp_path / "in/4.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/4.png").write_bytes(whole[:41] + b"damaged" + whole[48:])
     predictor = Halves()
     predictor.read = read_image
     items = find_items(str(tmp_path / "in"), "")
