@@ -137,7 +137,7 @@ def test_the_threshold_of_two_classes(script, tmp_path, model):
     ended = script("predict.py", model, "a.png", "out", "-t", 0.5)
     assert (ended.code, "2 classes" in ended.err) == (2, True)
     ended = script("predict.py", binary, "a.png", "out", "-t", 5)
-    assert (ended.code, "from 0 to 1" in ended.err) == (2, True)
+    assert (ended.code, "between 0 and 1" in ended.err) == (2, True)
 
 
 def test_timesteps_are_numbers():
