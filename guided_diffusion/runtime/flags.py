@@ -54,7 +54,7 @@ class Range:
     below: float | None = None
     also: float | None = None
 
-    def check(self, name: str, value: float) -> None:
+    def check(self, label: str, value: float) -> None:
         """:raises UserError: for a number outside, nan included."""
         low = self.least if self.above is None else self.above
         high = next((limit for limit in (self.below, self.most) if limit is not None), MOST)
@@ -62,7 +62,7 @@ class Range:
         fits = low < value if self.above is not None else low <= value
         fits = fits and (value < high if self.below is not None else value <= high)
         if not fits and value != self.also:
-            raise UserError(f"--{name} {value}: must be {self._words(low, high)}")
+            raise UserError(f"{label} {value}: must be {self._words(low, high)}")
 
     def _words(self, low: float, high: float) -> str:
         if self.above is None and self.below is None and high != MOST:
@@ -101,7 +101,8 @@ def flag(
 def from_mapping(config: type[Config], values: Mapping[str, Any]) -> Config:
     """Build a configuration from those of the values that are its fields, ignoring all others.
 
-    :raises UserError: for a value of another type than the field's, or none of its choices.
+    :raises UserError: for a value of another type than the field's, outside its range, or
+        none of its choices.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{_short(values)} stands where settings by name belong")
@@ -115,6 +116,8 @@ def from_mapping(config: type[Config], values: Mapping[str, Any]) -> Config:
         if not _fits(value, kinds[f.name]) or (choices and value not in choices):
             wanted = ", ".join(map(str, choices)) if choices else _described(kinds[f.name])
             raise UserError(f"{f.name} is {_short(value)}, but must be {wanted}")
+        if "limits" in f.metadata and isinstance(value, int | float):
+            f.metadata["limits"].check(f.name, value)
     return config(**given)
 
 
@@ -174,7 +177,7 @@ class _StoreInRange(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if isinstance(values, int | float):
-            self.limits.check(self.dest, values)
+            self.limits.check(f"--{self.dest}", values)
         setattr(namespace, self.dest, values)
 
 

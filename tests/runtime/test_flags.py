@@ -6,7 +6,14 @@ import math
 import pytest
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import MOST, Range, flag, make_parser, parse_flags
+from guided_diffusion.runtime.flags import (
+    MOST,
+    Range,
+    flag,
+    from_mapping,
+    make_parser,
+    parse_flags,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +58,11 @@ def test_both_ends_are_inside():
     for value in (-0.1, 1.1, math.nan):
         with pytest.raises(UserError, match="between 0 and 1"):
             limits.check("x", value)
+
+
+def test_numbers_in_files_have_the_same_limits():
+    assert from_mapping(Config, {"count": 7, "where": None}) == Config(7)
+    with pytest.raises(UserError, match="count 0: must be at least 1"):
+        from_mapping(Config, {"count": 0})
+    with pytest.raises(UserError, match="share nan: must be above 0"):
+        from_mapping(Config, {"share": math.nan})
