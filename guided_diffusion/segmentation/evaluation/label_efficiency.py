@@ -309,7 +309,7 @@ class LabelEfficiency:
         if run.fold is not None:
             test = {name: self._train_digests[name] for name in self.parts[run.fold]}
         variants = {name: list(flags) for name, flags in self.variants.items()}
-        more: dict[str, Any] = {"script": run.method.script, "variants": variants}
+        more = {"script": run.method.script, "common": self.settings.common, "variants": variants}
         return origin_of(self._parse_arguments(run), train, test, **more)
 
     def _check_foreground(self) -> None:
