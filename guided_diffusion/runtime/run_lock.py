@@ -2,10 +2,10 @@
 
 The holder keeps `run.lock` in the folder (or `segm.pth.lock` beside the file). It names its host,
 process and start, and counts up every second. A lock is stale if its process is gone from this
-host, or if its content has not changed for STALE_S seconds of watching; the clocks of two hosts are
-never compared. Only atomic operations are used (hard links or exclusive creation, renaming), so
-network file systems will do. Folders in the cloud have none of these: they are locked against other
-processes of this machine only.
+host, or if its content has not changed for STALE_S seconds of watching and no process is seen to
+run; the clocks of two hosts are never compared. Only atomic operations are used (hard links or
+exclusive creation, renaming), so network file systems will do. Folders in the cloud have none of
+these: they are locked against other processes of this machine only.
 
 Whoever replaces or removes a lock holds a second one, named after the first one's token: of all
 processes that find a lock stale, one takes over. A holder that was suspended and taken over finds
@@ -82,11 +82,12 @@ class RunLock:
             is_beat = content != last and holder.get("token", "") == _parse(last).get("token")
             if content != last:
                 last, changed_at = content, now
-            if _is_gone(holder) or now - changed_at > STALE_S:
+            state, silent = _state(holder), now - changed_at > STALE_S
+            if state == "gone" or (silent and state != "running"):
                 if self._take_over(content):
                     _say(f"{self.subject}: {_name(holder)} has ended without finishing; going on")
                     break
-            elif is_beat and not (holder.get("stopping") and now - began < STOPPING_S):
+            elif silent or (is_beat and not (holder.get("stopping") and now - began < STOPPING_S)):
                 raise UserError(
                     f"{self.subject} is in use by {_name(holder)}: let it finish or stop it and"
                     f" rerun the command, or {self.instead}"
@@ -100,11 +101,17 @@ class RunLock:
 
     def is_held(self) -> bool:
         """Whether the file is still this lock's."""
-        return _parse(_read(self.path) or b"").get("token") == self.token
+        try:
+            return _parse(_read(self.path) or b"").get("token") == self.token
+        except OSError:
+            return False
 
     def check(self) -> None:
         """:raises UserError: if another process took the lock over, or the file was removed."""
-        content = _read(self.path)
+        try:
+            content = _read(self.path)
+        except OSError:  # it cannot be told; if the folder is lost, so is what is to be written
+            return
         taker = _parse(content or b"")
         if content is not None and taker.get("token", self.token) == self.token:
             return
@@ -185,7 +192,7 @@ class RunLock:
         claimed = claim._create()
         if not claimed and (content := _read(claim.path)) is not None:
             first = self._seen.setdefault(content, time.monotonic())
-            if _is_gone(_parse(content)) or time.monotonic() - first > STALE_S:
+            if _state(_parse(content)) == "gone" or time.monotonic() - first > STALE_S:
                 claimed = claim._take_over(content)
         try:
             yield claimed
@@ -321,14 +328,12 @@ atexit.register(release_all)
 
 
 def _read(path: str) -> bytes | None:
-    """The content of a lock file, b"" if it cannot be read; None if there is none."""
+    """The content of a lock file; None if there is none."""
     try:
         with open(path, "rb", buffering=0) as file:  # opening asks the server, not a cache
             return file.read(_SIZE)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError:
-        return b""
 
 
 def _parse(content: bytes) -> Record:
@@ -370,18 +375,20 @@ def _process(pid: int) -> tuple[str, str]:
         return "", ""
 
 
-def _is_gone(holder: Record) -> bool:
-    """Whether the holder ran on this host, and does no more; False where this cannot be told."""
+def _state(holder: Record) -> str:
+    """Of the holder's process: "running" or "gone", if it is this host's; else "unknown"."""
     if sys.platform == "win32" or any(holder.get(k) != v for k, v in _machine().items()):
-        return False
+        return "unknown"
     try:
         os.kill(holder["pid"], 0)
     except (ProcessLookupError, OverflowError):
-        return True
+        return "gone"
     except (OSError, KeyError, TypeError):  # another user's process
-        return False
+        return "unknown"
     state, started = _process(holder["pid"])
-    return state in ("Z", "X") or (bool(started) and started != holder.get("started"))
+    if state in ("Z", "X") or (started and started != holder.get("started")):
+        return "gone"
+    return "running" if state and state not in "Tt" else "unknown"  # T: suspended
 
 
 def _name(holder: Record) -> str:

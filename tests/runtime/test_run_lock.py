@@ -102,9 +102,10 @@ def test_of_processes_at_the_same_moment_one_holds_the_lock(path, left):
 
 
 def test_the_refusal_names_process_host_and_start(path):
-    record = write(path)
+    since = "2026-01-31 08:00:00+01:00"
+    record = write(path, since=since)
     stop = threading.Event()
-    thread = threading.Thread(target=beat, args=(path, stop))
+    thread = threading.Thread(target=beat, args=(path, stop), kwargs={"since": since})
     thread.start()
     try:
         with pytest.raises(UserError, match=r"process .* on gpu02 .since .* choose") as e:
@@ -113,7 +114,7 @@ def test_the_refusal_names_process_host_and_start(path):
         stop.set()
         thread.join()
     assert str(record["pid"]) in str(e.value)
-    assert record["since"] in str(e.value)
+    assert since in str(e.value)
 
 
 def test_a_process_gone_from_this_host_is_taken_over_at_once(path, monkeypatch):
@@ -178,6 +179,45 @@ def test_a_holder_that_was_taken_over_writes_nothing(path, tmp_path):
     time.sleep(0.2)  # some beats
     run_lock.release_all()
     assert read_json(path) == taker
+
+
+def hold_then_write(path: str, began, go, said) -> None:
+    folder = os.path.dirname(path)
+    run_lock.hold_folder(folder, "")
+    save_json(os.path.join(folder, "config.json"), "first")
+    began.set()
+    go.wait()
+    try:
+        save_json(os.path.join(folder, "config.json"), "late")
+    except UserError as error:
+        said.put(str(error))
+    said.put("")
+
+
+def test_a_suspended_process_writes_nothing_once_it_was_taken_over(path):
+    began, go, said = FORK.Event(), FORK.Event(), FORK.Queue()
+    holder = FORK.Process(target=hold_then_write, args=(path, began, go, said))
+    holder.start()
+    assert began.wait(30)
+    os.kill(holder.pid, signal.SIGSTOP)
+    try:
+        lock = RunLock(path)
+        lock.acquire()
+        save_json(os.path.join(os.path.dirname(path), "config.json"), "mine")
+    finally:
+        os.kill(holder.pid, signal.SIGCONT)
+    go.set()
+    assert f"was taken over by process {os.getpid()}" in said.get(timeout=30)
+    holder.join()
+    lock.check()
+    assert read_json(os.path.join(os.path.dirname(path), "config.json")) == "mine"
+    lock.release()
+
+
+def test_a_process_that_runs_here_is_never_taken_over(path):
+    write(path, **run_lock._identity())  # without signs of life
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()}"):
+        RunLock(path).acquire()
 
 
 def test_the_same_process_may_ask_again(path):

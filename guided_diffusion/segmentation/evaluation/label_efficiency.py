@@ -305,9 +305,8 @@ class LabelEfficiency:
 
     def _origin(self, run: Run) -> RunOrigin:
         train = {name: self._train_digests[name] for name in self.images_of(run)}
-        test = self._test_digests
-        if run.fold is not None:
-            test = {name: self._train_digests[name] for name in self.parts[run.fold]}
+        fold = [] if run.fold is None else self.parts[run.fold]
+        test = {name: self._train_digests[name] for name in fold} or self._test_digests
         variants = {name: list(flags) for name, flags in self.variants.items()}
         more = {"script": run.method.script, "common": self.settings.common, "variants": variants}
         return origin_of(self._parse_arguments(run), train, test, **more)
