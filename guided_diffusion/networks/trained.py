@@ -22,6 +22,7 @@ from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.unet import LoadReport
 
 AnyConfig = ModelConfig | SuperResConfig | ClassifierConfig
 Network_co = TypeVar("Network_co", bound=AnyConfig, covariant=True)
@@ -88,6 +89,16 @@ class Trained(NetworkRecord[Network_co]):
         weights["time_embed.2.bias"] = weights["time_embed.2.bias"] + embedding
         of = "no class" if has_null else f"the mean of its {len(seen)} classes"
         return weights, f"{self.path} is class-conditional: taken with the embedding of {of}"
+
+    def check_loaded(self, report: LoadReport, new: tuple[str, ...]) -> None:
+        """:raises UserError: if more starts from random weights than what `new` begins with."""
+        if missing := [name for name in report.fresh if not name.startswith(new)]:
+            raise UserError(
+                f"{self.path} does not fit the network that its config.json or the flags describe:"
+                f" {len(missing)} of {len(report.fresh) + len(report.loaded)} tensors, such as"
+                f" {missing[0]}, would start from random weights. Name an unconditional checkpoint"
+                " with the config.json of its own run"
+            )
 
 
 def read_trained(

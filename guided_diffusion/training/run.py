@@ -401,13 +401,14 @@ def widen(network: ConditionalUNetModel, init: Trained, at: int = 0) -> None:
     """Load an unconditional network's weights into a conditional one; log what was loaded.
 
     :param at: see ConditionalUNetModel.load_widened.
-    :raises UserError: if nothing fits.
+    :raises UserError: if more than the output layer does not fit.
     """
     try:
         weights, message = init.without_classes()
         report = network.load_widened(weights, at)
     except ValueError as error:
         raise UserError(f"--init_checkpoint {init.path}: {error}") from error
+    init.check_loaded(report, ("out.2.",))
     if message:
         logger.log(message)
     logger.log(f"{init.path}: {report}; the other channels of the input layer start at zero")

@@ -132,6 +132,18 @@ class TestTraining:
         first = "input_blocks.0.0.weight"
         assert not th.equal(weights[0][first], weights[1][first])
 
+    def test_what_would_start_from_random_weights_is_refused(self, script, split, monkeypatch):
+        init = write_trained(split.parent / "plain")
+        weights = th.load(init, weights_only=True)
+        first = "input_blocks.0.0.weight"
+        th.save({**weights, first: weights[first].repeat(1, 4, 1, 1)}, init)
+        monkeypatch.setenv("OPENAI_LOGDIR", "run")
+        folders = ("--data_dir", split / "TRAIN" / "IMG", "--seg_dir", split / "TRAIN" / "MASK")
+        flags = (*folders, *GUIDE, *FLAGS[-6:], "--init_checkpoint", init, "--max_steps", 1)
+        done = script("image_train.py", *flags)
+        assert done.code == 2
+        assert f"{first}, would start from random weights" in done.err
+
     @pytest.mark.parametrize("swap", ["1:2", "", "none"])
     def test_mirrored_masks_exchange_the_sides(self, script, split, monkeypatch, swap):
         monkeypatch.setenv("OPENAI_LOGDIR", "run")

@@ -24,7 +24,6 @@ from guided_diffusion.segmentation.training.learning import FinetuneConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 from guided_diffusion.segmentation.training.noised_input import NoisedInput, parse_range
 from guided_diffusion.training.run import TrainConfig
-from guided_diffusion.unet import LoadReport
 
 # flags of pretraining that users may pass along, and that have no effect here
 _NO_EFFECT = sorted(
@@ -100,7 +99,9 @@ def _initial_network(
             report = model.load_pretrained(weights)
         except ValueError as error:
             raise UserError(f"{pretrained.path}: {error}") from error
-        _check_loaded(pretrained.path, report, settings.depth)
+        pretrained.check_loaded(
+            report, ("out.2.", *(("middle_block.", "output_blocks.0.") if settings.depth else ()))
+        )
         messages, fresh = [m for m in (message, f"{pretrained.path}: {report}") if m], report.fresh
         groups = parameter_groups(model, settings.layer_decay, report.fresh, settings.head_lr_scale)
     messages.append(f"learning rate {settings.lr:.3g}")
@@ -113,18 +114,6 @@ def _initial_network(
             " --unfreeze_encoder or --unfreeze_decoder, or leave out --depth or --random_init"
         )
     return InitialNetwork(model, config, groups, noised_input, messages)
-
-
-def _check_loaded(path: str, report: LoadReport, depth: int) -> None:
-    """:raises UserError: if more starts from random weights than the task and --depth make new."""
-    new = ("out.2.", *(("middle_block.", "output_blocks.0.") if depth else ()))
-    if missing := [name for name in report.fresh if not name.startswith(new)]:
-        raise UserError(
-            f"{path} does not fit the network that its config.json or the flags describe:"
-            f" {len(missing)} of {len(report.fresh) + len(report.loaded)} tensors, such as"
-            f" {missing[0]}, would start from random weights. Name an unconditional checkpoint with"
-            " the config.json of its own run"
-        )
 
 
 def _noised_input(settings: FinetuneConfig, diffusion: DiffusionConfig) -> NoisedInput | None:
