@@ -56,6 +56,7 @@ from guided_diffusion.segmentation.evaluation.methods import (
     comma_separated,
     parse_methods,
     parse_variants,
+    split_flags,
 )
 from guided_diffusion.segmentation.evaluation.run_origin import (
     RunOrigin,
@@ -243,7 +244,7 @@ class LabelEfficiency:
             *self._mask_flags(),
             *(("--categories", settings.categories) if settings.categories else ()),
             *("--weights_save", self._model_path(run)),
-            *shlex.split(settings.common),
+            *split_flags("--common", settings.common),
             *run.method.flags,
         ]
 

@@ -53,7 +53,7 @@ def parse_methods(text: str, more: Sequence[str] = ()) -> list[Method]:
             raise UserError(
                 f"--methods {name}: choose from {', '.join(known)}, or define it by --method"
             )
-        words = shlex.split(known[name])
+        words = split_flags(f"--method {name}", known[name])
         script = "finetune.py"
         if words and words[0].endswith(".py"):
             script = words.pop(0)
@@ -68,9 +68,20 @@ def parse_variants(definitions: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found = {}
     for definition in definitions:
         name, flags = _definition("--variant", definition)
-        found[name] = tuple(shlex.split(flags))
+        found[name] = tuple(split_flags(f"--variant {name}", flags))
         from_flags(AveragingConfig, parse_flags(make_parser("", AveragingConfig), found[name]))
     return found
+
+
+def split_flags(source: str, text: str) -> list[str]:
+    """Flags as a shell splits them.
+
+    :param source: the flag that gave the text, for messages.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{source}: {text!r} is no list of flags: {error}") from error
 
 
 def _definition(flag_name: str, text: str) -> tuple[str, str]:

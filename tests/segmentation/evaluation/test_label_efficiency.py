@@ -267,3 +267,10 @@ def test_folds_are_copied_anew(compare, tmp_path):
     copy_folds(pairs, [fold])
     (copy,) = (tmp_path / "out/folds/0/MASK").iterdir()
     assert (copy.name, copy.read_bytes()) == ("r0.png", path.read_bytes())
+
+
+def test_flags_with_an_open_quote():
+    with pytest.raises(UserError, match=r"--method x: .* is no list of flags: No closing"):
+        parse_methods("x", ["x: 'a"])
+    with pytest.raises(UserError, match="--variant x: "):
+        parse_variants(["x: 'a"])
