@@ -7,6 +7,7 @@ MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 8 --num_head_channels 16"
 MODEL_FLAGS="$MODEL_FLAGS --use_new_attention_order False --resblock_updown True"
 MODEL_FLAGS="$MODEL_FLAGS --use_scale_shift_norm True --learn_sigma True"
 
+# without flags/unet.sh's --rescale_learned_sigmas: the figures in docs/ were measured so
 DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
 
 # a high learning rate that falls to 0, for a training that is short

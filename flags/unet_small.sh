@@ -8,6 +8,7 @@ MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 16,8 --num_head_channels 32"
 MODEL_FLAGS="$MODEL_FLAGS --use_new_attention_order False --resblock_updown True"
 MODEL_FLAGS="$MODEL_FLAGS --use_scale_shift_norm True --learn_sigma True"
 
+# without flags/unet.sh's --rescale_learned_sigmas: the figures in docs/ were measured so
 DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
 
 # a small network tolerates a higher learning rate; the EMA catches up within a few thousand steps

@@ -9,6 +9,7 @@ import torch as th
 from conftest import draw_pairs
 from paths import ROOT
 
+from guided_diffusion.gaussian_diffusion import LossType
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
@@ -62,6 +63,14 @@ def test_unet_sh_is_the_papers_network():
     assert config.resblock_updown
     assert config.use_scale_shift_norm
     assert config.attention_resolutions == "32,16,8"
+
+
+def test_unet_sh_weighs_the_variational_bound_as_the_paper_does():
+    given = words("bash", "unet.sh", "$DIFFUSION_FLAGS")
+    flags = {**parse_flags(make_parser("", DiffusionConfig), given), "learn_sigma": True}
+    process = from_flags(DiffusionConfig, flags).build()
+    assert process.loss_type == LossType.RESCALED_MSE
+    assert process.original_num_steps == 4000
 
 
 @pytest.mark.parametrize("shell", SHELLS)

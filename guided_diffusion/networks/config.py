@@ -241,7 +241,9 @@ class DiffusionConfig:
     predict_xstart: bool = flag(False, "predict the clean image instead of the noise")
     rescale_timesteps: bool = flag(False, "scale the timesteps that the network sees to 0..1000")
     rescale_learned_sigmas: bool = flag(
-        False, "with learn_sigma: weight the variational term by 1/1000"
+        False,
+        "with learn_sigma: weight the variational term by diffusion_steps/1000, the paper's weight"
+        " (arXiv 2102.09672, equation 16)",
     )
 
     def build(self) -> SpacedDiffusion:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch as th
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.images.swaps import Swaps, parse_swaps
-from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, network_timestep
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
@@ -46,7 +46,9 @@ class SegmentationConfig:
     of that network's levels kept, None for all. timestep: at which radiographs enter, in the
     network's units. categories: one per class. kind: a key of KINDS. options: further plain values
     that the kind needs. flip_swaps: the classes exchanged when training mirrored left and right,
-    () for none; None where training mirrored nothing, or where the file does not say.
+    () for none; None where training mirrored nothing, or where the file does not say. diffusion:
+    the process that the model was pretrained for; None if there is none, or if the file does not
+    say: then no timesteps are converted.
     """
 
     model: ModelConfig | None
@@ -57,10 +59,26 @@ class SegmentationConfig:
     kind: str = "unet"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     flip_swaps: Swaps | None = None
+    diffusion: DiffusionConfig | None = None
 
     @property
     def in_channels(self) -> int:
         return self.reading.in_channels
+
+    def network_timesteps(self, steps: Sequence[float]) -> tuple[float, ...]:
+        """Diffusion steps in the units of the network.
+
+        :raises UserError: for a step that the diffusion does not have.
+        """
+        if self.diffusion is None:
+            return tuple(steps)
+        last = self.diffusion.diffusion_steps - 1
+        if any(step > last for step in steps):
+            raise UserError(
+                f"--timesteps {','.join(f'{step:g}' for step in steps)}: the diffusion of this"
+                f" network has steps 0 to {last}"
+            )
+        return tuple(network_timestep(step, self.diffusion) for step in steps)
 
     def build(self) -> th.nn.Module:
         """The network with random weights."""
@@ -81,6 +99,7 @@ class SegmentationConfig:
             "kind": self.kind,
             "options": self.options,
             "flip_swaps": None if self.flip_swaps is None else [list(p) for p in self.flip_swaps],
+            "diffusion": self.diffusion and dataclasses.asdict(self.diffusion),
         }
 
     @classmethod
@@ -100,7 +119,7 @@ class SegmentationConfig:
                 f" {', '.join(KINDS)}): update the package"
             )
         with _faults_of(source):
-            model = values["model"]
+            model, diffusion = values["model"], values.get("diffusion")
             plain = {
                 "model": None if model is None else from_mapping(ModelConfig, model),
                 "reading": ReadingConfig.from_dict(values["reading"]),
@@ -110,6 +129,7 @@ class SegmentationConfig:
                 "kind": kind,
                 "options": values.get("options", {}),
                 "flip_swaps": _read_swaps(values),
+                "diffusion": diffusion and from_mapping(DiffusionConfig, diffusion),
             }
             return from_mapping(cls, plain)
 

@@ -2,16 +2,21 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch as th
 from conftest import TINY
+from golden_util import fill_parameters
 
 from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.config import DiffusionConfig, network_timestep
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation import model_file
 from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.inference.predictor import Predictor
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
+from guided_diffusion.segmentation.networks.kind import MemberOptions
 
 CONFIG = SegmentationConfig(TINY, ReadingConfig(16, 1, "pad"), generic_categories(3))
 
@@ -102,3 +107,38 @@ def test_values_that_this_package_did_not_write(tmp_path, key, value, said):
         if key in change or key not in ("kind", "options"):
             with pytest.raises(UserError, match=rf"segm\.pth.*({wanted})"):
                 load_model(path)
+
+
+class TestTimesteps:
+    """Users count diffusion steps, whatever the network's own units."""
+
+    steps = 4000
+
+    def config(self, rescale):
+        diffusion = DiffusionConfig(diffusion_steps=self.steps, rescale_timesteps=rescale)
+        return dataclasses.replace(CONFIG, diffusion=diffusion)
+
+    @pytest.mark.parametrize(("rescale", "scale"), [(True, 0.25), (False, 1)])
+    def test_prediction_converts_as_fine_tuning_does(self, tmp_path, rescale, scale):
+        config = self.config(rescale)
+        model, read, _ = load_model(saved(tmp_path, config))
+        assert read == config
+        assert config.network_timesteps((0, 8, 600)) == (0, 8 * scale, 600 * scale)
+        fill_parameters(model)
+        image = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+        wanted = dataclasses.replace(read, timestep=network_timestep(600, read.diffusion))
+        twin = wanted.build()
+        twin.load_state_dict(model.state_dict())
+        (one,) = Predictor(model, read, options=MemberOptions(timesteps=(600,))).start([image])
+        (other,) = Predictor(twin, wanted).start([image])
+        np.testing.assert_allclose(one().probabilities, other().probabilities, atol=1e-6)
+
+    def test_a_step_that_there_is_not(self, tmp_path):
+        model, read, _ = load_model(saved(tmp_path, self.config(True)))
+        with pytest.raises(UserError, match=r"--timesteps 1,4000: .* steps 0 to 3999"):
+            Predictor(model, read, options=MemberOptions(timesteps=(1, 4000)))
+
+    def test_older_files_mean_what_they_meant(self, tmp_path):
+        _, read, _ = load_model(saved(tmp_path, self.config(True), diffusion=None))
+        assert read.diffusion is None
+        assert read.network_timesteps((1, 5000)) == (1, 5000)

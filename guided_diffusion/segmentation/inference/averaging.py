@@ -19,7 +19,7 @@ class AveragingConfig:
     TITLE = "Averaging several predictions"
 
     timesteps: str = flag(
-        "", "timesteps to average over, such as 1,50,150; '': the model's own (kind unet)"
+        "", "diffusion steps to average over, such as 1,50,150; '': the model's own (kind unet)"
     )
     tta: str = flag(
         "none", "test-time augmentation: views to average over; flips mirror", choices=TTA

@@ -1,5 +1,6 @@
 """Segmentation models and a radiograph to class probabilities at the radiograph's size."""
 
+import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -99,8 +100,10 @@ class Predictor(Segmenter):
             raise UserError("--precision fp16 needs a GPU: use bf16 or fp32")
         self.precision = precision
         self.views = tuple(views)
+        options = options or MemberOptions()
+        timesteps = config.network_timesteps(options.timesteps)
         self.members: list[Member] = config.kind_module().members(
-            model.eval(), self.device, options or MemberOptions()
+            model.eval(), self.device, dataclasses.replace(options, timesteps=timesteps)
         )
 
     def start(self, images: Sequence[np.ndarray]) -> list[Finish]:

@@ -27,9 +27,10 @@ Member = Callable[..., th.Tensor]
 class MemberOptions:
     """How a network is to be used for prediction; unset fields leave the network's own values.
 
-    timesteps: at which radiographs enter, in the network's units, for kind "unet". num_samples,
-    steps, sampler, seed: see `MaskDiffusionModel`, for kind "mask_diffusion". compile: compile the
-    network, see `compiled.compiled`.
+    timesteps: at which radiographs enter, for kind "unet": diffusion steps for a `Predictor`, in
+    the network's units for a kind's `members`. num_samples, steps, sampler, seed: see
+    `MaskDiffusionModel`, for kind "mask_diffusion". compile: compile the network, see
+    `compiled.compiled`.
     """
 
     timesteps: tuple[float, ...] = ()

@@ -39,6 +39,8 @@ NETWORKS = ("smp", "unet", "features")
 _TRAIN_FOLDERS = ("data/imgs", "data/masks")
 # input sizes derived from --scale are rounded up to this many pixels, which suits every network
 _MULTIPLE = 32
+# of 1000 steps (arXiv 2112.03126, section 3)
+_FEATURE_TIMESTEPS = (50, 150, 250)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +79,7 @@ class BaselineConfig(LearningConfig):
         "5,6,7,8,12", "decoder blocks whose outputs are the features; 0 is the deepest"
     )
     feature_timesteps: str = flag(
-        "50,150,250",
-        "timesteps at which features are taken, out of 1000 (rescaled for other diffusions)",
+        "", "diffusion steps at which features are taken; '': 5, 15 and 25 % of all steps"
     )
     shared_head: bool = flag(
         False, "share one classifier between timesteps, averaging its probabilities over them"
@@ -247,10 +248,14 @@ def _features(
     count = levels * (network.num_res_blocks + 1)
     blocks = existing_blocks(wanted, count)
     steps = pretrained.diffusion.diffusion_steps
-    timesteps = _integers("feature_timesteps", settings.feature_timesteps)
-    if not all(0 <= t < 1000 for t in timesteps):
-        raise UserError(f"--feature_timesteps {settings.feature_timesteps}: must be 0 to 999")
-    timesteps = [min(round(t * steps / 1000), steps - 1) for t in timesteps]
+    timesteps = [round(t * steps / 1000) for t in _FEATURE_TIMESTEPS]
+    if settings.feature_timesteps:
+        timesteps = _integers("feature_timesteps", settings.feature_timesteps)
+    if not all(0 <= t < steps for t in timesteps):
+        raise UserError(
+            f"--feature_timesteps {settings.feature_timesteps}: the diffusion has the steps 0 to"
+            f" {steps - 1}"
+        )
     options = {
         "diffusion": dataclasses.asdict(pretrained.diffusion),
         "blocks": blocks,

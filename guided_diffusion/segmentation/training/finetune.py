@@ -80,12 +80,16 @@ def _initial_network(
 ) -> InitialNetwork:
     """The segmentation network with the checkpoint's weights, and which of them train how fast."""
     network = dataclasses.replace(pretrained.model, use_fp16=False)
+    last = pretrained.diffusion.diffusion_steps - 1
+    if settings.timestep > last:
+        raise UserError(f"--timestep {settings.timestep:g}: the diffusion has steps 0 to {last}")
     config = SegmentationConfig(
         model=network,
         reading=reading,
         categories=categories,
         depth=settings.depth or None,
         timestep=network_timestep(settings.timestep, pretrained.diffusion),
+        diffusion=pretrained.diffusion,
     )
     noised_input = _noised_input(settings, pretrained.diffusion)
     th.manual_seed(settings.seed)

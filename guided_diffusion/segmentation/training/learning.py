@@ -195,11 +195,9 @@ class FinetuneConfig(LearningConfig):
     depth: int = flag(
         0, "number of the pretrained network's finest levels to keep; 0: all", least=0, most=100
     )
-    timestep: float = flag(
-        1.0, "diffusion timestep at which radiographs enter the network", least=0
-    )
+    timestep: float = flag(1.0, "diffusion step at which radiographs enter the network", least=0)
     timestep_range: str = flag(
-        "", "LOW,HIGH: train at random timesteps in this range; '': at --timestep only"
+        "", "LOW,HIGH: train at random diffusion steps in this range; '': at --timestep only"
     )
     noise_at_timestep: bool = flag(
         False, "add the noise of the timestep to training images; prediction adds none"
