@@ -154,6 +154,15 @@ class TestPaths:
         refused(script("predict.py", *flags, "x.png", "x.png"), "overwrite the mask of")
         assert (tmp_path / "T/IMG/r0.png").read_bytes() == before
 
+    def test_a_broken_link_is_named_or_skipped(self, script, tmp_path):
+        draw_pairs(tmp_path / "T", 2)
+        os.symlink("gone.png", tmp_path / "T/IMG/link.png")
+        flags = "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2"
+        flags += " --num_heads 1 --attention_resolutions 8 --max_steps 3 --batch_size 1"
+        command = ["image_train.py", "--data_dir", "T/IMG", *flags.split(), "--sample_interval", 0]
+        refused(script(*command), "T/IMG/link.png", "gone.png")
+        done(script(*command, "--skip_bad_images", "True"))
+
     def test_truncated_files_are_found_before_work(self, script, model, tmp_path):
         content = (tmp_path / "T/IMG/r1.png").read_bytes()
         (tmp_path / "T/IMG/r1.png").write_bytes(content[: len(content) // 2])

@@ -227,7 +227,12 @@ def has_dicom_extension(path: str) -> bool:
 
 def open_file(path: str) -> BinaryIO:
     """Open a local or a cloud file for reading."""
-    return open(path, "rb") if is_local(path) else bf.BlobFile(path, "rb")
+    return open(path, "rb", opener=_open_now) if is_local(path) else bf.BlobFile(path, "rb")
+
+
+def _open_now(path: str, flags: int) -> int:
+    """Open without waiting for what would write to a named pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _walk(folder: str) -> Iterator[str]:

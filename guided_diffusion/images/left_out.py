@@ -26,8 +26,11 @@ _PICTURES = (
         ("metrics.json",),
     ),
 )
+# names of folders of masks in many data sets: train_masks, leftMask, labelsTr, SegmentationClass
 _MASK_FOLDER = re.compile(
-    rf"(?!(no|un|without)[_\-. ])(.+[_\-. ])?({'|'.join(MASK_FOLDERS)})", re.IGNORECASE
+    r"(?!(no|un|without)[_\-. ]?(mask|label|annot|seg))(.*mask.*|labelst[rs]|(.+[_\-. ])?(labels?"
+    r"|gt|segs?|annotations?|segmentations?\w*|ground[_\-. ]?truths?|truths?|manual\w*))",
+    re.IGNORECASE,
 )
 
 

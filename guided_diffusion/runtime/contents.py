@@ -57,15 +57,18 @@ def summary(groups: Sequence[Sequence[str]], labels: Sequence[int] = ()) -> str:
 def _sample(path: str) -> str:
     if not is_local(path):
         return f"{bf.basename(path)} {bf.stat(path).size}"
-    size = os.path.getsize(path)
-    found = hashlib.blake2b(str(size).encode(), digest_size=_BYTES)
-    with open(path, "rb", buffering=0) as file:
-        if size <= _SAMPLES * _BLOCK:
-            found.update(file.read())
-        else:
-            for number in range(_SAMPLES):
-                file.seek(number * (size - _BLOCK) // (_SAMPLES - 1))
-                found.update(file.read(_BLOCK))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            found = hashlib.blake2b(str(size).encode(), digest_size=_BYTES)
+            if size <= _SAMPLES * _BLOCK:
+                found.update(file.read())
+            else:
+                for number in range(_SAMPLES):
+                    file.seek(number * (size - _BLOCK) // (_SAMPLES - 1))
+                    found.update(file.read(_BLOCK))
+    except OSError:  # such as a broken link, which the run may skip
+        return "unreadable"
     return found.hexdigest()
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from guided_diffusion.runtime.text import print_any_name
+from guided_diffusion.runtime.text import print_any_name, visible
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -67,6 +67,9 @@ def as_user_error(error: BaseException) -> UserError | None:
         return UserError(
             f"out of memory ({said}): lower --batch_size or the sizes of images and network"
         )
+    if isinstance(error, UnicodeEncodeError):  # a library that takes no other names
+        text = visible(error.object)[:200]
+        return UserError(f"{text!r} holds bytes that are not UTF-8: rename the file or folder")
     if type(error).__module__.startswith("blobfile"):  # a path that it does not know, the cloud
         return UserError(str(error))
     cause = system_error(error) if isinstance(error, OSError | RuntimeError) else None

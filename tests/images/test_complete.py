@@ -54,3 +54,9 @@ def test_a_broken_link_is_named(tmp_path):
     os.symlink("gone.png", tmp_path / "link.png")
     with pytest.raises(ImageError, match=r"link\.png does not exist: it is a link to gone\.png"):
         check_images([save_picture(tmp_path, "a.png", GREY), str(tmp_path / "link.png")])
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe\.png cannot be read: the file is empty"):
+        check_image(str(tmp_path / "pipe.png"))

@@ -86,7 +86,11 @@ class TestMasksAmongRadiographs:
             (["a.png", "b.jpg"], ["a_mask.png", "b_SEG.tif"]),
             (["a.png"], ["out/MASK/a.png", "out/COLOR/a.png", "out/OVERLAY/a.png"]),
             (["a.png"], ["MASK/a.png", "OVERLAY/a.png", "UNCERTAINTY/a.png"]),
-            (["no_masks/a.png", "unlabelled/b.png"], ["masks/a.png"]),
+            (["no_masks/a.png", "unlabelled/b.png", "unmasked/c.png"], ["masks/a.png"]),
+            (["CXR/a.png"], ["ManualMask/leftMask/a.png", "ManualMask/rightMask/a.png"]),
+            (["imagesTr/a.png"], ["labelsTr/a.png"]),
+            (["JPEGImages/a.jpg"], ["SegmentationClass/a.png", "SegmentationObject/a.png"]),
+            (["a.png"], ["masks_png/a.png"]),
         ],
     )
     def test_they_are_left_out_and_the_user_is_told(self, touch, radiographs, others):

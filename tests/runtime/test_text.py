@@ -53,3 +53,13 @@ def test_commands_print_any_name(monkeypatch, encoding):
     out.flush()
     assert out.buffer.getvalue().startswith(rb"r\xf6ntgen")
     assert err.buffer.getvalue() == b"error: r\\xf6ntgen is bad\n"
+
+
+def test_a_library_that_takes_no_such_name_ends_in_one_line(capsys):
+    def main():
+        NAME.encode()
+
+    with pytest.raises(SystemExit) as ended:
+        command(main)()
+    assert ended.value.code == 2
+    assert "not UTF-8: rename" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from guided_diffusion.images.decoded import PixelSize
-from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.files import list_images, name_images, pair_files
 from guided_diffusion.images.image_io import check_images, pixel_spacing, read_image
 from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.names import is_pattern, stem
@@ -54,7 +54,12 @@ def read_mask_pairs(
     """
     if os.path.isdir(os.path.join(predictions, "MASK")):
         predictions = os.path.join(predictions, "MASK")
-    paths = pair_paths(predictions, truths)
+    if os.path.isdir(truths) and os.path.realpath(predictions) == os.path.realpath(truths):
+        print(f"warning: {truths} is compared with itself")
+        own = list_images(truths)
+        paths = list(zip(name_images(truths, own), own, own))
+    else:
+        paths = pair_paths(predictions, truths)
     image_of = {name: path for name, path, _ in pair_paths(images, truths)} if images else {}
     check_images([path for _, *both in paths for path in both] + list(image_of.values()))
 

@@ -309,6 +309,12 @@ def test_a_radiograph_of_another_size_than_its_mask_is_named(run, phantom_files,
     assert "1.png is 40x50 and" in error
 
 
+def test_a_folder_is_compared_with_itself(run, small):
+    code, screen, _ = run(small[1], f"{small[1]}/../{small[1].name}", "--num-classes", 4)
+    assert code == 0
+    assert "compared with itself" in screen
+
+
 def test_two_sets_of_masks_are_compared(run, tmp_path):
     rng = np.random.default_rng(0)
     true = {str(n): rng.integers(0, 3, (12, 12)) for n in range(8)}
