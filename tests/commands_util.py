@@ -83,10 +83,10 @@ VARIANTS = {
     "synthetic_weight": "+ --synthetic_dir VAL",
     "percentile_low": "+ --intensity percentile",
     "percentile_high": "+ --intensity percentile",
-    "window_center": "+ --intensity window --window_width 10",
-    "window_width": "+ --intensity window --window_center 10",
+    "window_center": "+ --intensity window --window_width 10 --window_center 5",
+    "window_width": "+ --intensity window --window_width 10 --window_center 5",
     "eta": "+ --sampler ddim",
-    "num_head_channels": "+ --attention_resolutions 16",
+    "image_train.py num_head_channels": "+ --attention_resolutions 16",
     "samples_per_mask": _GUIDED,
     "ablate_classes": _GUIDED,
     "seg_split": _GUIDED,
@@ -111,8 +111,8 @@ def all_commands() -> list[str]:
 
 def prepare_commands(folder: Path) -> Path:
     """Fill a folder with the data and networks that COMMANDS name."""
-    for name, count in (("TRAIN", 3), ("VAL", 2)):
-        draw_pairs(folder / name, count, size=(16, 16))
+    for seed, name in enumerate(("TRAIN", "VAL")):
+        draw_pairs(folder / name, 3 - seed, size=(16, 16), seed=seed)
     write_shapes(folder / "CLASSES", count=4)
     write_shapes(folder / "SMALL", count=2, size=8)
     write_trained(folder / "diffusion", NETWORK, DIFFUSION)

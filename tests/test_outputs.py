@@ -229,3 +229,20 @@ class TestTheTopLevel:
             main()
         assert end.value.code == 141
         assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("raised", "code", "said"),
+        [
+            ("KeyboardInterrupt", 130, "error: interrupted\n"),
+            ("FileNotFoundError(2, 'No usable temporary directory')", 2, "error: No usable temp"),
+            ("UserError('no')", 2, "error: no\n"),
+        ],
+    )
+    def test_before_it_begins(self, raised, code, said):
+        """While a script still imports what it needs."""
+        program = "from guided_diffusion.runtime.errors import UserError, report_early"
+        words = [sys.executable, "-c", f"{program}; report_early(); raise {raised}"]
+        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == code
+        assert ended.stderr.startswith(said)
+        assert ended.stderr.count("\n") == 1

@@ -1,5 +1,6 @@
 """guided_diffusion.runtime.log_formats: nothing is lost, every bit is kept."""
 
+import errno
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from log_util import fresh_logger, read_rows  # noqa: F401 - a fixture
 
 from guided_diffusion import logger
 from guided_diffusion.runtime import log_formats
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.log_formats import (
     CSVOutputFormat,
     HumanOutputFormat,
@@ -227,6 +229,37 @@ class TestTensorBoard:
             warnings.simplefilter("error")
             writer.writekvs({"x": 1})
         writer.close()
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("kind", [HumanOutputFormat, CSVOutputFormat, JSONOutputFormat])
+    def test_the_folder_has_gone(self, tmp_path, kind):
+        (tmp_path / "run").mkdir()
+        writer = kind(str(tmp_path / "run" / "log"))
+        writer.writekvs({"loss": 1.0})
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(UserError, match=r"cannot write .*/run/log: its folder has gone"):
+            writer.writekvs({"loss": 2.0})
+
+    def test_a_full_disk_for_tensorboard(self, tmp_path, capsys):
+        pytest.importorskip("tensorboard")
+        writer = TensorBoardOutputFormat(str(tmp_path))
+        writer.writekvs({"loss": 1.0})
+
+        def fail(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        file_writer = writer._writer._get_file_writer().event_writer
+        file_writer._async_writer._writer.write = fail
+
+        def rows():  # its own thread may fail a little later
+            for step in range(1000):
+                writer.writekvs({"loss": 2.0, "step": step})
+
+        with pytest.raises(UserError, match="no space left to write"):
+            rows()
+        file_writer._async_writer._worker.join()
+        assert "Traceback" not in capsys.readouterr().err
 
 
 class TestCloud:
