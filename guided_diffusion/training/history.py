@@ -136,5 +136,5 @@ def _check(found: Sequence[str], start: Start, limit: int, labelled: bool, folde
         raise UserError(
             f"{folder} holds a complete run of {start.step} steps, in which what has changed would"
             f" have no part ({'; '.join(found)}): set OPENAI_LOGDIR to another folder, or raise"
-            " --max_steps to go on with it"
+            " the number of steps to go on with it"
         )
