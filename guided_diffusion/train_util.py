@@ -34,19 +34,13 @@ class LoopConfig:
     """Settings of the training loop."""
 
     batch_size: int = flag(1, "images per rank per step", least=1, most=MOST_BATCH)
-    microbatch: int = flag(
-        -1, "images per forward pass, to save memory; -1: the whole batch", least=-1
-    )
+    microbatch: int = flag(-1, "images per forward pass, to save memory; -1: all", least=-1)
     lr: float = flag(1e-4, "learning rate of AdamW", least=0)
     weight_decay: float = flag(0.0, "decoupled weight decay of AdamW", least=0)
     lr_anneal_steps: int = flag(
-        0,
-        "steps over which the learning rate falls linearly to 0, ending the run; 0: constant",
-        least=0,
+        0, "steps over which lr falls linearly to 0, ending the run; 0: constant", least=0
     )
-    max_steps: int = flag(
-        0, "steps after which training ends; 0: lr_anneal_steps, or never", least=0
-    )
+    max_steps: int = flag(0, "steps until the end; 0: lr_anneal_steps, or for ever", least=0)
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: no clipping", least=0)
     max_skipped_steps: int = flag(
         100, "stop after this many consecutive steps with non-finite gradients; 0: never", least=0
@@ -58,12 +52,8 @@ class LoopConfig:
     precision: str = flag(
         "", "fp32, fp16 or bf16; '': fp16 with use_fp16, otherwise fp32", choices=("", *PRECISIONS)
     )
-    fp16_scale_growth: float = flag(
-        1e-3, "growth of log2 of the float16 loss scale per step", least=0, most=1
-    )
-    seed: int = flag(
-        0, "random seed of weights, image order, timesteps and noise", least=0, most=MOST_SEED
-    )
+    fp16_scale_growth: float = flag(1e-3, "log2 growth of the loss scale a step", least=0, most=1)
+    seed: int = flag(0, "of weights, image order, timesteps, noise", least=0, most=MOST_SEED)
     log_interval: int = flag(10, "steps between rows of the log", least=1)
     save_interval: int = flag(10000, "steps between checkpoints", least=1)
     save_initial: bool = flag(False, "also save the initial weights at step 0")
@@ -325,8 +315,7 @@ class TrainLoop:
         drawn = []
         for first in range(0, len(batch), self.microbatch):
             rows = slice(first, first + self.microbatch)
-            is_last = rows.stop >= len(batch)
-            with contextlib.nullcontext() if is_last else self.stepper.no_sync():
+            with contextlib.nullcontext() if rows.stop >= len(batch) else self.stepper.no_sync():
                 ts, weights, losses = self.losses(self.stepper.model, batch, cond, rows)
                 drawn.append((ts, losses["loss"].detach()))
                 log_loss_dict(self.diffusion, ts, losses)
