@@ -42,7 +42,7 @@ def done(ended):
 
 
 def test_fine_tuning_prediction_and_evaluation(script, pretrained, data, tmp_path):
-    names = f'"{COMMA}",{ACCENT},{UID}.dcm, {LATIN}'
+    names = f'"{COMMA}",{ACCENT},{UID}.dcm, {SHOWN}'
     tune = ["finetune.py", pretrained, data / "IMG", data / "MASK", "--epochs", 1]
     done(script(*tune, "--train_names", names))
     assert "4 training images" in (tmp_path / "segm_logs/log.txt").read_text()
@@ -58,13 +58,12 @@ def test_fine_tuning_prediction_and_evaluation(script, pretrained, data, tmp_pat
         assert SHOWN in (tmp_path / folder / "per_image.csv").read_text(encoding="utf-8")
 
 
-def test_preparation(script, data, tmp_path):
+@pytest.mark.parametrize("spelt", [SHOWN, "röntgen"])
+def test_preparation(script, data, tmp_path, spelt):
     pair = ("--image_dir", data / "IMG", "--mask_dir", data / "MASK")
-    (tmp_path / "groups.csv").write_text(
-        f"{SHOWN}.png,p1\n{unicodedata.normalize('NFD', ACCENT)},p1\n"
-        f'"{COMMA}",p2\n"x ""y"" #1%",p3\n{UID},p4\n',
-        encoding="utf-8",
-    )
+    table = f"{spelt}.png,p1\n{unicodedata.normalize('NFD', ACCENT)},p1\n"
+    table += f'"{COMMA}",p2\n"x ""y"" #1%",p3\n{UID},p4\n'
+    (tmp_path / "groups.csv").write_text(table, encoding="utf-8")
     tool = "prepare_data.py"
     done(script(tool, "--action", "organize", *pair, "--output_dir", "o", "--group", "groups.csv"))
     split = (tmp_path / "o/Split/split.csv").read_text(encoding="utf-8")

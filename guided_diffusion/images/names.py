@@ -8,6 +8,8 @@ import os
 import re
 import unicodedata
 
+from guided_diffusion.runtime.text import visible
+
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 IMAGE_EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -33,6 +35,16 @@ def stem(path: str) -> str:
 def composed(text: str) -> str:
     """The text in Unicode's composed form (NFC), in which equal texts are equal."""
     return unicodedata.normalize("NFC", text)
+
+
+def spellings(name: str) -> list[str]:
+    """How a table may spell a name: bytes that are not UTF-8 as logs show them, or in the encodings
+    of Windows."""
+    found = [visible(name)]
+    if found != [name]:
+        content = os.fsencode(name)
+        found += [composed(content.decode(c, "replace")) for c in ("cp1252", "cp850")]
+    return found
 
 
 def without_mask_suffix(name: str) -> str:

@@ -12,6 +12,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, has_dicom_extension, open_file
+from guided_diffusion.images.names import stem
 
 # a part of the names that more images have in common is taken for a site, a class or a year
 _MOST_IMAGES = 20
@@ -89,8 +90,7 @@ def films_of(paths: Sequence[str]) -> list[tuple[str, str]]:
     folders = [path.replace(os.sep, "/").split("/")[:-1] for path in paths]
     depths = (i for i, parts in enumerate(zip(*folders)) if len(set(parts)) > 1)
     depth = next(depths, min(map(len, folders)))
-    stems = [os.path.splitext(path.replace(os.sep, "/"))[0] for path in paths]
-    return [("/".join(stem.split("/")[depth:]), path) for stem, path in zip(stems, paths)]
+    return [("/".join(stem(path).split("/")[depth:]), path) for path in paths]
 
 
 def shared_patients(

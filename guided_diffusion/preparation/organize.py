@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,12 @@ import numpy as np
 from guided_diffusion.images.duplicates import find_duplicates, fingerprint
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import black_and_white, mask_values
-from guided_diffusion.images.names import composed, stem
+from guided_diffusion.images.names import composed, spellings, stem
 from guided_diffusion.images.patients import find_patients, merge, shared_groups
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_table, write_csv
 from guided_diffusion.runtime.progress import track
-from guided_diffusion.runtime.text import visible
 
 TRIES = 64
 
@@ -193,9 +192,7 @@ def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
                     f"--group {path} lists {listed} with the groups {group_of[listed]} and {group}"
                 )
             group_of.setdefault(stem(listed), group)
-    groups = [
-        group_of.get(name) or group_of.get(name.split("/")[-1], "") for name in map(visible, names)
-    ]
+    groups = [_look_up(group_of, name) or _look_up(group_of, name.split("/")[-1]) for name in names]
     missing = [name for name, group in zip(names, groups) if not group]
     if missing:
         raise UserError(
@@ -203,6 +200,10 @@ def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
             + ", ".join(missing[:5])
         )
     return groups
+
+
+def _look_up(group_of: Mapping[str, str], name: str) -> str:
+    return next((group_of[text] for text in spellings(name) if text in group_of), "")
 
 
 def divide(groups: Sequence[str], classes: np.ndarray, num_train: int, seed: int) -> np.ndarray:

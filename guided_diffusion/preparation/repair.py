@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from guided_diffusion.images.files import Unpaired
 from guided_diffusion.images.image_io import ImageError, read_image
+from guided_diffusion.images.names import ending
 from guided_diffusion.preparation.layouts import Item, copy_file, copy_pair
 from guided_diffusion.preparation.validation import (
     KINDS,
@@ -69,8 +70,8 @@ def _is_readable(path: str) -> bool:
 
 def _unused(path: str) -> str:
     """The path, or one with a number appended that no file has yet."""
-    stem, ending = os.path.splitext(path)
-    number = 1
+    end, number = ending(path), 1
+    base = path.removesuffix(end)
     while os.path.exists(path):
-        path, number = f"{stem}_{number}{ending}", number + 1
+        path, number = f"{base}_{number}{end}", number + 1
     return path

@@ -8,7 +8,8 @@ from images_util import GREY
 
 from guided_diffusion.images.files import find_pairs, list_images, list_radiographs, pair_files
 from guided_diffusion.images.left_out import left_out
-from guided_diffusion.images.names import ending, stem, varying_part
+from guided_diffusion.images.names import ending, spellings, stem, varying_part
+from guided_diffusion.images.patients import films_of
 from guided_diffusion.runtime.errors import UserError
 
 UID = "1.2.840.9999.7"
@@ -54,6 +55,14 @@ class TestStem:
             (tmp_path / "M" / f"{UID}.{number}.png").touch()
         pairs = pair_files(f"{tmp_path}/I", f"{tmp_path}/M")
         assert [name for name, *_ in pairs] == [f"{UID}.1", f"{UID}.2"]
+
+    def test_patients_are_told_by_whole_uids(self):
+        names = [name for name, _ in films_of([f"d/{UID}.1", f"d/{UID}.2"])]
+        assert names == [f"{UID}.1", f"{UID}.2"]
+
+    def test_a_table_of_windows_names_files_from_windows(self):
+        assert spellings("r\udcf6n") == [r"r\xf6n", "rön", "r÷n"]
+        assert spellings("rön") == ["rön"]
 
 
 class TestAccents:

@@ -17,6 +17,7 @@ from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.contents import digests
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.text import visible
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.networks.padding import margins
 from guided_diffusion.segmentation.training.augment import Augmentation
@@ -170,6 +171,8 @@ def choose_pairs(
         return list(pairs)
     known = {pair[0]: pair for pair in pairs}
     names = [name if name in known else stem(name) for name in map(composed, names)]
+    shown = {visible(name): name for name in known}
+    names = [shown.get(name, name) for name in names]
     missing = [name for name in names if name not in known]
     if missing:
         some = ", ".join(list(known)[:5])
