@@ -176,7 +176,7 @@ def _from_config(
     except KeyError as error:
         raise UserError(f"{source} lacks {error}: this package did not write it") from error
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
     free = (*FREE_FLAGS, "image_size") if for_tuning else FREE_FLAGS
     check_flags(overrides, record.model, source, free)
     # a classifier's config.json does not say what the sampled network predicts

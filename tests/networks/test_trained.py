@@ -146,6 +146,7 @@ def test_a_config_of_another_program_is_named(tmp_path):
         ("model", "attention_resolutions", None, "but must be a text"),
         ("diffusion", "noise_schedule", "sine", "noise_schedule is 'sine', but must be linear"),
         ("reading", "resize", {}, "resize is {}"),
+        ("diffusion", "timestep_respacing", "a\nb", "respacing 'a b' is neither"),
         ("reading", "window_center", "middle", "but must be a number or None|a number or"),
         ("classes", None, "cat", "classes are not a list of names"),
         ("kind", None, "paint", "kind paint, not diffusion: it is unknown"),
@@ -164,3 +165,4 @@ def test_values_of_another_type_are_named(tmp_path, section, key, value, said):
     with pytest.raises(UserError, match=said) as caught:
         read_trained(str(path), {})
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
