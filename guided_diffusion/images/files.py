@@ -97,7 +97,7 @@ def list_radiographs(path: str, *without: str) -> tuple[list[str], str]:
     images, others = _list(path)
     hidden = tuple(os.path.realpath(folder) + os.sep for folder in without if folder)
     if hidden:
-        images = [image for image in images if not _real_path(image).startswith(hidden)]
+        images = [image for image in images if not real_path(image).startswith(hidden)]
     found = {} if images == [path] else _no_radiographs(path, images)
     images = [image for image in images if image not in found]
     notes = [summary(found)] if found else []
@@ -167,11 +167,11 @@ def pair_files(image_dir: str, mask_dir: str) -> list[tuple[str, str, str]]:
 def find_pairs(image_dir: str, mask_dir: str) -> tuple[list[tuple[str, str, str]], list[Unpaired]]:
     """The pairs as `pair_files` returns them, and every file that is in none."""
     image_paths, mask_paths = list_images(image_dir), list_images(mask_dir)
-    image_files, mask_files = (set(map(_real_path, p)) for p in (image_paths, mask_paths))
+    image_files, mask_files = (set(map(real_path, p)) for p in (image_paths, mask_paths))
     if mask_files < image_files:  # one folder lies in the other: its files are its own
-        image_paths = [path for path in image_paths if _real_path(path) not in mask_files]
+        image_paths = [path for path in image_paths if real_path(path) not in mask_files]
     elif image_files < mask_files:
-        mask_paths = [path for path in mask_paths if _real_path(path) not in image_files]
+        mask_paths = [path for path in mask_paths if real_path(path) not in image_files]
     images, masks = _by_name(image_dir, image_paths), _by_name(mask_dir, mask_paths)
     if image_files == mask_files:  # side by side: only the suffix distinguishes a mask
         masks = {
@@ -245,7 +245,9 @@ def _walk(folder: str) -> Iterator[str]:
     visited = set()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(root)
-        folders[:] = [] if real in visited else [n for n in sorted(folders) if not is_ignored(n)]
+        folders[:] = [] if real in visited else [n for n in folders if not is_ignored(n)]
+        # links last, so that a folder has its own name
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(root, name)), name))
         if real not in visited:
             yield from (os.path.join(root, name) for name in names if not is_ignored(name))
         visited.add(real)
@@ -275,7 +277,7 @@ def _by_name(source: str, paths: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _real_path(path: str) -> str:
+def real_path(path: str) -> str:
     """The path without links among its folders; a file that is a link counts as itself."""
     if not is_local(path):
         return path

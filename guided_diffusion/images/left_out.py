@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from guided_diffusion.images.names import stem, without_mask_suffix
+from guided_diffusion.images.names import stem
 
 # what files are that are no radiographs
 RESULT, IN_FOLDER, BY_SUFFIX = "results", "in folders of masks", "with the suffix of a mask"
@@ -32,6 +32,11 @@ _MASK_FOLDER = re.compile(
     r"|gt|segs?|annotations?|segmentations?\w*|ground[_\-. ]?truths?|truths?|manual\w*))",
     re.IGNORECASE,
 )
+# those of MASK_SUFFIXES, and others that tell no mask where masks are wanted
+_MASK_SUFFIX = re.compile(
+    r"(.+)[_\-. ](masks?|gt|segs?|segm|segmentations?|labels?|annotations?|ground_?truth)",
+    re.IGNORECASE,
+)
 
 
 def left_out(names: Sequence[str], base: str) -> dict[str, str]:
@@ -52,10 +57,10 @@ def left_out(names: Sequence[str], base: str) -> dict[str, str]:
         for depth in range(name.count("/") + 1)
     }
     for name, place in place_of.items():
-        image = without_mask_suffix(stem(name))
+        suffixed = _MASK_SUFFIX.fullmatch(stem(name))
         if place in with_radiographs:
             found[name] = IN_FOLDER
-        elif image != stem(name) and image in stems:
+        elif suffixed and suffixed[1] in stems:
             found[name] = BY_SUFFIX
     return found
 

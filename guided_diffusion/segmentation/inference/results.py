@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from guided_diffusion.images.files import list_radiographs, name_images
+from guided_diffusion.images.files import list_radiographs, name_images, real_path
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.images.left_out import RESULT_FOLDERS
 from guided_diffusion.images.masks import write_mask
@@ -46,7 +46,7 @@ def find_items(
         if note:
             say(f"{source}: {note}")
         for path, name in zip(paths, name_images(source, paths)):
-            if names.setdefault(os.path.realpath(path), name) != name:
+            if names.setdefault(real_path(path), name) != name:
                 continue  # the same file, by way of another folder
             item = items.setdefault(name, Item(path, name))
             if os.path.realpath(item.path) != os.path.realpath(path):

@@ -107,6 +107,14 @@ def test_results_inside_the_input_folder_are_no_input_the_next_time(tmp_path, sc
     assert len(find_items(str(tmp_path / "in"), str(tmp_path / "in/results"))) == 1
 
 
+def test_links_are_radiographs_of_their_own(tmp_path):
+    grey(tmp_path / "in" / "a.png", 9, 9)
+    (tmp_path / "in" / "b.png").symlink_to("a.png")
+    (tmp_path / "link").symlink_to("in")
+    items = find_items([str(tmp_path / "in"), str(tmp_path / "link"), str(tmp_path)], "")
+    assert [item.name for item in items] == ["a", "b"]
+
+
 def test_other_names_and_colours(script, tmp_path, model_path):
     grey(tmp_path / "a.png", 9, 9)
     table = (
