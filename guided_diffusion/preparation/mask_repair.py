@@ -31,6 +31,7 @@ STRAY_SHARE = 0.2
 Measured on phantoms of 48x48 to 128x128 pixels and on chest masks: hard edges, including those
 resized by nearest neighbour, stay below 0.13; box and bilinear resizing give 0.22 or more.
 """
+_JUDGED_SIDE = 40  # pixels; in smaller phantoms, structures of one pixel look like strays
 UNKNOWN_COLORS = 0.15  # share of a colour mask that may be in colours of no class
 UNKNOWN_SOLID = 0.25  # share of these pixels that may lie in 2 x 2 blocks of one colour
 
@@ -200,8 +201,12 @@ def _are_strays(values: set[int], rule: MaskRule, whole: SetValues) -> bool:
 def _strays(mask: np.ndarray) -> np.ndarray | None:
     """Pixels that interpolation left between two classes, bool [H x W]; None if edges are hard.
 
+    None as well for masks too small to tell.
+
     Such a pixel lies strictly between its neighbours' extremes and in no 2 x 2 block of its value.
     """
+    if min(mask.shape) < _JUDGED_SIDE:
+        return None
     solid = in_block(mask)
     around = sliding_window_view(np.pad(mask, 1, mode="edge"), (3, 3))
     low, high = around.min(axis=(2, 3)), around.max(axis=(2, 3))

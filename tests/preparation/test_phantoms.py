@@ -137,3 +137,13 @@ def test_create_sample(prepare, tmp_path, action):
     code, _, error = prepare("--action", action, "--output-dir", tmp_path / "t", "--num-samples", 1)
     assert code == 2
     assert "--num_samples 1" in error
+
+
+@pytest.mark.parametrize("size", [16, 32, 39, 40, 64])
+def test_generated_samples_have_no_faults(prepare, tmp_path, size):
+    flags = ("--num-samples", 10, "--num-unlabelled", 0, "--image-size", size)
+    prepare("--action", "create-sample", "--output-dir", tmp_path / "sample", *flags)
+    check = ("--action", "validate", "--source-dir", tmp_path / "sample", "--num-classes", 7)
+    code, said, _ = prepare(*check)
+    assert code == 0, said
+    assert "0 faults" in said
