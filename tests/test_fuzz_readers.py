@@ -90,7 +90,9 @@ def test_junk_reaches_every_depth():
 def test_settings_that_are_damaged(tmp_path, text):
     path = tmp_path / "settings.json"
     path.write_bytes(text)
-    with pytest.raises(UserError, match=r"settings\.json (is not valid|holds no|lacks)") as caught:
+    with pytest.raises(
+        UserError, match=r"settings\.json (is not valid|is a damaged|holds no|lacks)"
+    ) as caught:
         files.read_sections(str(path), "images")
     assert "codec" not in str(caught.value)
 

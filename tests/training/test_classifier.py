@@ -209,7 +209,7 @@ class TestScripts:
         assert done.code == 0, done.err
         done = script("classifier_sample.py", *flags, *described[2:])
         assert done.code == 2
-        assert "does not fit the network that the flags describe" in done.err
+        assert "does not fit the network that its config.json or the flags describe" in done.err
 
     def test_a_classifier_must_be_one(self, script, tmp_path):
         model = write_trained(tmp_path / "run")

@@ -151,4 +151,4 @@ class TestScripts:
         assert done.code == 0, done.err
         done = script("super_res_sample.py", *flags, *described, "--num_channels", 32)
         assert done.code == 2
-        assert "does not fit the network that the flags describe" in done.err
+        assert "does not fit the network that its config.json or the flags describe" in done.err
