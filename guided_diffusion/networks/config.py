@@ -57,6 +57,8 @@ class NetworkConfig(ABC):
         "1 for grey, 3 for colour; auto: infer from the checkpoint or the data",
         type=_parse_in_channels,
         metavar="1|3|auto",
+        least=1,
+        most=2**16,
     )
     num_classes: int = flag(
         NUM_CLASSES, "number of classes of the images, where they have any", least=1, most=10**6

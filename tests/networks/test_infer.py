@@ -8,6 +8,7 @@ import torch as th
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.infer import infer_model_config
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.flags import from_mapping
 
 HEADS = {"num_heads": 2, "use_new_attention_order": False}
 CONFIGS = {
@@ -74,3 +75,9 @@ def test_the_given_heads_are_taken():
     overrides = {"num_head_channels": 16, "use_new_attention_order": True, "image_size": 64}
     found = infer_model_config(state, overrides, "m.pt")
     assert (found.num_head_channels, found.use_new_attention_order) == (16, True)
+
+
+@pytest.mark.parametrize("channels", [0, -1, 1e9])
+def test_a_configuration_without_input_channels_is_refused(channels):
+    with pytest.raises(UserError, match="in_channels"):
+        from_mapping(ModelConfig, {"in_channels": channels})
