@@ -29,6 +29,7 @@ _SCALED = (
     "Grey levels for display? Convert them to indices with tools/rgb2tif.py and a class table that"
     " lists them as colours."
 )
+BINARY_HELP = "two classes: masks are black and white, or every class but 0 is foreground"
 NEAR = 48  # grey levels of 255 from black or white that still count as black or white
 GREY_EDGES = 0.4  # share of a blurred black-and-white mask that may be grey
 # Share of the noise of lossy files and of grey edges that may lie in 2 x 2 blocks of one value.

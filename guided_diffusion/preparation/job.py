@@ -17,7 +17,6 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.runtime.flags import MOST_SEED, Overrides, flag, from_flags
 from guided_diffusion.segmentation.categories import (
-    BINARY,
     ClassTable,
     categories_for,
     load_categories,
@@ -112,10 +111,8 @@ def run(overrides: Overrides) -> int:
 
 def analyze_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpaired]) -> int:
     """Describe the data set and recommend settings."""
-    declared = (load_categories(config.categories) if config.categories else BINARY).ignoring(
-        config.ignore_index
-    )
-    result = analyze(items, declared.mask_rule().ignore)
+    declared = load_categories(config.categories) if config.categories else ClassTable(())
+    result = analyze(items, declared.ignoring(config.ignore_index).mask_rule().ignore)
     if not result.facts:
         raise UserError(
             f"none of {len(items)} images can be read; see --action validate; the first:"

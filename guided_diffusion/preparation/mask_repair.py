@@ -137,18 +137,19 @@ def examine_mask(
             faults.append(("blurred mask", f"holds values between black and white: {shown}"))
         repaired = np.where(ignored, values, white)
     else:
-        strays = _strays(labelled)
+        is_class_index = distinct[0] >= 0 and distinct[-1] <= 255
+        strays = _strays(labelled) if is_class_index else None
         if strays is not None:
+            filled = _fill_strays(labelled, strays)
+            lost = np.setdiff1d(distinct, filled)
+            if not alone and not _are_strays(lost.tolist(), rule, whole):
+                text = (
+                    f"holds {list_values(lost)} along edges only: stray values, or thin structures?"
+                )
+                return values.astype(np.uint8), [MaskFault("thin or stray values", text)]
             if not faults:
                 faults.append(("blurred mask", "holds stray values along its edges"))
-            repaired = _fill_strays(labelled, strays)
-            lost = set(distinct.tolist()) - set(np.unique(repaired).tolist())
-            if not alone and not _are_strays(lost, rule, whole):
-                found = list_values(np.array(sorted(lost)))
-                text = f"holds {found} along edges only: stray values, or thin structures?"
-                return values.astype(np.uint8), [MaskFault("thin or stray values", text)]
-            labelled = repaired
-            repaired = np.where(ignored, values, labelled)
+            labelled, repaired = filled, np.where(ignored, values, filled)
         # in a lossy file, neighbouring classes may have been swapped anywhere
         out_of_range = labelled.max() >= top or labelled.min() < 0
         if lossy or out_of_range:
@@ -192,7 +193,7 @@ def _examine_unreadable(
     return repaired, faults
 
 
-def _are_strays(values: set[int], rule: MaskRule, whole: SetValues) -> bool:
+def _are_strays(values: Iterable[int], rule: MaskRule, whole: SetValues) -> bool:
     """Whether values are surely no classes, or not lost to the set if a mask loses them."""
     top = 255 if rule.classes is None else rule.classes
     return all(value >= top or value in whole.drawn for value in values)

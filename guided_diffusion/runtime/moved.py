@@ -5,7 +5,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +43,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "segmentation.label_efficiency": (
         *("segmentation.evaluation.label_efficiency", "segmentation.evaluation.draws"),
     ),
+    "preparation.duplicates": ("images.duplicates",),
     "segmentation.setup": ("networks.trained", "segmentation.training.job"),
 }
 _PACKAGE = "guided_diffusion"
@@ -66,13 +67,19 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
         def find(name: str) -> Any:
             for place in map(importlib.import_module, new):
-                if name == "load_pretrained" and hasattr(place, "read_trained"):
-                    return lambda path, given: place.read_trained(path, given, for_tuning=True)
                 if hasattr(place, name):
                     return getattr(place, name)
+            if name == "load_pretrained" and "networks.trained" in places:
+                return _load_pretrained
             raise AttributeError(f"{text}; neither there nor here is {name!r}")
 
         module.__getattr__ = find  # type: ignore[method-assign]
+
+
+def _load_pretrained(path: str, given: Mapping[str, Any]) -> Any:
+    """0.1's name for reading a checkpoint that is fine-tuned."""
+    trained = importlib.import_module(f"{_PACKAGE}.networks.trained")
+    return trained.read_trained(path, given, for_tuning=True)
 
 
 def install() -> None:

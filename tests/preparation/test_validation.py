@@ -369,6 +369,17 @@ class TestNothingIsGuessed:
         assert "--categories or --num_classes say of which classes" in out
         assert not (tmp_path / "untold/MASK/r0.png").exists()
 
+    def test_deep_values_around_thin_lines_are_not_cut_to_8_bits(self, prepare, tmp_path):
+        mask = np.zeros((40, 40), np.uint16)
+        mask[8:30, 8:30] = 1
+        mask[9:29, 9:29] = 600
+        other = np.where(_bordered() == 2, 2, 0).astype(np.uint8)
+        source = _labelled(tmp_path / "in", [other, other])
+        Image.fromarray(mask).save(tmp_path / "in/MASK/r0.png")
+        _, out = _fix(prepare, source, tmp_path / "out", "--num_classes", 3)
+        assert "1  value out of range" in out
+        assert not (tmp_path / "out/MASK/r0.png").exists()
+
     def test_grey_levels_for_display_are_kept(self, prepare, tmp_path):
         mask = np.choose(np.arange(1600).reshape(40, 40) // 400, [0, 85, 170, 255]).astype(np.uint8)
         source = _labelled(tmp_path / "in", [mask, mask.T.copy()])

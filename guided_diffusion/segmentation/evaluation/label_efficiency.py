@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
+from guided_diffusion.images.masks import BINARY_HELP
 from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import run_lock
@@ -29,7 +30,7 @@ from guided_diffusion.runtime.files import check_output, save_json, writing
 from guided_diffusion.runtime.flags import MOST_BATCH, flag, from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.segmentation.categories import check_swaps, resolve_categories
+from guided_diffusion.segmentation.categories import check_swaps
 from guided_diffusion.segmentation.evaluation.draws import (
     Pairs,
     copy_folds,
@@ -69,8 +70,8 @@ from guided_diffusion.segmentation.evaluation.scoring import evaluate
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.training.augment import check_flips
-from guided_diffusion.segmentation.training.dataset import count_classes, shows_foreground
-from guided_diffusion.segmentation.training.job import join_names
+from guided_diffusion.segmentation.training.dataset import shows_foreground
+from guided_diffusion.segmentation.training.job import Folders, join_names
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ class LabelEfficiencyConfig:
         least=0,
         most=256,
     )
-    binary: bool = flag(
-        False, "two classes: masks are black and white, or every class but 0 is foreground"
-    )
+    binary: bool = flag(False, BINARY_HELP)
     ignore_index: int = flag(
         -1,
         "value of mask pixels that no loss or score counts; -1: as the class table says",
@@ -187,13 +186,8 @@ class LabelEfficiency:
         self.train = find_pairs(*train)
         self.numbers, self.seeds = _integers("k", settings.k, 1), _integers("seeds", settings.seeds)
         self._check(test)
-        folders = [train, *([test] if test else [])]
-        self.categories = resolve_categories(
-            lambda: count_classes(folders, settings.ignore_index),
-            settings.out_channels,
-            settings.categories,
-            settings.binary,
-            settings.ignore_index,
+        self.categories = Folders(train, test).find_table(
+            settings.out_channels, settings.categories, settings.binary, settings.ignore_index
         )
         self.parts = split_patients(self.train, settings.folds) if settings.folds else []
         self.tests = [find_pairs(*test)] if test else fold_folders(self.parts, settings.output)

@@ -5,6 +5,7 @@ import math
 import os
 from typing import ClassVar, NamedTuple
 
+from guided_diffusion.images.masks import BINARY_HELP
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
@@ -32,9 +33,7 @@ class LearningConfig:
         least=0,
         most=256,
     )
-    binary: bool = flag(
-        False, "two classes: masks are black and white, or every class but 0 is foreground"
-    )
+    binary: bool = flag(False, BINARY_HELP)
     ignore_index: int = flag(
         -1,
         "mask value of pixels without a label, which no loss or score counts, such as 255; -1: what"

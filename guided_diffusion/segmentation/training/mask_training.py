@@ -14,7 +14,7 @@ from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import write_image
-from guided_diffusion.images.masks import MaskRule
+from guided_diffusion.images.masks import BINARY_HELP, MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
@@ -88,9 +88,7 @@ class MaskTrainConfig(ConditionalTrainConfig):
     categories: str = flag(
         "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
     )
-    binary: bool = flag(
-        False, "two classes: masks are black and white, or every class but 0 is foreground"
-    )
+    binary: bool = flag(False, BINARY_HELP)
     mask_threshold: int = flag(
         -1,
         "two classes: grey levels of masks, 0 to 255, above this are foreground; -1: see binary",
