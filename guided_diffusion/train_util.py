@@ -106,7 +106,7 @@ def load_weights(model: th.nn.Module, path: str) -> None:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         told = isinstance(error, RuntimeError)  # torch's, which names weights and shapes
-        reason = " ".join(str(error).split())[:300] if told else "it is no state_dict"
+        reason = " ".join(str(error).split())[:300] if told else "it is not a state_dict"
         raise UserError(
             f"{path} does not fit the network that the flags describe: {reason}"
         ) from error

@@ -88,7 +88,8 @@ def _looks_like(body: bytes) -> uid.UID | None:
 
 def _no_syntax() -> Undecodable:
     return Undecodable(
-        "its header names no transfer syntax (0002,0010), and its data do not tell; " + EXPORT_AGAIN
+        "its header names no transfer syntax (0002,0010), and it cannot be inferred from the data; "
+        + EXPORT_AGAIN
     )
 
 
@@ -130,7 +131,7 @@ def value_of(dataset: pydicom.Dataset, key: str) -> Any:
     try:
         value = dataset.get(key)
     except Exception as error:  # values are converted on access, and conversion raises anything
-        raise Undecodable(f"its {key} makes no sense; correct it, or {EXPORT_AGAIN}") from error
+        raise Undecodable(f"its {key} is invalid; correct it, or {EXPORT_AGAIN}") from error
     empty = value is None or (isinstance(value, str | bytes | MultiValue) and len(value) == 0)
     return None if empty else value
 

@@ -155,7 +155,8 @@ def pair_files(image_dir: str, mask_dir: str) -> list[tuple[str, str, str]]:
     if unpaired:
         more = f"; and {len(unpaired) - 10} more" if len(unpaired) > 10 else ""
         raise UserError(
-            f"{len(unpaired)} names in {image_dir} and {mask_dir} do not pair: "
+            f"{len(unpaired)} {'names' if len(unpaired) > 1 else 'name'} in {image_dir} and"
+            f" {mask_dir} {'do' if len(unpaired) > 1 else 'does'} not pair: "
             + "; ".join(f"{one.path} {one.text}" for one in unpaired[:10])
             + more
             + ". A mask has the name of its image, any extension, and may end in "

@@ -1,4 +1,4 @@
-"""Images among radiographs that are none: masks, and pictures that commands of this project wrote.
+"""Images that are not radiographs: masks, and pictures that commands of this project wrote.
 
 Many data sets keep masks in or beside the folder of the radiographs, and many results are written
 there. Names tell them apart; masks are left out only where there are radiographs beside them.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from guided_diffusion.images.names import stem
 
-# what files are that are no radiographs
+# what files are that are not radiographs
 RESULT, IN_FOLDER, BY_SUFFIX = "results", "in folders of masks", "with the suffix of a mask"
 MASK_FOLDERS = (
     *("mask", "masks", "label", "labels", "annotation", "annotations", "gt", "seg"),
@@ -40,7 +40,7 @@ _MASK_SUFFIX = re.compile(
 
 
 def left_out(names: Sequence[str], base: str) -> dict[str, str]:
-    """The images that are no radiographs: what they are, by name.
+    """The images that are not radiographs: what they are, by name.
 
     :param names: all images of a folder, by their paths below it, with slashes.
     :param base: that folder.
@@ -71,7 +71,7 @@ def summary(found: dict[str, str]) -> str:
     for kind in sorted(set(found.values())):
         names = [name for name in found if found[name] == kind]
         parts.append(f"{len(names)} {kind}, such as {names[0]}")
-    return f"left out, since they are no radiographs: {'; '.join(parts)}" if parts else ""
+    return f"left out, as they are not radiographs: {'; '.join(parts)}" if parts else ""
 
 
 def _mask_folder(name: str) -> str | None:

@@ -146,7 +146,7 @@ def _read_weights(path: str, kind: str) -> dict[str, th.Tensor]:
         raise UserError(f"{flag} is missing: name a checkpoint such as ema_0.9999_010000.pt")
     weights = checkpoint.load(path)
     if isinstance(weights, dict) and not all(isinstance(name, str) for name in weights):
-        raise UserError(f"{path} holds no state_dict: expected model*.pt or ema_*.pt")
+        raise UserError(f"{path} does not hold a state_dict: expected model*.pt or ema_*.pt")
     if isinstance(weights, dict) and "state_dict" in weights and "categories" in weights:
         raise UserError(
             f"{path} is a segmentation model already, for scripts/predict.py: name the pretrained"

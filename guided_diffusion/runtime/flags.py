@@ -105,7 +105,7 @@ def from_mapping(config: type[Config], values: Mapping[str, Any]) -> Config:
         none of its choices.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{_short(values)} stands where settings by name belong")
+        raise UserError(f"{_short(values)} stands in place of settings by name")
     kinds = typing.get_type_hints(config)
     given = {}
     for f in dataclasses.fields(config):

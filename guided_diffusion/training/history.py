@@ -1,4 +1,4 @@
-"""What a resumed run does otherwise than before: refused, or said, logged and recorded.
+"""How a resumed run differs from the run so far: refused, or logged and recorded.
 
 `config.json` holds the training's flags, under "data" the contents it learns from, under "began"
 the checkpoint it began from, and under "history" every change since, with the step and the time.
@@ -134,7 +134,7 @@ def _check(found: Sequence[str], start: Start, limit: int, labelled: bool, folde
         )
     if limit and start.step >= limit:
         raise UserError(
-            f"{folder} holds a complete run of {start.step} steps, in which what has changed would"
-            f" have no part ({'; '.join(found)}): set OPENAI_LOGDIR to another folder, or raise"
-            " the number of steps to go on with it"
+            f"{folder} holds a complete run of {start.step} steps, so the changes would have no"
+            f" effect ({'; '.join(found)}): set OPENAI_LOGDIR to another folder, or raise the"
+            " number of steps to continue it"
         )

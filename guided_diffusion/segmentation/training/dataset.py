@@ -157,8 +157,8 @@ def _require_any(shown: Iterable[bool], source: str, names: Sequence[str]) -> No
     if not any(shown):
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise UserError(
-            f"{source}: the masks ({some}) show no class but the background, so nothing can be"
-            " learnt from them, nor a network be chosen by them: check their values, add images"
+            f"{source}: the masks ({some}) show no class but the background, so they can"
+            " neither train a network nor select the best: check their values, add images"
             " with foreground, or validate on none"
         )
 

@@ -158,7 +158,7 @@ def shared_with_validation(
     if len(again) == len(other):
         raise UserError(
             f"VAL holds nothing but radiographs of TRAIN, such as {again[0][1]}: scores on them"
-            " tell nothing of others; name other folders for VAL, or none"
+            " say nothing about unseen ones; name other folders for VAL, or none"
         )
     shared = shared_patients(one, other, digests)
     return shared and f"warning: scores on VAL will be too high: {shared}"
