@@ -4,9 +4,7 @@ import os
 import struct
 from typing import BinaryIO
 
-import pydicom
 from PIL import Image, TiffImagePlugin
-from pydicom import pixels
 
 # the last bytes of a complete file, by format
 _ENDS = {"PNG": b"IEND\xae\x42\x60\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
@@ -50,6 +48,9 @@ def _tiff_is_complete(picture: TiffImagePlugin.TiffImageFile, size: int) -> bool
 
 
 def _dicom_is_complete(file: BinaryIO, size: int) -> bool:
+    import pydicom
+    from pydicom import pixels
+
     tags = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames"]
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)

@@ -16,10 +16,7 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import VR
 
 from guided_diffusion.images.decoded import Undecodable
-
-_MAGIC, _MAGIC_OFFSET = b"DICM", 128
-HEAD_BYTES = _MAGIC_OFFSET + len(_MAGIC)
-"""How much of the beginning of a file `is_dicom` needs."""
+from guided_diffusion.images.dicom_prefix import MAGIC, MAGIC_OFFSET, is_dicom
 
 _VRS = b"(?:" + b"|".join(sorted(str(vr).encode() for vr in VR if len(str(vr)) == 2)) + b")"
 
@@ -40,11 +37,6 @@ _HEADERLESS = _first_element(rb"\x08")
 _BODY = _first_element(rb"[\x04-\x28]")
 
 EXPORT_AGAIN = "export it again, as uncompressed DICOM (Explicit VR Little Endian) or as PNG"
-
-
-def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with `head` (HEAD_BYTES or more) has the DICOM prefix."""
-    return head[_MAGIC_OFFSET:HEAD_BYTES] == _MAGIC
 
 
 def parse(content: bytes, max_pixels: int) -> pydicom.Dataset:
@@ -120,7 +112,7 @@ def _with_header(syntax: uid.UID, body: bytes) -> bytes:
     meta.TransferSyntaxUID = syntax
     header = DicomBytesIO()
     write_file_meta_info(header, meta, enforce_standard=False)
-    return bytes(_MAGIC_OFFSET) + _MAGIC + header.getvalue() + body
+    return bytes(MAGIC_OFFSET) + MAGIC + header.getvalue() + body
 
 
 def value_of(dataset: pydicom.Dataset, key: str) -> Any:

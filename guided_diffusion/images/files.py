@@ -11,7 +11,7 @@ from typing import BinaryIO, TypeVar
 import blobfile as bf
 import numpy as np
 
-from guided_diffusion.images import dicom_file
+from guided_diffusion.images.dicom_prefix import HEAD_BYTES, is_dicom
 from guided_diffusion.images.left_out import BY_SUFFIX, left_out, summary
 from guided_diffusion.images.names import (
     DICOM_EXTENSIONS,
@@ -266,7 +266,7 @@ def _looks_like_image(path: str) -> bool:
     if (extension and not extension[1:].isdecimal()) or os.path.basename(path) == "DICOMDIR":
         return False
     with contextlib.suppress(OSError), open_file(path) as file:
-        return dicom_file.is_dicom(file.read(dicom_file.HEAD_BYTES))
+        return is_dicom(file.read(HEAD_BYTES))
     return False
 
 

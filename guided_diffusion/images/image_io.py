@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
-from guided_diffusion.images import deep_colour, dicom_file, dicom_io, tiff
+from guided_diffusion.images import deep_colour, tiff
 from guided_diffusion.images.complete import is_complete
 from guided_diffusion.images.decoded import DecodedImage, PixelSize, Undecodable, linear_window
+from guided_diffusion.images.dicom_prefix import HEAD_BYTES, is_dicom
 from guided_diffusion.images.files import (
     DICOM_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -175,6 +176,8 @@ def pixel_spacing(path: str) -> PixelSize | None:
     with image_errors(path), open_file(path) as file:
         if _identify(file, path) is not None:
             return None
+        from guided_diffusion.images import dicom_io  # and with it pydicom, for DICOM only
+
         return dicom_io.read_dicom_spacing(file.read(), MAX_PIXELS)
 
 
@@ -183,6 +186,8 @@ def bit_depth(path: str) -> int:
     with image_errors(path), open_file(path) as file:
         picture = _identify(file, path)
         if picture is None:
+            from guided_diffusion.images import dicom_io  # and with it pydicom, for DICOM only
+
             return dicom_io.read_dicom_bits(file.read(), MAX_PIXELS)
         deep = picture.mode.startswith("I;16") or ";16" in str(picture.tile[:1])
         bits = 16 if deep else _BITS.get(picture.mode, 8)
@@ -235,6 +240,8 @@ def _decode(path: str) -> DecodedImage:
     """A file's values and their range."""
     opened = open_image(path)
     if isinstance(opened, bytes):
+        from guided_diffusion.images import dicom_io  # and with it pydicom, for DICOM only
+
         return dicom_io.read_dicom(opened, MAX_PIXELS)
     return _picture_values(opened)
 
@@ -248,11 +255,11 @@ def open_image(path: str) -> Image.Image | bytes:
 
 def _identify(file: BinaryIO, path: str) -> ImageFile.ImageFile | None:
     """The picture, not decoded yet; None, and the file at its start, if it should be DICOM."""
-    head = file.read(dicom_file.HEAD_BYTES)
+    head = file.read(HEAD_BYTES)
     if not head:
         raise Undecodable("the file is empty; copy or export it again")
     file.seek(0)
-    if dicom_file.is_dicom(head):
+    if is_dicom(head):
         return None
     try:
         return Image.open(file, formats=_FORMATS)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, TiffImagePlugin
 
-from guided_diffusion.images import dicom_io
 from guided_diffusion.images.decoded import Undecodable
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import (
@@ -285,6 +284,8 @@ def _decode_values(path: str) -> tuple[np.ndarray, str]:
     """A file's values as stored, [H x W] or [H x W x 3], and its lossy compression or ""."""
     picture = open_image(path)
     if isinstance(picture, bytes):
+        from guided_diffusion.images import dicom_io  # and with it pydicom, for DICOM only
+
         return dicom_io.read_dicom_mask(picture, MAX_PIXELS)
     lossy = str(picture.info.get("lossy", ""))
     if lossy:

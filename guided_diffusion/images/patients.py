@@ -7,9 +7,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pydicom
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from guided_diffusion.images.files import IMAGE_EXTENSIONS, has_dicom_extension, open_file
 from guided_diffusion.images.names import stem
@@ -77,6 +74,9 @@ def find_patients(names: Sequence[str], paths: Sequence[str]) -> Patients:
 
 def merge(groups: Sequence[int], pairs: Iterable[tuple[int, int]]) -> list[int]:
     """Join the groups of the two images of each pair."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     joined = [(groups[one], groups[other]) for one, other in pairs]
     rows, columns = np.array(joined, int).reshape(-1, 2).T
     graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(groups), len(groups)))
@@ -134,6 +134,8 @@ def _dicom_keys(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 def _read_ids(path: str) -> tuple[str, str]:
     if path.lower().endswith(IMAGE_EXTENSIONS) and not has_dicom_extension(path):
         return "", ""
+    import pydicom
+
     tags = ["PatientID", "StudyInstanceUID"]
     try:
         with open_file(path) as file:

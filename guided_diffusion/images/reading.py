@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch as th
 
 from guided_diffusion.images.files import evenly_spaced
 from guided_diffusion.images.geometry import KINDS, Geometry
@@ -18,6 +17,9 @@ from guided_diffusion.images.image_io import (
 )
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import MOST, flag, from_mapping
+
+if TYPE_CHECKING:
+    import torch as th
 
 # share of the range below which an image has fewer than 64 of 255 grey levels
 _LOW_CONTRAST = 0.25
@@ -128,8 +130,10 @@ def to_uint8_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return image
 
 
-def normalize(images: np.ndarray | th.Tensor) -> th.Tensor:
+def normalize(images: "np.ndarray | th.Tensor") -> "th.Tensor":
     """Convert uint8 [... x H x W x C] to network input, float32 [... x C x H x W] in [-1, 1]."""
+    import torch as th  # here, so that flags are parsed without it
+
     images = th.as_tensor(images).movedim(-1, -3)
     return images.to(th.float32, memory_format=th.contiguous_format).div_(127.5).sub_(1.0)
 

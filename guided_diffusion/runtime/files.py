@@ -12,8 +12,6 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import IO, Any
 
-import blobfile as bf
-
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError, system_error, write_error
 from guided_diffusion.runtime.text import encode
@@ -50,6 +48,8 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
         folder; the previous file at `path` is then still there.
     """
     if not is_local(path):
+        import blobfile as bf  # slow to import, and parsing flags does not need it
+
         run_lock.check_held()
         with bf.BlobFile(path, "wb") as file:  # a cloud object appears when it is closed
             write(file)
@@ -156,6 +156,8 @@ def read_text(path: str, what: str = "") -> str:
     :raises UserError: if it cannot be read, or is in another encoding, which bytes do not tell:
         ü of one code page is a different letter of another.
     """
+    import blobfile as bf
+
     try:
         with bf.BlobFile(path, "rb") as file:
             raw = file.read()

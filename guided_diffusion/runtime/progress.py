@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -16,15 +15,20 @@ def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
     :param total: number of steps; None if unknown; 0 shows no bar.
     :param options: for tqdm.
     """
-    is_main = not dist.is_initialized() or dist.get_rank() == 0
     return tqdm(
         total=total,
         unit=unit,
-        disable=not is_main or total == 0,
+        disable=not _is_main() or total == 0,
         mininterval=0.5 if sys.stderr.isatty() else 60,
         dynamic_ncols=True,
         **options,
     )
+
+
+def _is_main() -> bool:
+    """Whether this is rank 0, the only rank unless torch is in use."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is None or not dist.is_initialized() or dist.get_rank() == 0
 
 
 def track(items: Iterable[T], description: str, unit: str = "image") -> Iterator[T]:
