@@ -7,14 +7,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .networks.config import (  # noqa: F401 - create_gaussian_diffusion is part of the surface
+from .networks.config import (
     NUM_CLASSES,
     ClassifierConfig,
     DiffusionConfig,
     ModelConfig,
     SuperResConfig,
-    create_gaussian_diffusion,
 )
+from .networks.process import create_gaussian_diffusion  # noqa: F401 - public here in the original
 from .respace import SpacedDiffusion
 from .runtime.flags import (  # noqa: F401 - names of this module in the original too
     add_dict_to_argparser,

@@ -2,12 +2,11 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion import dist_util
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
-from guided_diffusion.training.classifier import ClassifierTrainConfig, train
+from guided_diffusion.training.config import ClassifierTrainConfig
 
 
 def main() -> int:
@@ -15,6 +14,10 @@ def main() -> int:
         __doc__, ClassifierTrainConfig, ClassifierConfig, DiffusionConfig, ReadingConfig
     )
     overrides = parse_flags(parser)
+
+    from guided_diffusion import dist_util
+    from guided_diffusion.training.classifier import train
+
     dist_util.setup_dist()
     with dist_util.failure_guard():
         return train(overrides)

@@ -12,8 +12,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
-from guided_diffusion.segmentation.evaluation.job import run
-from guided_diffusion.segmentation.evaluation.sources import EvaluateConfig
+from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 
 
@@ -24,6 +23,9 @@ def main() -> None:
         "arguments", nargs="*", metavar="PREDICTED_MASKS|IMAGES TRUE_MASKS", help="see above"
     )
     overrides = parse_flags(parser, intermixed=True)
+
+    from guided_diffusion.segmentation.evaluation.job import run
+
     arguments = overrides.pop("arguments", [])
     averaging = from_flags(AveragingConfig, overrides)
     run(from_flags(EvaluateConfig, overrides), averaging, arguments)

@@ -7,7 +7,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
-from guided_diffusion.segmentation.evaluation.faithfulness import GuidanceConfig, evaluate_guidance
+from guided_diffusion.segmentation.evaluation.config import GuidanceConfig
 
 
 def main() -> None:
@@ -15,6 +15,9 @@ def main() -> None:
     parser.add_argument("model", help="segmentation model, such as segm.pth; several, with commas")
     parser.add_argument("folder", help="guided images: holds IMG and MASK")
     overrides = parse_flags(parser)
+
+    from guided_diffusion.segmentation.evaluation.faithfulness import evaluate_guidance
+
     config = from_flags(GuidanceConfig, overrides)
     evaluate_guidance(config, overrides["model"], overrides["folder"])
 

@@ -2,16 +2,19 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion import dist_util
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
-from guided_diffusion.sampling.likelihood import LikelihoodConfig, measure_likelihood
+from guided_diffusion.sampling.config import LikelihoodConfig
 
 
 def main() -> int:
     overrides = parse_flags(make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig))
+
+    from guided_diffusion import dist_util
+    from guided_diffusion.networks.trained import read_trained
+    from guided_diffusion.sampling.likelihood import measure_likelihood
+
     dist_util.setup_dist()
     with dist_util.failure_guard():
         settings = from_flags(LikelihoodConfig, overrides)

@@ -2,16 +2,19 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion import dist_util
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
-from guided_diffusion.sampling.mask_guidance import GuidedSampleConfig, image_job
+from guided_diffusion.sampling.config import GuidedSampleConfig
 
 
 def main() -> int:
     overrides = parse_flags(make_parser(__doc__, GuidedSampleConfig, GuidedConfig, DiffusionConfig))
+
+    from guided_diffusion import dist_util
+    from guided_diffusion.sampling.mask_guidance import image_job
+
     dist_util.setup_dist()
     with dist_util.failure_guard():
         return image_job(overrides).run()

@@ -2,21 +2,22 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion import dist_util
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
-from guided_diffusion.training import diffusion, guidance
-from guided_diffusion.training.dry_run import dry_run
+from guided_diffusion.training.config import GuidedTrainConfig
 
 
 def main() -> int:
-    parser = make_parser(
-        __doc__, guidance.GuidedTrainConfig, GuidedConfig, DiffusionConfig, ReadingConfig
-    )
+    parser = make_parser(__doc__, GuidedTrainConfig, GuidedConfig, DiffusionConfig, ReadingConfig)
     overrides = parse_flags(parser)
+
+    from guided_diffusion import dist_util
+    from guided_diffusion.training import diffusion, guidance
+    from guided_diffusion.training.dry_run import dry_run
+
     guided = overrides.get("segmentation_guided", False)
     if not guided:
         guidance.refuse_guidance(overrides)

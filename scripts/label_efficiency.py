@@ -8,10 +8,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
-from guided_diffusion.segmentation.evaluation.label_efficiency import (
-    LabelEfficiencyConfig,
-    label_efficiency,
-)
+from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
 
 
 def main() -> int:
@@ -33,6 +30,9 @@ def main() -> int:
     parser.add_argument("test_img", nargs="?", help="folder of radiographs to evaluate on")
     parser.add_argument("test_mask", nargs="?", help="folder of their masks")
     overrides = parse_flags(parser)
+
+    from guided_diffusion.segmentation.evaluation.label_efficiency import label_efficiency
+
     return label_efficiency(
         from_flags(LabelEfficiencyConfig, overrides),
         (overrides["train_img"], overrides["train_mask"]),

@@ -2,14 +2,17 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import parse_flags
-from guided_diffusion.segmentation.training.mask_training import make_flags, prepare
+from guided_diffusion.segmentation.training.config import mask_diffusion_flags
 
 
 def main() -> int:
-    overrides = parse_flags(make_flags(__doc__))
+    overrides = parse_flags(mask_diffusion_flags(__doc__))
+
+    from guided_diffusion import dist_util
+    from guided_diffusion.segmentation.training.mask_training import prepare
+
     dist_util.setup_dist()
     with dist_util.failure_guard():
         training = prepare(overrides)

@@ -13,7 +13,7 @@ from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
-from guided_diffusion.segmentation.inference.job import PredictConfig, predict
+from guided_diffusion.segmentation.inference.config import PredictConfig
 
 
 def main() -> int:
@@ -28,6 +28,9 @@ def main() -> int:
     )
     keep_freed_memory()
     overrides = parse_flags(parser, intermixed=True)
+
+    from guided_diffusion.segmentation.inference.job import predict
+
     arguments = overrides.pop("arguments", [])
     averaging = from_flags(AveragingConfig, overrides)
     return predict(from_flags(PredictConfig, overrides), averaging, arguments)

@@ -10,7 +10,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
-from guided_diffusion.segmentation.inference.serve import ServeConfig, serve
+from guided_diffusion.segmentation.inference.config import ServeConfig
 
 
 def main() -> None:
@@ -18,6 +18,9 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", help="model file of finetune.py")
     overrides = parse_flags(parser)
+
+    from guided_diffusion.segmentation.inference.serve import serve
+
     averaging = from_flags(AveragingConfig, overrides)
     serve(from_flags(ServeConfig, overrides), averaging, overrides["model"])
 

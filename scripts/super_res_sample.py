@@ -2,17 +2,20 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion import dist_util
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
-from guided_diffusion.sampling.super_res import SuperResSampleConfig, super_res_job
+from guided_diffusion.sampling.config import SuperResSampleConfig
 
 
 def main() -> int:
     overrides = parse_flags(
         make_parser(__doc__, SuperResSampleConfig, SuperResConfig, DiffusionConfig)
     )
+
+    from guided_diffusion import dist_util
+    from guided_diffusion.sampling.super_res import super_res_job
+
     dist_util.setup_dist()
     with dist_util.failure_guard():
         return super_res_job(overrides).run()

@@ -10,7 +10,6 @@ import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
-from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
 
 
 def main() -> None:
@@ -19,6 +18,9 @@ def main() -> None:
     parser.add_argument("model", help="model file written by finetune.py or baseline_train.py")
     parser.add_argument("output", nargs="?", help="ONNX file to write")
     overrides = parse_flags(parser)
+
+    from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
+
     model = overrides["model"]
     output = overrides.get("output") or os.path.splitext(model)[0] + ".onnx"
     for name, value in export(model, output).items():

@@ -8,14 +8,18 @@ prepare_data.py --action create-sample  synthetic bitewings with exact masks
 
 import _path  # noqa: F401 - makes the package importable without installing it
 
-from guided_diffusion.preparation.job import PrepareConfig, run
+from guided_diffusion.preparation.config import PrepareConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
 
 
 def main() -> int:
     parser = make_parser(__doc__.splitlines()[0], PrepareConfig)
-    return run(parse_flags(parser))
+    overrides = parse_flags(parser)
+
+    from guided_diffusion.preparation.job import run
+
+    return run(overrides)
 
 
 if __name__ == "__main__":

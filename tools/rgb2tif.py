@@ -2,7 +2,7 @@
 
 import _path  # noqa: F401 - makes the package importable without installing it
 
-from guided_diffusion.preparation.convert import ConvertConfig, convert
+from guided_diffusion.preparation.config import ConvertConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 
@@ -12,6 +12,9 @@ def main() -> None:
     parser.add_argument("input", help="a colour mask, or a folder of them with its sub-folders")
     parser.add_argument("output", help="index mask to write, or the folder for them")
     overrides = parse_flags(parser)
+
+    from guided_diffusion.preparation.convert import convert
+
     convert(overrides["input"], overrides["output"], from_flags(ConvertConfig, overrides))
 
 

@@ -1,13 +1,16 @@
 """Configurations of the diffusion networks that are conditioned on an image."""
 
 from dataclasses import dataclass
-
-import torch as th
+from typing import TYPE_CHECKING
 
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
-from guided_diffusion.unet import ConditionalUNetModel
+
+if TYPE_CHECKING:
+    import torch as th
+
+    from guided_diffusion.unet import ConditionalUNetModel
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,10 @@ class GuidedConfig(ModelConfig):
         "drop classes from half of the masks, so that masks without some or all of them can guide",
     )
 
-    def build(self) -> ConditionalUNetModel:
+    def build(self) -> "ConditionalUNetModel":
         """The diffusion network."""
+        from guided_diffusion.unet import ConditionalUNetModel
+
         check_classes(self.num_segmentation_classes)
         return self.build_as(ConditionalUNetModel, cond_channels=self.num_segmentation_classes - 1)
 
@@ -54,8 +59,10 @@ class MaskDiffusionConfig(ModelConfig):
         """Channels of a mask as it is diffused."""
         return 1 if self.num_segmentation_classes == 2 else self.num_segmentation_classes
 
-    def build(self) -> ConditionalUNetModel:
+    def build(self) -> "ConditionalUNetModel":
         """The diffusion network."""
+        from guided_diffusion.unet import ConditionalUNetModel
+
         check_classes(self.num_segmentation_classes)
         return self.build_as(
             ConditionalUNetModel, in_channels=self.mask_channels, cond_channels=self.in_channels
@@ -71,10 +78,12 @@ def check_classes(number: int) -> None:
         )
 
 
-def one_hot(masks: th.Tensor, classes: int) -> th.Tensor:
+def one_hot(masks: "th.Tensor", classes: int) -> "th.Tensor":
     """Class indices, uint8 `[N x H x W]`, to 0 or 1, uint8 `[N x classes - 1 x H x W]`.
 
     Neither the background nor IGNORE has a channel.
     """
+    import torch as th
+
     numbers = th.arange(1, classes, dtype=masks.dtype, device=masks.device)
     return (masks[:, None] == numbers[:, None, None]).to(th.uint8)

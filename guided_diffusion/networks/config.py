@@ -1,39 +1,44 @@
-"""Configurations of networks and diffusion processes, and what is built from them."""
+"""Configurations of networks and diffusion processes, and what is built from them.
+
+Their fields are flags: torch is imported only to build something, so that a command parses its
+flags at once.
+"""
 
 import argparse
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch as th
-
-from guided_diffusion import gaussian_diffusion as gd
 from guided_diffusion.networks.levels import (
     attention_factors,
     check_size,
     default_channel_mult,
     parse_channel_mult,
 )
-from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import NOT_GIVEN, Overrides, flag, from_flags, str2bool
-from guided_diffusion.unet import (
-    NORMS,
-    EncoderUNetModel,
-    SegmentationUNetModel,
-    SuperResModel,
-    UNetModel,
-)
+
+if TYPE_CHECKING:
+    import torch as th
+
+    from guided_diffusion.respace import SpacedDiffusion
+    from guided_diffusion.unet import (
+        EncoderUNetModel,
+        SegmentationUNetModel,
+        SuperResModel,
+        UNetModel,
+    )
 
 NUM_CLASSES = 1000
+NORMS = "norms"  # that of unet.py, which imports torch
 # flags that may differ from those of the training: they change neither the network nor the process
 FREE_FLAGS = ("dropout", "use_checkpoint", "use_fp16", "classifier_use_fp16", "timestep_respacing")
 
 Config = TypeVar("Config", bound="NetworkConfig")
-Network = TypeVar("Network", bound=th.nn.Module)
+Network = TypeVar("Network", bound="th.nn.Module")
 AnyUNetConfig = TypeVar("AnyUNetConfig", bound="UNetConfig")
-UNet = TypeVar("UNet", bound=UNetModel)
+UNet = TypeVar("UNet", bound="UNetModel")
 
 
 def _parse_in_channels(text: str) -> int | object:
@@ -84,7 +89,7 @@ class NetworkConfig(ABC):
         return self
 
     @abstractmethod
-    def build(self) -> th.nn.Module:
+    def build(self) -> "th.nn.Module":
         """The network, float32, on the current default device."""
 
 
@@ -212,14 +217,18 @@ class ModelConfig(UNetConfig):
         most=2**16,
     )
 
-    def build(self) -> UNetModel:
+    def build(self) -> "UNetModel":
         """The diffusion network."""
+        from guided_diffusion.unet import UNetModel
+
         return self.build_as(UNetModel)
 
     def build_segmentation(
         self, classes: int, depth: int | None, timestep: float
-    ) -> SegmentationUNetModel:
+    ) -> "SegmentationUNetModel":
         """The segmentation network of the same architecture, without the class condition."""
+        from guided_diffusion.unet import SegmentationUNetModel
+
         return _construct(
             SegmentationUNetModel,
             out_channels=classes,
@@ -248,8 +257,10 @@ class DiffusionConfig:
         " (arXiv 2102.09672, equation 16)",
     )
 
-    def build(self) -> SpacedDiffusion:
+    def build(self) -> "SpacedDiffusion":
         """The diffusion process."""
+        from guided_diffusion.networks.process import create_gaussian_diffusion
+
         settings = dataclasses.asdict(self)
         return create_gaussian_diffusion(steps=settings.pop("diffusion_steps"), **settings)
 
@@ -291,8 +302,10 @@ class SuperResConfig(UNetConfig):
             min(self.large_size, 256)
         )
 
-    def build(self) -> SuperResModel:
+    def build(self) -> "SuperResModel":
         """The diffusion network."""
+        from guided_diffusion.unet import SuperResModel
+
         return self.build_as(SuperResModel)
 
 
@@ -351,53 +364,11 @@ class ClassifierConfig(NetworkConfig):
             "pool": self.classifier_pool,
         }
 
-    def build(self) -> EncoderUNetModel:
+    def build(self) -> "EncoderUNetModel":
         """The classifier."""
+        from guided_diffusion.unet import EncoderUNetModel
+
         return _construct(EncoderUNetModel, **self.network_arguments())
-
-
-def create_gaussian_diffusion(
-    *,
-    steps: int = 1000,
-    learn_sigma: bool = False,
-    sigma_small: bool = False,
-    noise_schedule: str = "linear",
-    use_kl: bool = False,
-    predict_xstart: bool = False,
-    rescale_timesteps: bool = False,
-    rescale_learned_sigmas: bool = False,
-    timestep_respacing: str = "",
-) -> SpacedDiffusion:
-    """A diffusion process.
-
-    :param steps: timesteps of the full process.
-    :param learn_sigma: the network predicts variances (arXiv 2102.09672, section 3.1).
-    :param sigma_small: of fixed variances, the lower bound instead of the upper.
-    :param noise_schedule: "linear" or "cosine".
-    :param use_kl: train on the variational bound instead of the squared error.
-    :param predict_xstart: the network predicts the clean image instead of the noise.
-    :param rescale_timesteps: the network sees timesteps scaled to a process of 1000.
-    :param rescale_learned_sigmas: weigh the variational term so that it does not dominate.
-    :param timestep_respacing: see `space_timesteps`; empty for all timesteps.
-    """
-    if use_kl:
-        loss_type = gd.LossType.RESCALED_KL
-    elif rescale_learned_sigmas:
-        loss_type = gd.LossType.RESCALED_MSE
-    else:
-        loss_type = gd.LossType.MSE
-    if learn_sigma:
-        variance = gd.ModelVarType.LEARNED_RANGE
-    else:
-        variance = gd.ModelVarType.FIXED_SMALL if sigma_small else gd.ModelVarType.FIXED_LARGE
-    return SpacedDiffusion(
-        use_timesteps=space_timesteps(steps, timestep_respacing or [steps]),
-        betas=gd.get_named_beta_schedule(noise_schedule, steps),
-        model_mean_type=gd.ModelMeanType.START_X if predict_xstart else gd.ModelMeanType.EPSILON,
-        model_var_type=variance,
-        loss_type=loss_type,
-        rescale_timesteps=rescale_timesteps,
-    )
 
 
 def check_flags(
@@ -437,8 +408,3 @@ def _comparable(config: Any, name: str) -> Any:
         if name == "num_classes" and not config.class_cond:
             return None
     return getattr(config, name)
-
-
-def network_timestep(timestep: float, diffusion: DiffusionConfig) -> float:
-    """A timestep of the diffusion in the units its network was trained with."""
-    return gd.network_timesteps(timestep, diffusion.diffusion_steps, diffusion.rescale_timesteps)

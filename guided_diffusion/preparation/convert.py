@@ -1,7 +1,6 @@
 """What tools/rgb2tif.py does: turn masks drawn in colours into masks of class indices."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,38 +8,20 @@ import numpy as np
 from guided_diffusion.images.files import list_images, name_images
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending
+from guided_diffusion.preparation.config import FORMATS, ConvertConfig
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_outputs
-from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.color_masks import (
-    UNKNOWN,
     indices_from_colors,
     read_color_mask,
     unknown_colors,
 )
 
-FORMATS = {"tif": ".tif", "png": ".png"}
 _SHOWN = 5  # files and colours listed in a message
 
 ColorCounts = dict[tuple[int, int, int], int]
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """How colour masks are converted."""
-
-    TITLE = "Conversion"
-
-    categories: str = flag("", "class table; '': flags/categories.json")
-    format: str = flag("tif", "file format, both lossless", choices=sorted(FORMATS))
-    unknown: str = flag(
-        "error",
-        "what to do about colours of no class: stop with an error, use the class of the nearest"
-        " colour, use the background, or use the value that the class table ignores",
-        choices=UNKNOWN,
-    )
 
 
 def convert(source: str, target: str, config: ConvertConfig) -> None:

@@ -5,20 +5,11 @@ import dataclasses
 from guided_diffusion import dist_util
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags
-from guided_diffusion.sampling.config import SampleConfig, parse_labels
+from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.sampling.choices import parse_labels
+from guided_diffusion.sampling.config import ClassifierSampleConfig
 from guided_diffusion.sampling.guidance import classifier_gradient, ignoring_classes
 from guided_diffusion.sampling.job import SampleJob, guided, identity_of
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierSampleConfig(SampleConfig):
-    """Sampling."""
-
-    classifier_path: str = flag("", "checkpoint of the classifier")
-    classifier_scale: float = flag(
-        1.0, "strength of the classifier's guidance; 0: none", least=-1000, most=1000
-    )
 
 
 def classifier_job(overrides: Overrides) -> SampleJob:

@@ -1,18 +1,36 @@
-"""Sampling flags, and the sampler, step count and classes that they select."""
+"""The flags of sampling, and of measuring what was sampled."""
 
 import dataclasses
-from collections.abc import Sequence
 
-from guided_diffusion.respace import SpacedDiffusion
-from guided_diffusion.runtime import rng
-from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
-from guided_diffusion.sampling.solvers import SAMPLERS, WITH_ETA, checked_sampler
 
+
+@dataclasses.dataclass(frozen=True)
+class SamplerTraits:
+    """What a sampler of `solvers.SAMPLERS` can do.
+
+    :param few_steps: designed for few steps rather than all timesteps.
+    :param takes_eta: whether it uses `SamplerOptions.eta`.
+    """
+
+    few_steps: bool = False
+    takes_eta: bool = False
+
+
+TRAITS = {
+    "ddpm": SamplerTraits(),
+    "ddim": SamplerTraits(takes_eta=True),
+    "dpm++2m": SamplerTraits(few_steps=True, takes_eta=True),
+    "heun": SamplerTraits(few_steps=True),
+    "unipc": SamplerTraits(few_steps=True),
+}
+WITH_ETA = [name for name, traits in TRAITS.items() if traits.takes_eta]
 # default step count of the fast samplers
 DEFAULT_STEPS = 20
-_FEW = [name for name, sampler in SAMPLERS.items() if sampler.few_steps]
-_ALL = [name for name in SAMPLERS if name not in _FEW]
+_FEW = [name for name, traits in TRAITS.items() if traits.few_steps]
+_ALL = [name for name in TRAITS if name not in _FEW]
+# networks that see the images when samples are compared, see `features.py`
+FEATURES = ("inception", "resnet18", "resnet50", "ddpm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +48,7 @@ class SampleConfig:
         least=0,
         most=MOST_SEED,
     )
-    sampler: str = flag("", "'': ddpm, or ddim with --use_ddim", choices=("", *SAMPLERS))
+    sampler: str = flag("", "'': ddpm, or ddim with --use_ddim", choices=("", *TRAITS))
     steps: int = flag(
         0,
         f"0: {DEFAULT_STEPS} for {', '.join(_FEW)}; all timesteps for {', '.join(_ALL)}",
@@ -63,58 +81,70 @@ class SampleConfig:
     out_dir: str = flag("", "folder for the results; '': see docs/sampling.md")
 
 
-def choose_sampler(settings: SampleConfig, diffusion: SpacedDiffusion) -> tuple[str, int]:
-    """The sampler's name and the number of steps that the flags select.
+@dataclasses.dataclass(frozen=True)
+class GuidedSampleConfig(SampleConfig):
+    """Sampling."""
 
-    :raises UserError: if the flags contradict each other or the sampler does not support them.
-    """
-    name = settings.sampler or ("ddim" if settings.use_ddim else "ddpm")
-    if settings.use_ddim and name != "ddim":
-        raise UserError(f"--use_ddim True contradicts --sampler {name}: give only one of them")
-    total = diffusion.num_timesteps
-    steps = settings.steps or (min(DEFAULT_STEPS, total) if name in _FEW else total)
-    checked_sampler(name, diffusion, steps, settings.eta)
-    return name, steps
+    seg_dir: str = flag("", "class maps: an image is sampled for each, under its name")
+    seg_split: str = flag("test", "which of SEG_DIR/all/{train,val,test}, where that is the layout")
+    samples_per_mask: int = flag(1, "images for each class map", least=1, most=10**6)
+    ignore_index: int = flag(
+        -1,
+        "value of class map pixels without a label, which count as background; -1: none",
+        least=-1,
+        most=2**16 - 1,
+    )
+    ablate_classes: str = flag(
+        "", "classes to leave unspecified, comma-separated indices, e.g. 1,3"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """Assigns a class to each image of a class-conditional network.
+class ClassifierSampleConfig(SampleConfig):
+    """Sampling."""
 
-    names: class names, () if unknown. number: how many classes there are. chosen: labels to cycle
-    through; () draws them uniformly at random. seed: seed for drawing them.
-    """
-
-    names: tuple[str, ...]
-    number: int
-    chosen: tuple[int, ...]
-    seed: int
-
-    def of(self, indices: Sequence[int]) -> list[int]:
-        """Labels of the images with these indices."""
-        if self.chosen:
-            return [self.chosen[index % len(self.chosen)] for index in indices]
-        return (rng.uniforms(self.seed, "class", indices) * self.number).astype(int).tolist()
-
-    def name(self, label: int) -> str:
-        return self.names[label] if self.names else str(label)
+    classifier_path: str = flag("", "checkpoint of the classifier")
+    classifier_scale: float = flag(
+        1.0, "strength of the classifier's guidance; 0: none", least=-1000, most=1000
+    )
 
 
-def parse_labels(text: str, names: Sequence[str], number: int, seed: int) -> Labels:
-    """Parse `--class_labels`, a comma-separated list of class names or numbers.
+@dataclasses.dataclass(frozen=True)
+class SuperResSampleConfig(SampleConfig):
+    """Sampling; image k sharpens small image k modulo their number."""
 
-    :param names: class names from config.json, empty if unknown.
-    :param number: how many classes the network has, if `names` is empty.
-    :raises UserError: if a class does not exist.
-    """
-    number = len(names) or number
-    chosen = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if part in names:
-            chosen.append(list(names).index(part))
-        elif part.isdecimal() and int(part) < number:
-            chosen.append(int(part))
-        else:
-            known = ", ".join(names[:10]) + " or " if names else ""
-            raise UserError(f"--class_labels {part}: there are {known}0 to {number - 1}")
-    return Labels(tuple(names), number, tuple(chosen), seed)
+    base_samples: str = flag("", "small images: .npz of a sampling script, folder or glob")
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodConfig:
+    """Likelihood."""
+
+    TITLE = "Likelihood"
+
+    data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
+    model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
+    num_samples: int = flag(1000, "images to measure, at most: the first by name", least=1)
+    batch_size: int = flag(1, "images that a rank measures at once", least=1, most=MOST_BATCH)
+    clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
+    seed: int = flag(0, "of the noise", least=0, most=MOST_SEED)
+    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSamplesConfig:
+    """Comparison."""
+
+    TITLE = "Comparison"
+
+    features: str = flag("inception", "network that sees the images", choices=FEATURES)
+    weights: str = flag("", "file of its weights; '': torchvision downloads them")
+    model_path: str = flag("", "pretrained checkpoint, for --features ddpm; needs no download")
+    feature_timestep: float = flag(
+        0.05, "for ddpm: timestep of the images, as a share of all", least=0, most=1
+    )
+    nearest_k: int = flag(
+        5, "neighbours that span the balls of precision, recall and coverage", least=1
+    )
+    batch_size: int = flag(32, "images per forward pass", least=1, most=MOST_BATCH)
+    out_dir: str = flag("", "folder of the results; '': evaluation_FEATURES beside the samples")

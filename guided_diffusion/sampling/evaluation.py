@@ -17,10 +17,10 @@ from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_c
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
-from guided_diffusion.runtime.flags import MOST_BATCH, Overrides, flag, from_flags
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.sampling.config import EvaluateSamplesConfig
 from guided_diffusion.sampling.features import (
-    FEATURES,
     Extractor,
     ddpm_features,
     torchvision_features,
@@ -40,25 +40,6 @@ from guided_diffusion.sampling.quality import (
 _PIXEL_SIDE = 32
 # samples per page of nearest neighbours, and per row
 _PAGE, _TRIPLES_A_ROW = 32, 4
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateSamplesConfig:
-    """Comparison."""
-
-    TITLE = "Comparison"
-
-    features: str = flag("inception", "network that sees the images", choices=FEATURES)
-    weights: str = flag("", "file of its weights; '': torchvision downloads them")
-    model_path: str = flag("", "pretrained checkpoint, for --features ddpm; needs no download")
-    feature_timestep: float = flag(
-        0.05, "for ddpm: timestep of the images, as a share of all", least=0, most=1
-    )
-    nearest_k: int = flag(
-        5, "neighbours that span the balls of precision, recall and coverage", least=1
-    )
-    batch_size: int = flag(32, "images per forward pass", least=1, most=MOST_BATCH)
-    out_dir: str = flag("", "folder of the results; '': evaluation_FEATURES beside the samples")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,19 +9,18 @@ import torch as th
 import torch.nn.functional as F
 
 from guided_diffusion.images.reading import normalize
-from guided_diffusion.networks.config import network_timestep
+from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
 
 # torchvision's name, input size in pixels and weights of each network
-_TORCHVISION = {
+TORCHVISION = {
     "inception": ("inception_v3", 299, "IMAGENET1K_V1"),
     "resnet18": ("resnet18", 224, "IMAGENET1K_V1"),
     "resnet50": ("resnet50", 224, "IMAGENET1K_V2"),
 }
-FEATURES = (*_TORCHVISION, "ddpm")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
@@ -57,7 +56,7 @@ def torchvision_features(name: str, weights: str, device: th.device | str) -> Ex
     """
     import torchvision.models  # takes seconds to import
 
-    builder, side, release = _TORCHVISION[name]
+    builder, side, release = TORCHVISION[name]
     if weights:
         state = checkpoint.load(weights)
     else:

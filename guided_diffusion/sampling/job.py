@@ -31,13 +31,8 @@ from guided_diffusion.runtime.files import (
 )
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
-from guided_diffusion.sampling.config import (
-    DEFAULT_STEPS,
-    Labels,
-    SampleConfig,
-    choose_sampler,
-    parse_labels,
-)
+from guided_diffusion.sampling.choices import Labels, choose_sampler, parse_labels
+from guided_diffusion.sampling.config import DEFAULT_STEPS, SampleConfig
 from guided_diffusion.sampling.folder import SETTINGS_NAME, samples_folder
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.images import sample_images, to_uint8

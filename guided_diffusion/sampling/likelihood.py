@@ -1,6 +1,5 @@
 """Likelihood of images under a diffusion network: the variational bound in bits per dimension."""
 
-import dataclasses
 import functools
 import math
 import os
@@ -20,8 +19,8 @@ from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, write_atomically, write_csv
-from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.sampling.config import LikelihoodConfig
 from guided_diffusion.sampling.folder import results_folder
 
 # indices of a batch's images, the images [N x C x H x W] in [-1, 1], the model's arguments
@@ -29,21 +28,6 @@ NumberedBatch = tuple[Sequence[int], th.Tensor, dict[str, th.Tensor]]
 
 # per-timestep terms, averaged over images, that the original package saves
 _SAVED_TERMS = ("vb", "mse", "xstart_mse")
-
-
-@dataclasses.dataclass(frozen=True)
-class LikelihoodConfig:
-    """Likelihood."""
-
-    TITLE = "Likelihood"
-
-    data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
-    model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
-    num_samples: int = flag(1000, "images to measure, at most: the first by name", least=1)
-    batch_size: int = flag(1, "images that a rank measures at once", least=1, most=MOST_BATCH)
-    clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
-    seed: int = flag(0, "of the noise", least=0, most=MOST_SEED)
-    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
 
 
 def likelihood_terms(

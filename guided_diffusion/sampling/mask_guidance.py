@@ -20,29 +20,12 @@ from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.text import encode
-from guided_diffusion.sampling.config import Labels, SampleConfig
+from guided_diffusion.sampling.choices import Labels
+from guided_diffusion.sampling.config import GuidedSampleConfig
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.job import SampleJob, class_labels, guided
-
-
-@dataclasses.dataclass(frozen=True)
-class GuidedSampleConfig(SampleConfig):
-    """Sampling."""
-
-    seg_dir: str = flag("", "class maps: an image is sampled for each, under its name")
-    seg_split: str = flag("test", "which of SEG_DIR/all/{train,val,test}, where that is the layout")
-    samples_per_mask: int = flag(1, "images for each class map", least=1, most=10**6)
-    ignore_index: int = flag(
-        -1,
-        "value of class map pixels without a label, which count as background; -1: none",
-        least=-1,
-        most=2**16 - 1,
-    )
-    ablate_classes: str = flag(
-        "", "classes to leave unspecified, comma-separated indices, e.g. 1,3"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Model, NoiseF
 from guided_diffusion.respace import respaced_betas, space_timesteps
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.sampling.config import TRAITS, WITH_ETA
 
 UNIPC_ORDER = 3
 # Where sigma / alpha shrinks by a larger factor within one step, Heun's correction hurts: it
@@ -369,28 +370,23 @@ def _exponential_moments(step: float, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampling algorithm and its default timesteps.
+    """A sampling algorithm and its default timesteps; see also `config.TRAITS`.
 
     :param run: the algorithm, (trajectory, x_T [N x C x ...]) -> images of that shape.
     :param choose_timesteps: (diffusion, steps) -> the timesteps to visit, T - 1 first.
-    :param few_steps: designed for few steps rather than all timesteps.
-    :param takes_eta: whether it uses `SamplerOptions.eta`.
     """
 
     run: Callable[[Trajectory, th.Tensor], th.Tensor]
     choose_timesteps: Callable[[GaussianDiffusion, int], list[int]]
-    few_steps: bool = False
-    takes_eta: bool = False
 
 
 SAMPLERS = {
     "ddpm": Sampler(sample_ddpm, uniform_timesteps),
-    "ddim": Sampler(sample_ddim, uniform_timesteps, takes_eta=True),
-    "dpm++2m": Sampler(sample_dpmpp_2m, multistep_timesteps, few_steps=True, takes_eta=True),
-    "heun": Sampler(sample_heun, heun_timesteps, few_steps=True),
-    "unipc": Sampler(sample_unipc, multistep_timesteps, few_steps=True),
+    "ddim": Sampler(sample_ddim, uniform_timesteps),
+    "dpm++2m": Sampler(sample_dpmpp_2m, multistep_timesteps),
+    "heun": Sampler(sample_heun, heun_timesteps),
+    "unipc": Sampler(sample_unipc, multistep_timesteps),
 }
-WITH_ETA = [name for name, sampler in SAMPLERS.items() if sampler.takes_eta]
 
 
 def sample(
@@ -433,6 +429,6 @@ def checked_sampler(name: str, diffusion: GaussianDiffusion, steps: int, eta: fl
             f"--steps {steps}: the diffusion has {diffusion.num_timesteps} timesteps to visit, "
             f"choose from 1 to {diffusion.num_timesteps}"
         )
-    if eta != 0 and not SAMPLERS[name].takes_eta:
+    if eta != 0 and not TRAITS[name].takes_eta:
         raise UserError(f"--eta {eta} is for --sampler {' or '.join(WITH_ETA)}, not for {name}")
     return SAMPLERS[name]

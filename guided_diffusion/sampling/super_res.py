@@ -12,17 +12,10 @@ from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags
-from guided_diffusion.sampling.config import SampleConfig
+from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.sampling.config import SuperResSampleConfig
 from guided_diffusion.sampling.images import read_npz
 from guided_diffusion.sampling.job import SampleJob, class_labels, guided
-
-
-@dataclasses.dataclass(frozen=True)
-class SuperResSampleConfig(SampleConfig):
-    """Sampling; image k sharpens small image k modulo their number."""
-
-    base_samples: str = flag("", "small images: .npz of a sampling script, folder or glob")
 
 
 def super_res_job(overrides: Overrides) -> SampleJob:

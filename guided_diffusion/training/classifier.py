@@ -1,6 +1,5 @@
 """Training of classifiers of noised images, for classifier guidance (arXiv 2105.05233, sec. 4)."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,33 +13,10 @@ from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.patients import films_of, shared_patients
 from guided_diffusion.networks.config import ClassifierConfig
-from guided_diffusion.runtime.flags import MOST_BATCH, Overrides, flag
+from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.run import TrainConfig, open_run, run_training
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierTrainConfig(TrainConfig):
-    """Training; the class of an image is its file's name up to the first underscore."""
-
-    val_data_dir: str = flag("", "folder of held-out images to evaluate on; '': no evaluation")
-    noised: bool = flag(True, "train on images at all noise levels, as guidance requires")
-    iterations: int = flag(150000, "steps after which training ends", least=1)
-    anneal_lr: bool = flag(False, "the learning rate falls linearly to 0 over the iterations")
-    eval_interval: int = flag(5, "steps between evaluations on one held-out batch", least=1)
-    lr: float = flag(3e-4, "learning rate of AdamW", least=0)
-    batch_size: int = flag(4, "images per rank per step", least=1, most=MOST_BATCH)
-    ema_rate: float | str = flag(
-        "", "decay rates of exponential moving averages of the weights, comma-separated; '': none"
-    )
-    # not flags: derived from those above, or meaningless here
-    max_steps: int = dataclasses.field(init=False, default=0)
-    lr_anneal_steps: int = dataclasses.field(init=False, default=0)
-    sample_interval: int = dataclasses.field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "max_steps", self.iterations)
-        object.__setattr__(self, "lr_anneal_steps", self.iterations if self.anneal_lr else 0)
+from guided_diffusion.training.config import ClassifierTrainConfig
+from guided_diffusion.training.run import open_run, run_training
 
 
 def train(overrides: Overrides) -> int:

@@ -13,7 +13,8 @@ from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.sampling.images import preview_images, save_grid
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.run import Run, TrainConfig, grid_path, open_run, run_training
+from guided_diffusion.training.config import TrainConfig
+from guided_diffusion.training.run import Run, grid_path, open_run, run_training
 
 # from a network in eval mode to images [N x C x H x W] in [-1, 1] and the columns of their grid
 DrawGrid = Callable[[th.nn.Module], tuple[th.Tensor, int]]

@@ -16,8 +16,8 @@ from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.run import (
-    TrainConfig,
     infer_channels,
     precision_of,
     with_global_batch,

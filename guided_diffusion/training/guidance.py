@@ -5,7 +5,6 @@ channel of class indices this does not order the classes, and a class that is mi
 of zeros.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -21,16 +20,17 @@ from guided_diffusion.images.swaps import check_swap_classes, parse_swaps
 from guided_diffusion.networks.conditional import GuidedConfig, check_classes, one_hot
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, flag
+from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.images import preview_images
+from guided_diffusion.training.config import GuidedTrainConfig
 from guided_diffusion.training.diffusion import (
     diffusion_batches,
     first_images,
     image_indices,
     train_with_grids,
 )
-from guided_diffusion.training.run import ConditionalTrainConfig, Run, open_run
+from guided_diffusion.training.run import Run, open_run
 
 # probability that an image keeps all its classes where classes are dropped
 _KEEP_ALL = 0.5
@@ -45,28 +45,6 @@ _GUIDED_FLAGS = (
     "use_ablated_segmentations",
     "init_checkpoint",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class GuidedTrainConfig(ConditionalTrainConfig):
-    """Training."""
-
-    seg_dir: str = flag(
-        "", "folder of the masks, named like their images; or one with all/ or train/ inside"
-    )
-    ignore_index: int = flag(
-        -1,
-        "value of mask pixels without a label, which count as background; -1: none",
-        least=-1,
-        most=2**16 - 1,
-    )
-    flip_swap: str = flag(
-        "", "classes to exchange in masks that --random_flip mirrors, such as 1:2,5:6, or none"
-    )
-    dry_run: bool = flag(
-        False,
-        "report parameters, memory and seconds per step for these flags, without training",
-    )
 
 
 def train(overrides: Overrides) -> int:

@@ -34,53 +34,13 @@ from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.contents import Files
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, expand_path, is_local
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags, from_mapping
+from guided_diffusion.runtime.flags import Overrides, from_flags, from_mapping
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.train_util import LoopConfig, TrainLoop, find_start
+from guided_diffusion.train_util import TrainLoop, find_start
+from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
 from guided_diffusion.training.history import Contents, training_sections
 from guided_diffusion.unet import ConditionalUNetModel
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Training images."""
-
-    data_dir: str = flag("", "folder of images, searched recursively; or a glob pattern")
-    random_flip: bool = flag(False, "mirror images with probability 0.5; left becomes right")
-    random_crop: bool = flag(False, "crop to 80-100 % of the image at a random position")
-    num_workers: int = flag(
-        -1,
-        "data loader processes per rank; -1: by the CPU cores per rank on CUDA, 0 on the CPU",
-        least=-1,
-        most=1024,
-    )
-    cache: str = flag("auto", "keep decoded images in memory", choices=("auto", "ram", "none"))
-    skip_bad_images: bool = flag(False, "skip unreadable images, listing them in the log")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig(LoopConfig, DataConfig):
-    """Training."""
-
-    TITLE = "Training"
-
-    global_batch_size: int = flag(
-        0, "images per step over all ranks, instead of batch_size", least=0
-    )
-    schedule_sampler: str = flag("uniform", "timestep sampling: uniform or loss-second-moment")
-    wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
-
-
-@dataclasses.dataclass(frozen=True)
-class ConditionalTrainConfig(TrainConfig):
-    """Training."""
-
-    init_checkpoint: str = flag(
-        "",
-        "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
-    )
-
 
 Network = TypeVar("Network", bound=NetworkConfig)
 Network_co = TypeVar("Network_co", bound=NetworkConfig, covariant=True)

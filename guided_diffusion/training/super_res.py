@@ -10,8 +10,9 @@ from guided_diffusion.image_datasets import Batch
 from guided_diffusion.networks.config import SuperResConfig
 from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.sampling.images import preview_images
+from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.diffusion import diffusion_batches, first_images, train_with_grids
-from guided_diffusion.training.run import Run, TrainConfig, open_run
+from guided_diffusion.training.run import Run, open_run
 
 
 def train(overrides: Overrides) -> int:

@@ -9,7 +9,8 @@ from sampling_util import DIFFUSION, NETWORK
 
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.sampling.config import SampleConfig, choose_sampler, parse_labels
+from guided_diffusion.sampling.choices import choose_sampler, parse_labels
+from guided_diffusion.sampling.config import SampleConfig
 from guided_diffusion.sampling.folder import results_folder
 from guided_diffusion.sampling.images import sample_images, save_grid, to_uint8
 from guided_diffusion.sampling.solvers import SamplerOptions, Trajectory

@@ -12,10 +12,10 @@ from guided_diffusion.images.image_io import write_image
 from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json
-from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.evaluation.config import GuidanceConfig
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair, predict_mask_pairs
 from guided_diffusion.segmentation.evaluation.scoring import (
     Evaluation,
@@ -27,16 +27,6 @@ from guided_diffusion.segmentation.visuals.render import comparison, plot_confus
 
 # number of images in worst.png
 _WORST = 8
-
-
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """Where to predict, and what to write."""
-
-    TITLE = "Evaluation"
-
-    output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
-    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
 
 
 @dataclass(frozen=True)

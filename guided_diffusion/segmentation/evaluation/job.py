@@ -5,10 +5,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.segmentation.evaluation import calibration
 from guided_diffusion.segmentation.evaluation.comparison import compare_two
+from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
 from guided_diffusion.segmentation.evaluation.mask_pairs import MaskPair
 from guided_diffusion.segmentation.evaluation.scoring import (
     DISTANCES,
@@ -18,7 +20,7 @@ from guided_diffusion.segmentation.evaluation.scoring import (
     choose_categories,
     evaluate,
 )
-from guided_diffusion.segmentation.evaluation.sources import EvaluateConfig, Source
+from guided_diffusion.segmentation.evaluation.sources import Source, parse_spacing
 from guided_diffusion.segmentation.evaluation.tables import (
     intervals_table,
     table,
@@ -36,7 +38,8 @@ def run(config: EvaluateConfig, averaging: AveragingConfig, arguments: Sequence[
 
     :param arguments: the positional arguments: PREDICTED_MASKS or IMAGES, and TRUE_MASKS.
     """
-    config.check()
+    named_device(config.device)  # refuses a wrong one
+    parse_spacing(config.spacing)
     if len(arguments) not in ((1, 2) if config.compare else (2,)):
         raise UserError(
             "expected two arguments, PREDICTED_MASKS TRUE_MASKS, or IMAGES TRUE_MASKS with --model "

@@ -21,16 +21,16 @@ from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.images.masks import BINARY_HELP
 from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json, writing
-from guided_diffusion.runtime.flags import MOST_BATCH, flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import check_swaps
+from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
 from guided_diffusion.segmentation.evaluation.draws import (
     Pairs,
     copy_folds,
@@ -71,46 +71,8 @@ from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.dataset import shows_foreground
-from guided_diffusion.segmentation.training.job import Folders, join_names
-
-
-@dataclass(frozen=True)
-class LabelEfficiencyConfig:
-    """What to compare."""
-
-    TITLE = "Comparison"
-
-    checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
-    k: str = flag("1,2,5,10", "numbers of labelled images, comma-separated")
-    seeds: str = flag("0,1,2", "seeds of the drawn images and of training, comma-separated")
-    methods: str = flag(
-        "recipe,plain,scratch,smp,features", "built in or from --method, comma-separated"
-    )
-    steps: int = flag(400, "optimisation steps per run", least=1)
-    batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
-    common: str = flag("", "further flags for every method, in quotes")
-    categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
-    out_channels: int = flag(
-        0,
-        "number of classes including background; 0: infer from categories or masks",
-        least=0,
-        most=256,
-    )
-    binary: bool = flag(False, BINARY_HELP)
-    ignore_index: int = flag(
-        -1,
-        "value of mask pixels that no loss or score counts; -1: as the class table says",
-        least=-1,
-        most=2**16 - 1,
-    )
-    folds: int = flag(
-        0,
-        "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST",
-        least=0,
-        most=1000,
-    )
-    output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o")
-    keep_models: bool = flag(False, "keep the network of every run")
+from guided_diffusion.segmentation.training.folders import Folders
+from guided_diffusion.segmentation.training.job import find_table, join_names
 
 
 @dataclass(frozen=True)
@@ -186,8 +148,12 @@ class LabelEfficiency:
         self.train = find_pairs(*train)
         self.numbers, self.seeds = _integers("k", settings.k, 1), _integers("seeds", settings.seeds)
         self._check(test)
-        self.categories = Folders(train, test).find_table(
-            settings.out_channels, settings.categories, settings.binary, settings.ignore_index
+        self.categories = find_table(
+            Folders(train, test),
+            settings.out_channels,
+            settings.categories,
+            settings.binary,
+            settings.ignore_index,
         )
         self.parts = split_patients(self.train, settings.folds) if settings.folds else []
         self.tests = [find_pairs(*test)] if test else fold_folders(self.parts, settings.output)
@@ -334,9 +300,9 @@ class LabelEfficiency:
         return os.path.dirname(self._model_path(run))
 
     def _parse_arguments(self, run: Run) -> dict[str, Any]:
-        module = import_module(RUNNERS[run.method.script])
+        make_flags, _ = RUNNERS[run.method.script]
         try:
-            return parse_flags(module.make_flags(), self.training_arguments(run))
+            return parse_flags(make_flags(), self.training_arguments(run))
         except UserError as error:
             raise UserError(f"method {run.method.name}: {error}") from error
 
@@ -360,7 +326,8 @@ class LabelEfficiency:
     def _run(self, run: Run) -> str | None:
         """Train and evaluate; returns the signal that stopped the training, if any."""
         began = time.monotonic()
-        prepare = import_module(RUNNERS[run.method.script]).prepare
+        _, module = RUNNERS[run.method.script]
+        prepare = import_module(module).prepare
         with writing(self._folder(run)):
             os.makedirs(self._folder(run), exist_ok=True)
         # its messages are in its log.txt

@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.training.config import (
+    baseline_flags,
+    finetune_flags,
+    mask_diffusion_flags,
+)
 
-# each script that a method may run, and the module whose functions do the same in this process
+# each script that a method may run, its parser, and the module whose `prepare` does the same in
+# this process
 RUNNERS = {
-    "finetune.py": "guided_diffusion.segmentation.training.finetune",
-    "baseline_train.py": "guided_diffusion.segmentation.training.baselines",
-    "mask_diffusion_train.py": "guided_diffusion.segmentation.training.mask_training",
+    "finetune.py": (finetune_flags, "guided_diffusion.segmentation.training.finetune"),
+    "baseline_train.py": (baseline_flags, "guided_diffusion.segmentation.training.baselines"),
+    "mask_diffusion_train.py": (
+        mask_diffusion_flags,
+        "guided_diffusion.segmentation.training.mask_training",
+    ),
 }
 # a script, by default finetune.py, and its flags; the baselines learn at Adam's default rate,
 # whatever the recipe's is

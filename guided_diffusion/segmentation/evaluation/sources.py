@@ -9,61 +9,14 @@ from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import ending, is_pattern
 from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
 from guided_diffusion.segmentation.categories import ClassTable
+from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
 from guided_diffusion.segmentation.evaluation.mask_pairs import (
     MaskPair,
     predict_mask_pairs,
     read_mask_pairs,
 )
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What to compare, and how."""
-
-    TITLE = "Evaluation"
-
-    model: str = flag("", "model file to predict with; several, with commas: their mean", "-m")
-    compare: tuple[str, ...] = flag(
-        (), "two model files, or folders of masks: is the second better?", type=str, nargs=2
-    )
-    images: str = flag("", "the masks' radiographs, for the report and the size of their pixels")
-    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
-    output: str = flag("", "folder for figures and pictures, see docs/prediction.md", "-o")
-    categories: str = flag("", "class table, a file like flags/categories.json")
-    num_classes: int = flag(
-        0,
-        "number of classes; 0: from --categories, the model or the masks' values",
-        least=0,
-        most=256,
-    )
-    binary: bool = flag(False, "join all foreground classes; masks may also be black and white")
-    ignore_index: int = flag(
-        -1,
-        "value of pixels in the true masks that no figure counts, such as 255; -1: what the class"
-        " table or the model says",
-        least=-1,
-        most=2**16 - 1,
-    )
-    surface: bool = flag(False, "95 % Hausdorff and average surface distance (HD95, ASD)")
-    spacing: str = flag(
-        "", "size of a pixel in mm, HEIGHT[,WIDTH], for files that record none in the patient"
-    )
-    bootstrap: int = flag(
-        2000, "bootstrap draws for the 95 % intervals; 0: no intervals", least=0, most=10**6
-    )
-    bootstrap_seed: int = flag(
-        0, "seed of these draws, and of the permutation test", least=0, most=MOST_SEED
-    )
-    report: bool = flag(True, "with --output, also write report.html, to browse the results")
-    batch_size: int = flag(8, "radiographs per forward pass", least=1, most=MOST_BATCH)
-
-    def check(self) -> None:
-        """:raises UserError: for a value that is out of range."""
-        named_device(self.device)
-        parse_spacing(self.spacing)
 
 
 @dataclass

@@ -1,15 +1,17 @@
 """The flags of every command that predicts: what predictions are averaged over, and precision."""
 
 from dataclasses import dataclass
-
-import torch as th
+from typing import TYPE_CHECKING
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import MOST_SEED, flag
-from guided_diffusion.segmentation.inference.predictor import Segmenter, load_predictor
-from guided_diffusion.segmentation.inference.views import TTA
-from guided_diffusion.segmentation.networks.kind import MemberOptions
-from guided_diffusion.stepper import PRECISIONS
+from guided_diffusion.runtime.loop_config import PRECISIONS
+from guided_diffusion.segmentation.inference.config import TTA
+
+if TYPE_CHECKING:
+    import torch as th
+
+    from guided_diffusion.segmentation.inference.predictor import Segmenter
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,17 @@ class AveragingConfig:
         most=MOST_SEED,
     )
     precision: str = flag(
-        "fp32", "precision of the network; fp16 on a GPU only", choices=tuple(PRECISIONS)
+        "fp32", "precision of the network; fp16 on a GPU only", choices=PRECISIONS
     )
     compile: bool = flag(
         False, "compile the network, on GPUs to a CUDA graph: a slow start, then faster"
     )
 
-    def load(self, model: str, device: th.device | str | None = None) -> Segmenter:
+    def load(self, model: str, device: "th.device | str | None" = None) -> "Segmenter":
         """The predictor of a model file, or of several separated by commas, with these options."""
+        from guided_diffusion.segmentation.inference.predictor import load_predictor
+        from guided_diffusion.segmentation.networks.kind import MemberOptions
+
         options = MemberOptions(
             timesteps=parse_timesteps(self.timesteps),
             num_samples=self.num_samples or None,

@@ -16,11 +16,11 @@ from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, check_outputs, expand_path, write_csv
-from guided_diffusion.runtime.flags import MOST_BATCH, flag
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.segmentation.categories import Category, categories_for
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.inference.config import PredictConfig
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
 from guided_diffusion.segmentation.inference.results import (
     AreasRow,
@@ -36,36 +36,6 @@ from guided_diffusion.segmentation.inference.uncertainty import next_to_label
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.visuals.render import show
 from guided_diffusion.segmentation.visuals.report import Card, Report
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """What to segment, and what to write."""
-
-    TITLE = "Prediction"
-
-    model: str = flag("", "same as the argument MODEL", "-m")
-    input: tuple[str, ...] = flag((), "same as INPUT; one or more", "-i", type=str, nargs="+")
-    output: tuple[str, ...] = flag(
-        (), "same as OUTPUT; or one mask file per radiograph", "-o", type=str, nargs="+"
-    )
-    categories: str = flag("", "class table (JSON) to use instead of the model's names and colours")
-    save_probabilities: bool = flag(False, "also write PROBABILITIES/NAME.npz, float16 [C x H x W]")
-    save_uncertainty: bool = flag(False, "also write UNCERTAINTY/NAME.png, and .npz in float16")
-    mask_threshold: float | None = flag(
-        None,
-        "two classes: probability above which a pixel is foreground",
-        "-t",
-        type=float,
-        least=0,
-        most=1,
-    )
-    viz: bool = flag(False, "show each radiograph in a window", "-v")
-    no_save: bool = flag(False, "write nothing", "-n")
-    batch_size: int = flag(8, "radiographs per forward pass", least=1, most=MOST_BATCH)
-    skip_bad_images: bool = flag(False, "skip files that cannot be read, and list them")
-    report: bool = flag(True, "also write report.html, to browse the results")
-    interactive: bool = flag(False, "ask for paths, one per line, until an empty line")
 
 
 class Paths(NamedTuple):

@@ -7,7 +7,6 @@ import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +15,8 @@ from PIL import Image
 from guided_diffusion import dist_util
 from guided_diffusion.images.names import stem
 from guided_diffusion.runtime.errors import UserError, as_user_error
-from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
+from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.local_only import LocalOnly
 from guided_diffusion.segmentation.inference.predictor import Segmenter
 from guided_diffusion.segmentation.inference.results import Item, Result
@@ -27,22 +26,6 @@ from guided_diffusion.segmentation.visuals.report import Report
 SIDE = 1024
 # the visitor's own fonts: gradio would load its fonts from the internet
 _FONTS = ("system-ui", "sans-serif")
-
-
-@dataclass(frozen=True)
-class ServeConfig:
-    """Where the page is served."""
-
-    TITLE = "Server"
-
-    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
-    allow_hosts: str = flag(
-        "",
-        "further names by which browsers may reach the page, comma-separated; always: host,"
-        " localhost, and with 0.0.0.0 this machine's name and every IP address",
-    )
-    port: int = flag(7860, "port number", least=1, most=2**16 - 1)
-    max_upload_mb: int = flag(64, "largest file accepted, in MB", least=1, most=10**5)
 
 
 def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:

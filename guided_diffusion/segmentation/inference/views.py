@@ -6,8 +6,8 @@ import torch as th
 
 from guided_diffusion.images.swaps import Swaps
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.inference.config import TTA
 
-TTA = ("none", "flips", "shifts", "all")
 # in pixels of the network's image; odd, so that every level of a U-Net sees another grid
 SHIFT = 3
 

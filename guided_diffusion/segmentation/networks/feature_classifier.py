@@ -15,7 +15,8 @@ import torch as th
 import torch.nn as nn
 import torch.nn.functional as F
 
-from guided_diffusion.networks.config import DiffusionConfig, network_timestep
+from guided_diffusion.networks.config import DiffusionConfig
+from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping

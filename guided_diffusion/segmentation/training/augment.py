@@ -16,9 +16,8 @@ from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.swaps import Swaps, exchange, parse_swaps
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import Category, check_swaps
+from guided_diffusion.segmentation.training.learning import FLIPS, LEVELS
 
-LEVELS = ("none", "light", "medium", "heavy", "strong")
-FLIPS = ("none", "horizontal", "vertical", "both")
 _OUTSIDE = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
 _BILINEAR = v2.InterpolationMode.BILINEAR
 

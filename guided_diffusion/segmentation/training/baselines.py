@@ -1,6 +1,5 @@
 """Baselines to compare with fine-tuning: other networks, the same images and training loop."""
 
-import argparse
 import dataclasses
 import os
 from typing import Any
@@ -16,81 +15,28 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
     existing_blocks,
 )
 from guided_diffusion.segmentation.networks.feature_classifier import build as build_features
+from guided_diffusion.segmentation.training.config import TRAIN_FOLDERS, BaselineConfig
 from guided_diffusion.segmentation.training.dataset import LabelledImages
+from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.job import (
-    Folders,
     read_data,
     reading_of_pairs,
     start_run,
 )
 from guided_diffusion.segmentation.training.layers import parameter_groups
-from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 
-NETWORKS = ("smp", "unet", "features")
-# default folders
-_TRAIN_FOLDERS = ("data/imgs", "data/masks")
 # input sizes derived from --scale are rounded up to this many pixels, which suits every network
 _MULTIPLE = 32
 # of 1000 steps (arXiv 2112.03126, section 3)
 _FEATURE_TIMESTEPS = (50, 150, 250)
-
-
-@dataclasses.dataclass(frozen=True)
-class BaselineConfig(LearningConfig):
-    """Training a baseline."""
-
-    TITLE = "Training a baseline"
-
-    network: str = flag(
-        "smp",
-        "smp: the U-Net of segmentation_models_pytorch; unet: this package's U-Net, randomly"
-        " initialised; features: a pixel classifier on frozen features of a diffusion network",
-        choices=NETWORKS,
-    )
-    checkpoint: str = flag(
-        "",
-        "pretrained diffusion network: images are read as it read them; unet copies its"
-        " architecture, features uses its weights",
-    )
-    load: str = flag("", "segmentation model to continue training", "-f")
-    scale: float = flag(
-        0.5,
-        "input size as a fraction of the largest image, unless --image_size, --load or"
-        " --checkpoint sets it",
-        "-s",
-        above=0,
-        most=1,
-    )
-    validation: float = flag(
-        0.0, "percentage of the training images held out for validation", "-v", least=0, below=100
-    )
-    amp: bool = flag(False, "mixed precision (fp16) on a GPU")
-    encoder: str = flag("resnet34", "encoder of the smp network")
-    encoder_weights: str = flag("none", "imagenet (downloaded), a weights file, or none")
-    feature_blocks: str = flag(
-        "5,6,7,8,12", "decoder blocks whose outputs are the features; 0 is the deepest"
-    )
-    feature_timesteps: str = flag(
-        "", "diffusion steps at which features are taken; '': 5, 15 and 25 % of all steps"
-    )
-    shared_head: bool = flag(
-        False, "share one classifier between timesteps, averaging its probabilities over them"
-    )
-
-
-def make_flags(description: str = "") -> argparse.ArgumentParser:
-    """The parser of scripts/baseline_train.py."""
-    parser = make_parser(description, BaselineConfig, ReadingConfig, ModelConfig)
-    Folders.add_to(parser, default=_TRAIN_FOLDERS)
-    return parser
 
 
 def prepare(overrides: Overrides) -> Finetuner | None:
@@ -103,7 +49,7 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     settings = from_flags(BaselineConfig, overrides)
     settings.check()
     run_lock.hold_file(settings.weights_save, "choose another --weights_save")
-    folders = Folders.from_flags(overrides, default=_TRAIN_FOLDERS)
+    folders = Folders.from_flags(overrides, default=TRAIN_FOLDERS)
     if folders.val and settings.validation:
         raise UserError("--validation holds out training images: omit either the flag or VAL_IMG")
     loaded = load_model(settings.load) if settings.load else None

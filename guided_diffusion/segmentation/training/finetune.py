@@ -1,20 +1,20 @@
 """Fine-tuning: a pretrained diffusion network becomes a segmentation network."""
 
-import argparse
 import dataclasses
 
 import torch as th
 
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, network_timestep
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags, make_parser
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.job import (
-    Folders,
     read_data,
     reading_of_pairs,
     start_run,
@@ -23,23 +23,13 @@ from guided_diffusion.segmentation.training.layers import freeze, parameter_grou
 from guided_diffusion.segmentation.training.learning import FinetuneConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 from guided_diffusion.segmentation.training.noised_input import NoisedInput, parse_range
-from guided_diffusion.training.run import TrainConfig
+from guided_diffusion.training.config import TrainConfig
 
 # flags of pretraining that users may pass along, and that have no effect here
 _NO_EFFECT = sorted(
     {f.name for f in dataclasses.fields(TrainConfig)}
     - {f.name for f in dataclasses.fields(FinetuneConfig)}
 )
-
-
-def make_flags(description: str = "") -> argparse.ArgumentParser:
-    """The parser of scripts/finetune.py."""
-    parser = make_parser(
-        description, FinetuneConfig, ReadingConfig, ModelConfig, DiffusionConfig, TrainConfig
-    )
-    parser.add_argument("checkpoint", help="pretrained network: model*.pt or ema_*.pt")
-    Folders.add_to(parser)
-    return parser
 
 
 def prepare(overrides: Overrides) -> Finetuner | None:

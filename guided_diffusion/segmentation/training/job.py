@@ -1,6 +1,5 @@
 """The steps from flags to a run that fine-tuning and the baselines share."""
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -29,6 +28,7 @@ from guided_diffusion.segmentation.training.dataset import (
     count_classes,
     load_labelled,
 )
+from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 from guided_diffusion.segmentation.training.resume import (
@@ -40,51 +40,13 @@ from guided_diffusion.segmentation.training.resume import (
 from guided_diffusion.training.run import precision_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Folders:
-    """Folders of radiographs and of their masks, to train on and to validate on."""
-
-    train: tuple[str, str]
-    val: tuple[str, str] | None
-
-    @classmethod
-    def add_to(
-        cls, parser: argparse.ArgumentParser, default: tuple[str, str] | None = None
-    ) -> None:
-        """Add the positional arguments TRAIN_IMG TRAIN_MASK [VAL_IMG VAL_MASK].
-
-        :param default: makes the first two optional.
-        """
-        nargs = "?" if default else None
-        image, mask = (f" (default: {folder})" for folder in default) if default else ("", "")
-        parser.add_argument("train_img", nargs=nargs, help=f"folder of radiographs{image}")
-        parser.add_argument("train_mask", nargs=nargs, help=f"folder of their masks{mask}")
-        parser.add_argument("val_img", nargs="?", help="folder of radiographs to validate on")
-        parser.add_argument("val_mask", nargs="?", help="folder of their masks")
-
-    @classmethod
-    def from_flags(cls, overrides: Overrides, default: tuple[str, str] = ("", "")) -> "Folders":
-        """:raises UserError: if one folder of a pair is missing."""
-        pairs = {}
-        for part in ("train", "val"):
-            given = [
-                overrides[f"{part}_{k}"] for k in ("img", "mask") if f"{part}_{k}" in overrides
-            ]
-            if len(given) == 1:
-                part = part.upper()
-                raise UserError(f"{part}_IMG without {part}_MASK: pass both folders or neither")
-            pairs[part] = (given[0], given[1]) if given else None
-        return cls(pairs["train"] or default, pairs["val"])
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        return [self.train] if self.val is None else [self.train, self.val]
-
-    def find_table(self, number: int, path: str, binary: bool, ignore_index: int) -> ClassTable:
-        """The class table that the flags ask for, or else one for the classes in all masks."""
-        return resolve_categories(
-            lambda: count_classes(self.pairs, ignore_index), number, path, binary, ignore_index
-        )
+def find_table(
+    folders: Folders, number: int, path: str, binary: bool, ignore_index: int
+) -> ClassTable:
+    """The class table that the flags ask for, or else one for the classes in all masks."""
+    return resolve_categories(
+        lambda: count_classes(folders.pairs, ignore_index), number, path, binary, ignore_index
+    )
 
 
 def split_names(text: str) -> list[str]:
@@ -122,8 +84,8 @@ def reading_of_pairs(
 
 def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig) -> TrainingData:
     """Read and check all images of a run, and find its class table."""
-    categories = folders.find_table(
-        settings.out_channels, settings.categories, settings.binary, settings.ignore_index
+    categories = find_table(
+        folders, settings.out_channels, settings.categories, settings.binary, settings.ignore_index
     )
     check_flips(categories, settings.flip, settings.flip_swap)
     rule = categories.mask_rule(settings.binary)

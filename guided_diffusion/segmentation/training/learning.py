@@ -9,7 +9,12 @@ from guided_diffusion.images.masks import BINARY_HELP
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
-from guided_diffusion.segmentation.training import augment, losses
+
+# what `augment.py` and `losses.py` offer
+LEVELS = ("none", "light", "medium", "heavy", "strong")
+FLIPS = ("none", "horizontal", "vertical", "both")
+LOSSES = ("ce+dice", "ce", "dice")
+WEIGHTINGS = ("none", "sqrt", "inverse")
 
 # the best learning rate for a pretrained network of this width, by experiment; Adam's best rate
 # falls in proportion as the width grows (arXiv 2203.03466, table 3)
@@ -73,15 +78,15 @@ class LearningConfig:
     ema_rate: float = flag(
         0.0, "decay per step of an exponential moving average of the weights, which is then what is"
         " validated and saved; 0: no average", least=0, below=1)  # fmt: skip
-    loss: str = flag("ce+dice", "cross-entropy, soft Dice, or their sum", choices=losses.LOSSES)
+    loss: str = flag("ce+dice", "cross-entropy, soft Dice, or their sum", choices=LOSSES)
     class_weighting: str = flag(
         "none", "weigh classes in the cross-entropy by inverse frequency or its square root",
-        choices=losses.WEIGHTINGS,
+        choices=WEIGHTINGS,
     )  # fmt: skip
     augmentation: str = flag(
-        "medium", "strength of the augmentation of image and mask", choices=augment.LEVELS
+        "medium", "strength of the augmentation of image and mask", choices=LEVELS
     )
-    flip: str = flag("none", "mirror half of the images", choices=augment.FLIPS)
+    flip: str = flag("none", "mirror half of the images", choices=FLIPS)
     flip_swap: str = flag(
         "", "classes to exchange in images mirrored left to right, such as 1:2,5:6, or none"
     )

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.training.learning import LOSSES, WEIGHTINGS
 
-LOSSES = ("ce+dice", "ce", "dice")
-WEIGHTINGS = ("none", "sqrt", "inverse")
 # added to both sides of Dice's fraction, so that a class that is nowhere has Dice 1
 _SMOOTH = 1e-5
 # least weight of all pixels, so that a batch without known pixels has loss 0

@@ -1,6 +1,5 @@
 """Training a mask diffusion model, with the training loop of all diffusion models."""
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -14,15 +13,13 @@ from guided_diffusion import dist_util, logger
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import write_image
-from guided_diffusion.images.masks import BINARY_HELP, MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
-from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.contents import Files, digests
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import (
@@ -36,6 +33,7 @@ from guided_diffusion.segmentation.networks.mask_diffusion import (
     encode,
 )
 from guided_diffusion.segmentation.training import augment
+from guided_diffusion.segmentation.training.config import MaskProcessConfig, MaskTrainConfig
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
     TrainingData,
@@ -44,8 +42,9 @@ from guided_diffusion.segmentation.training.dataset import (
     load_labelled,
     training_batches,
 )
+from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.job import (
-    Folders,
+    find_table,
     log_data,
     shared_with_validation,
     split_names,
@@ -54,7 +53,6 @@ from guided_diffusion.segmentation.training.mask_process import write_process
 from guided_diffusion.segmentation.visuals.render import comparison
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.run import (
-    ConditionalTrainConfig,
     Run,
     grid_path,
     open_run,
@@ -73,67 +71,6 @@ _INSTEAD = {
     "class_cond": "the radiograph is the condition",
     "skip_bad_images": "every labelled radiograph is needed",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskTrainConfig(ConditionalTrainConfig):
-    """Training."""
-
-    init_checkpoint: str = flag(
-        "", "pretrained network to start from, model*.pt or ema_*.pt; '': random", "--checkpoint"
-    )
-    max_steps: int = flag(
-        0, "steps after which training ends; 0: lr_anneal_steps", "--steps", least=0
-    )
-    categories: str = flag(
-        "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
-    )
-    binary: bool = flag(False, BINARY_HELP)
-    mask_threshold: int = flag(
-        -1,
-        "two classes: grey levels of masks, 0 to 255, above this are foreground; -1: see binary",
-        least=-1,
-        most=255,
-    )
-    ignore_index: int = flag(
-        -1,
-        "mask value of pixels without a label, trained as background; -1: as the class table",
-        least=-1,
-        most=2**16 - 1,
-    )
-    train_names: str = flag(
-        "", "train on these images only: comma-separated file names without extension"
-    )
-    augmentation: str = flag(
-        "medium", "strength of the augmentation of image and mask", choices=augment.LEVELS
-    )
-    flip: str = flag("none", "mirror half of the images", choices=augment.FLIPS)
-    flip_swap: str = flag(
-        "", "classes to exchange in images mirrored left to right, such as 1:2,5:6, or none"
-    )
-    weights_save: str = flag(
-        "",
-        "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in"
-        " OPENAI_LOGDIR",
-    )
-    visualize_process: bool = flag(
-        False, "with each grid of samples, show noise turning into a mask: process_N.png and .gif"
-    )
-
-    def rule(self, table: ClassTable) -> MaskRule:
-        """What the values of the masks mean."""
-        return table.mask_rule(
-            self.binary or self.mask_threshold >= 0,
-            self.mask_threshold if self.mask_threshold >= 0 else None,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskProcessConfig(DiffusionConfig):
-    """The diffusion process of the masks."""
-
-    # the radiograph, present at every timestep, determines most of the mask
-    predict_xstart: bool = flag(True, "predict the mask itself instead of the noise")
 
 
 @dataclasses.dataclass
@@ -261,15 +198,6 @@ class MaskTrainLoop(TrainLoop):
         save_model(self.path, self.config, named, step=self.step)
 
 
-def make_flags(description: str = "") -> argparse.ArgumentParser:
-    """The parser of scripts/mask_diffusion_train.py."""
-    parser = make_parser(
-        description, MaskTrainConfig, MaskDiffusionConfig, MaskProcessConfig, ReadingConfig
-    )
-    Folders.add_to(parser)
-    return parser
-
-
 def prepare(overrides: Overrides) -> MaskTraining:
     """Check everything, then open the run's log.
 
@@ -282,7 +210,8 @@ def prepare(overrides: Overrides) -> MaskTraining:
     settings = from_flags(MaskTrainConfig, overrides)
     run_folder = _folder(settings.weights_save)
     folders = Folders.from_flags(overrides)
-    categories = folders.find_table(
+    categories = find_table(
+        folders,
         overrides.get("num_segmentation_classes", 0),
         settings.categories,
         settings.binary or settings.mask_threshold >= 0,

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import torch as th
 
-from guided_diffusion.networks.config import DiffusionConfig, network_timestep
+from guided_diffusion.networks.config import DiffusionConfig
+from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 

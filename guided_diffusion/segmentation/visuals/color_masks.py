@@ -8,7 +8,6 @@ from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import in_block
 from guided_diffusion.segmentation.categories import Category, ClassTable
 
-UNKNOWN = ("error", "nearest", "background", "ignore")
 Color = tuple[int, int, int]
 
 

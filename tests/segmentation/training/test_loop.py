@@ -12,8 +12,9 @@ from guided_diffusion import logger
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.flags import parse_flags
 from guided_diffusion.segmentation.training import losses
+from guided_diffusion.segmentation.training.config import finetune_flags
 from guided_diffusion.segmentation.training.dataset import LabelledImages
-from guided_diffusion.segmentation.training.finetune import make_flags, prepare
+from guided_diffusion.segmentation.training.finetune import prepare
 from guided_diffusion.segmentation.training.loop import Finetuner
 
 
@@ -27,7 +28,7 @@ def finetuner(script, pretrained, split):
 
     def prepare_with(*flags):
         argv = map(str, [pretrained, *folders(split), "--augmentation", "none", *flags])
-        found = prepare(parse_flags(make_flags(), [*argv, "--resume_checkpoint", "none"]))
+        found = prepare(parse_flags(finetune_flags(), [*argv, "--resume_checkpoint", "none"]))
         logger.reset()
         return found
 

@@ -1,0 +1,70 @@
+"""The flags of the tools that prepare data."""
+
+from dataclasses import dataclass
+
+from guided_diffusion.runtime.flags import MOST_SEED, flag
+
+# what becomes of colours of no class
+UNKNOWN = ("error", "nearest", "background", "ignore")
+FORMATS = {"tif": ".tif", "png": ".png"}
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """The action to perform, and the files and numbers it needs."""
+
+    TITLE = "Preparation"
+
+    action: str = flag("", "analyze, validate, organize or create-sample")
+    image_dir: str = flag("", "folder of radiographs")
+    mask_dir: str = flag("", "folder of their masks")
+    source_dir: str = flag("", "data set in any known layout, instead of the two folders")
+    output_dir: str = flag("", "folder for the results")
+    num_classes: int = flag(
+        0,
+        "number of classes, background included; 0: infer from --categories or the masks",
+        least=0,
+        most=256,
+    )
+    categories: str = flag("", "class table; '': flags/categories.json")
+    ignore_index: int = flag(
+        -1,
+        "value of mask pixels without a label, such as 255; -1: as the class table says",
+        least=-1,
+        most=2**16 - 1,
+    )
+    fix_issues: bool = flag(False, "validate: write a repaired copy to --output-dir")
+    train_split: float = flag(
+        0.8, "organize, create-sample: share of the images for TRAIN", above=0, below=1
+    )
+    train_images: int = flag(
+        0, "organize, create-sample: number of images for TRAIN; 0: use --train-split", least=0
+    )
+    group: str = flag(
+        "",
+        "organize: how to identify the patient, so that none is in both TRAIN and VAL: a regular"
+        " expression searched for in the names (its first capture group, if any, is the patient),"
+        " or a CSV file of lines NAME,PATIENT; '': as DICOM's PatientID or the names tell",
+    )
+    seed: int = flag(0, "organize, create-sample: random seed", least=0, most=MOST_SEED)
+    num_samples: int = flag(20, "create-sample: labelled radiographs", least=2, most=10**6)
+    num_unlabelled: int = flag(
+        -1, "create-sample: unlabelled radiographs; -1: as many as labelled", least=-1, most=10**6
+    )
+    image_size: int = flag(256, "create-sample: height and width, pixels", least=16, most=2**13)
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """How colour masks are converted."""
+
+    TITLE = "Conversion"
+
+    categories: str = flag("", "class table; '': flags/categories.json")
+    format: str = flag("tif", "file format, both lossless", choices=sorted(FORMATS))
+    unknown: str = flag(
+        "error",
+        "what to do about colours of no class: stop with an error, use the class of the nearest"
+        " colour, use the background, or use the value that the class table ignores",
+        choices=UNKNOWN,
+    )

@@ -1,0 +1,97 @@
+"""The flags of the commands that evaluate."""
+
+from dataclasses import dataclass
+
+from guided_diffusion.images.masks import BINARY_HELP
+from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to compare, and how."""
+
+    TITLE = "Evaluation"
+
+    model: str = flag("", "model file to predict with; several, with commas: their mean", "-m")
+    compare: tuple[str, ...] = flag(
+        (), "two model files, or folders of masks: is the second better?", type=str, nargs=2
+    )
+    images: str = flag("", "the masks' radiographs, for the report and the size of their pixels")
+    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
+    output: str = flag("", "folder for figures and pictures, see docs/prediction.md", "-o")
+    categories: str = flag("", "class table, a file like flags/categories.json")
+    num_classes: int = flag(
+        0,
+        "number of classes; 0: from --categories, the model or the masks' values",
+        least=0,
+        most=256,
+    )
+    binary: bool = flag(False, "join all foreground classes; masks may also be black and white")
+    ignore_index: int = flag(
+        -1,
+        "value of pixels in the true masks that no figure counts, such as 255; -1: what the class"
+        " table or the model says",
+        least=-1,
+        most=2**16 - 1,
+    )
+    surface: bool = flag(False, "95 % Hausdorff and average surface distance (HD95, ASD)")
+    spacing: str = flag(
+        "", "size of a pixel in mm, HEIGHT[,WIDTH], for files that record none in the patient"
+    )
+    bootstrap: int = flag(
+        2000, "bootstrap draws for the 95 % intervals; 0: no intervals", least=0, most=10**6
+    )
+    bootstrap_seed: int = flag(
+        0, "seed of these draws, and of the permutation test", least=0, most=MOST_SEED
+    )
+    report: bool = flag(True, "with --output, also write report.html, to browse the results")
+    batch_size: int = flag(8, "radiographs per forward pass", least=1, most=MOST_BATCH)
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Where to predict, and what to write."""
+
+    TITLE = "Evaluation"
+
+    output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
+    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
+
+
+@dataclass(frozen=True)
+class LabelEfficiencyConfig:
+    """What to compare."""
+
+    TITLE = "Comparison"
+
+    checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
+    k: str = flag("1,2,5,10", "numbers of labelled images, comma-separated")
+    seeds: str = flag("0,1,2", "seeds of the drawn images and of training, comma-separated")
+    methods: str = flag(
+        "recipe,plain,scratch,smp,features", "built in or from --method, comma-separated"
+    )
+    steps: int = flag(400, "optimisation steps per run", least=1)
+    batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
+    common: str = flag("", "further flags for every method, in quotes")
+    categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
+    out_channels: int = flag(
+        0,
+        "number of classes including background; 0: infer from categories or masks",
+        least=0,
+        most=256,
+    )
+    binary: bool = flag(False, BINARY_HELP)
+    ignore_index: int = flag(
+        -1,
+        "value of mask pixels that no loss or score counts; -1: as the class table says",
+        least=-1,
+        most=2**16 - 1,
+    )
+    folds: int = flag(
+        0,
+        "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST",
+        least=0,
+        most=1000,
+    )
+    output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o")
+    keep_models: bool = flag(False, "keep the network of every run")

@@ -1,0 +1,53 @@
+"""The flags of the commands that predict, but for those that they share, see `averaging.py`."""
+
+from dataclasses import dataclass
+
+from guided_diffusion.runtime.flags import MOST_BATCH, flag
+
+TTA = ("none", "flips", "shifts", "all")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to segment, and what to write."""
+
+    TITLE = "Prediction"
+
+    model: str = flag("", "same as the argument MODEL", "-m")
+    input: tuple[str, ...] = flag((), "same as INPUT; one or more", "-i", type=str, nargs="+")
+    output: tuple[str, ...] = flag(
+        (), "same as OUTPUT; or one mask file per radiograph", "-o", type=str, nargs="+"
+    )
+    categories: str = flag("", "class table (JSON) to use instead of the model's names and colours")
+    save_probabilities: bool = flag(False, "also write PROBABILITIES/NAME.npz, float16 [C x H x W]")
+    save_uncertainty: bool = flag(False, "also write UNCERTAINTY/NAME.png, and .npz in float16")
+    mask_threshold: float | None = flag(
+        None,
+        "two classes: probability above which a pixel is foreground",
+        "-t",
+        type=float,
+        least=0,
+        most=1,
+    )
+    viz: bool = flag(False, "show each radiograph in a window", "-v")
+    no_save: bool = flag(False, "write nothing", "-n")
+    batch_size: int = flag(8, "radiographs per forward pass", least=1, most=MOST_BATCH)
+    skip_bad_images: bool = flag(False, "skip files that cannot be read, and list them")
+    report: bool = flag(True, "also write report.html, to browse the results")
+    interactive: bool = flag(False, "ask for paths, one per line, until an empty line")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Where the page is served."""
+
+    TITLE = "Server"
+
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
+    allow_hosts: str = flag(
+        "",
+        "further names by which browsers may reach the page, comma-separated; always: host,"
+        " localhost, and with 0.0.0.0 this machine's name and every IP address",
+    )
+    port: int = flag(7860, "port number", least=1, most=2**16 - 1)
+    max_upload_mb: int = flag(64, "largest file accepted, in MB", least=1, most=10**5)

@@ -1,0 +1,153 @@
+"""The flags of the scripts that learn to segment."""
+
+import argparse
+import dataclasses
+
+from guided_diffusion.images.masks import BINARY_HELP, MaskRule
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.conditional import MaskDiffusionConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.runtime.flags import flag, make_parser
+from guided_diffusion.segmentation.categories import ClassTable
+from guided_diffusion.segmentation.training.folders import Folders
+from guided_diffusion.segmentation.training.learning import (
+    FLIPS,
+    LEVELS,
+    FinetuneConfig,
+    LearningConfig,
+)
+from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
+
+NETWORKS = ("smp", "unet", "features")
+# default folders
+TRAIN_FOLDERS = ("data/imgs", "data/masks")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineConfig(LearningConfig):
+    """Training a baseline."""
+
+    TITLE = "Training a baseline"
+
+    network: str = flag(
+        "smp",
+        "smp: the U-Net of segmentation_models_pytorch; unet: this package's U-Net, randomly"
+        " initialised; features: a pixel classifier on frozen features of a diffusion network",
+        choices=NETWORKS,
+    )
+    checkpoint: str = flag(
+        "",
+        "pretrained diffusion network: images are read as it read them; unet copies its"
+        " architecture, features uses its weights",
+    )
+    load: str = flag("", "segmentation model to continue training", "-f")
+    scale: float = flag(
+        0.5,
+        "input size as a fraction of the largest image, unless --image_size, --load or"
+        " --checkpoint sets it",
+        "-s",
+        above=0,
+        most=1,
+    )
+    validation: float = flag(
+        0.0, "percentage of the training images held out for validation", "-v", least=0, below=100
+    )
+    amp: bool = flag(False, "mixed precision (fp16) on a GPU")
+    encoder: str = flag("resnet34", "encoder of the smp network")
+    encoder_weights: str = flag("none", "imagenet (downloaded), a weights file, or none")
+    feature_blocks: str = flag(
+        "5,6,7,8,12", "decoder blocks whose outputs are the features; 0 is the deepest"
+    )
+    feature_timesteps: str = flag(
+        "", "diffusion steps at which features are taken; '': 5, 15 and 25 % of all steps"
+    )
+    shared_head: bool = flag(
+        False, "share one classifier between timesteps, averaging its probabilities over them"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskTrainConfig(ConditionalTrainConfig):
+    """Training."""
+
+    init_checkpoint: str = flag(
+        "", "pretrained network to start from, model*.pt or ema_*.pt; '': random", "--checkpoint"
+    )
+    max_steps: int = flag(
+        0, "steps after which training ends; 0: lr_anneal_steps", "--steps", least=0
+    )
+    categories: str = flag(
+        "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
+    )
+    binary: bool = flag(False, BINARY_HELP)
+    mask_threshold: int = flag(
+        -1,
+        "two classes: grey levels of masks, 0 to 255, above this are foreground; -1: see binary",
+        least=-1,
+        most=255,
+    )
+    ignore_index: int = flag(
+        -1,
+        "mask value of pixels without a label, trained as background; -1: as the class table",
+        least=-1,
+        most=2**16 - 1,
+    )
+    train_names: str = flag(
+        "", "train on these images only: comma-separated file names without extension"
+    )
+    augmentation: str = flag(
+        "medium", "strength of the augmentation of image and mask", choices=LEVELS
+    )
+    flip: str = flag("none", "mirror half of the images", choices=FLIPS)
+    flip_swap: str = flag(
+        "", "classes to exchange in images mirrored left to right, such as 1:2,5:6, or none"
+    )
+    weights_save: str = flag(
+        "",
+        "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in"
+        " OPENAI_LOGDIR",
+    )
+    visualize_process: bool = flag(
+        False, "with each grid of samples, show noise turning into a mask: process_N.png and .gif"
+    )
+
+    def rule(self, table: ClassTable) -> MaskRule:
+        """What the values of the masks mean."""
+        return table.mask_rule(
+            self.binary or self.mask_threshold >= 0,
+            self.mask_threshold if self.mask_threshold >= 0 else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskProcessConfig(DiffusionConfig):
+    """The diffusion process of the masks."""
+
+    # the radiograph, present at every timestep, determines most of the mask
+    predict_xstart: bool = flag(True, "predict the mask itself instead of the noise")
+
+
+def finetune_flags(description: str = "") -> argparse.ArgumentParser:
+    """The parser of scripts/finetune.py."""
+    parser = make_parser(
+        description, FinetuneConfig, ReadingConfig, ModelConfig, DiffusionConfig, TrainConfig
+    )
+    parser.add_argument("checkpoint", help="pretrained network: model*.pt or ema_*.pt")
+    Folders.add_to(parser)
+    return parser
+
+
+def baseline_flags(description: str = "") -> argparse.ArgumentParser:
+    """The parser of scripts/baseline_train.py."""
+    parser = make_parser(description, BaselineConfig, ReadingConfig, ModelConfig)
+    Folders.add_to(parser, default=TRAIN_FOLDERS)
+    return parser
+
+
+def mask_diffusion_flags(description: str = "") -> argparse.ArgumentParser:
+    """The parser of scripts/mask_diffusion_train.py."""
+    parser = make_parser(
+        description, MaskTrainConfig, MaskDiffusionConfig, MaskProcessConfig, ReadingConfig
+    )
+    Folders.add_to(parser)
+    return parser

@@ -1,0 +1,64 @@
+"""Commands answer --help and wrong flags before they import what only their work needs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from commands_util import all_commands
+from paths import ROOT
+
+from guided_diffusion import stepper, unet
+from guided_diffusion.networks import config as networks
+from guided_diffusion.runtime import loop_config
+from guided_diffusion.sampling import config as sampling
+from guided_diffusion.sampling import features, solvers
+
+SLOW = (
+    *("torch", "torchvision", "monai", "matplotlib", "scipy", "pydicom", "tensorboard"),
+    *("pandas", "gradio", "onnx", "segmentation_models_pytorch", "wandb"),
+)
+# runs a command for each list of arguments; writes the exit codes and the modules to a file
+RUN = """
+import json, os, runpy, sys
+
+script, said, *lists = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(script))
+codes = []
+for words in lists:
+    sys.argv = [script, *json.loads(words)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        codes.append(end.code)
+with open(said, "w") as file:
+    json.dump([codes, sorted(sys.modules)], file)
+"""
+
+
+def run(name, folder, *lists):
+    """Exit codes of a command for several lists of arguments, and the slow modules imported."""
+    path = next(p for p in (ROOT / "scripts" / name, ROOT / "tools" / name) if p.exists())
+    words = [json.dumps(list(map(str, one))) for one in lists]
+    command = [sys.executable, "-c", RUN, path, folder / "said.json", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    codes, modules = json.loads((folder / "said.json").read_text())
+    return codes, [name for name in SLOW if name in modules], done
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_flags_are_parsed_without_slow_imports(name, tmp_path):
+    codes, slow, done = run(name, tmp_path, ["--help"], ["--no_such_flag", "1"])
+    assert codes == [0, 2], done.stderr
+    assert slow == []
+    assert done.stdout.startswith("usage:")
+    assert done.stderr.startswith("error:")
+
+
+def test_choices_are_those_of_the_work():
+    """Flags list what modules that they must not import can do."""
+    assert set(loop_config.PRECISIONS) == set(stepper.PRECISIONS)
+    assert list(sampling.TRAITS) == list(solvers.SAMPLERS)
+    assert (*features.TORCHVISION, "ddpm") == sampling.FEATURES
+    assert networks.NORMS == unet.NORMS
