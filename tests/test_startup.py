@@ -6,13 +6,17 @@ import sys
 
 import pytest
 from commands_util import all_commands
+from conftest import TINY, draw_pairs
 from paths import ROOT
 
 from guided_diffusion import stepper, unet
+from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import config as networks
 from guided_diffusion.runtime import loop_config
 from guided_diffusion.sampling import config as sampling
 from guided_diffusion.sampling import features, solvers
+from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 
 SLOW = (
     *("torch", "torchvision", "monai", "matplotlib", "scipy", "pydicom", "tensorboard"),
@@ -54,6 +58,21 @@ def test_flags_are_parsed_without_slow_imports(name, tmp_path):
     assert slow == []
     assert done.stdout.startswith("usage:")
     assert done.stderr.startswith("error:")
+
+
+def test_a_mask_is_predicted_without_what_it_does_not_use(tmp_path):
+    images, config = (
+        tmp_path / "images",
+        SegmentationConfig(TINY, ReadingConfig(16, 1), generic_categories(3)),
+    )
+    draw_pairs(images, 1)
+    save_model(str(tmp_path / "segm.pth"), config, config.build().state_dict())
+    arguments = tmp_path / "segm.pth", images / "IMG", tmp_path / "results"
+    codes, slow, done = run("predict.py", tmp_path, arguments)
+    assert codes == [0], done.stderr
+    assert slow == ["torch"]
+    assert (tmp_path / "results" / "MASK" / "r0.png").is_file()
+    assert (tmp_path / "results" / "report.html").is_file()
 
 
 def test_choices_are_those_of_the_work():

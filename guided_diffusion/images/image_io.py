@@ -35,6 +35,8 @@ MAX_PIXELS = 100_000_000
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _BITS = {"1": 1, "I": 32, "F": 32}
+# Pillow's names of formats that differ from the extension; its own table imports every plugin
+_SAVE_FORMATS = {".jpg": "JPEG", ".tif": "TIFF"}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".tif": {"compression": "tiff_deflate"},
     ".tiff": {"compression": "tiff_deflate"},
@@ -165,7 +167,7 @@ def save_picture(path: str, picture: Image.Image, **options: Any) -> None:
     options = {**_SAVE_OPTIONS.get(ending, {}), **options}
     encoded = io.BytesIO()
     try:
-        picture.save(encoded, Image.registered_extensions()[ending], **options)
+        picture.save(encoded, _SAVE_FORMATS.get(ending, ending[1:].upper()), **options)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path} cannot be written: {error}") from error
     write_atomically(path, lambda file: file.write(encoded.getvalue()))

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from guided_diffusion.preparation.analysis import BINS, Analysis, class_counts
-from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.segmentation.categories import Category
+from guided_diffusion.segmentation.visuals.render import new_figure, save_figure
 
 SIZES = (64, 96, 128, 192, 256, 384, 512)
 THIN = 3.0  # pixels across that a structure needs to be drawn
@@ -77,7 +76,7 @@ def table(analysis: Analysis, summary: dict[str, Any]) -> str:
 def plot(analysis: Analysis, categories: Sequence[Category], path: str) -> None:
     """Plot sizes, grey levels, the share of each class and the images that show it, as a PNG."""
     facts = analysis.facts
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = new_figure(11, 8)
     sizes, levels, shares, images = figure.subplots(2, 2).flat
     sizes.scatter([f.width for f in facts], [f.height for f in facts], s=12, alpha=0.5)
     sizes.set(title="Sizes", xlabel="width, pixels", ylabel="height, pixels")
@@ -106,7 +105,7 @@ def plot(analysis: Analysis, categories: Sequence[Category], path: str) -> None:
     else:
         shares.set_axis_off()
         images.set_axis_off()
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    save_figure(figure, path)
 
 
 class Advice(NamedTuple):

@@ -1,13 +1,12 @@
 """Calibration of a model: confidence against accuracy, uncertainty against error; and plots."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.segmentation.inference.uncertainty import entropy_map
 from guided_diffusion.segmentation.metrics import nan_mean
 from guided_diffusion.segmentation.prediction import Prediction
-from guided_diffusion.segmentation.visuals.render import save_figure
+from guided_diffusion.segmentation.visuals.render import new_figure, save_figure
 
 BINS = 15
 DECILES = 10
@@ -128,7 +127,7 @@ def binary_prediction(prediction: Prediction) -> Prediction:
 def plot_reliability(calibration: Calibration, png_path: str) -> None:
     """Accuracy against confidence; below, the share of the pixels at each confidence."""
     bins = calibration.bins()
-    figure = Figure(figsize=(5, 6), layout="constrained")
+    figure = new_figure(5, 6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     above.plot((0, 1), (0, 1), color="grey", linestyle=":", label="perfect calibration")
     confidence = [b["confidence"] for b in bins]
@@ -150,7 +149,7 @@ def plot_reliability(calibration: Calibration, png_path: str) -> None:
 def plot_deciles(calibration: Calibration, png_path: str) -> None:
     """Error rate of the pixels in each decile of uncertainty."""
     deciles = calibration.deciles()
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     rates = [100 * decile["error_rate"] for decile in deciles]
     bars = axes.bar(range(1, len(rates) + 1), rates, color="tab:orange")

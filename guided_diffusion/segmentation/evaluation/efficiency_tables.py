@@ -6,7 +6,6 @@ from functools import partial
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from guided_diffusion.runtime.files import read_json, write_atomically, write_csv
 from guided_diffusion.runtime.text import encode
@@ -16,7 +15,7 @@ from guided_diffusion.segmentation.evaluation.statistics import (
     SIGNIFICANCE,
     permutation,
 )
-from guided_diffusion.segmentation.visuals.render import save_figure
+from guided_diffusion.segmentation.visuals.render import new_figure, save_figure
 
 RESULT_NAME = "result.json"
 
@@ -263,7 +262,7 @@ def score_text(value: float | None) -> str:
 
 def _plot(path: str, table: _Table) -> None:
     """Mean Dice and mean IoU over k: means, standard deviations as bands, every run as a dot."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = new_figure(11, 4.5)
     titles = {"mean_dice": "Mean Dice of the foreground", "mean_iou": "Mean IoU of the foreground"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
         for number, method in enumerate(table.methods):

@@ -5,11 +5,9 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from guided_diffusion.images.files import open_file
@@ -19,6 +17,9 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _IGNORE_COLOR = (128, 128, 128)
 _INK = (235, 235, 235)
@@ -77,6 +78,8 @@ def heat(values: np.ndarray) -> np.ndarray:
 
     The scale is fixed, so that pictures compare.
     """
+    from matplotlib import colormaps
+
     colors = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
     return colors[np.rint(values.clip(0, 1) * 255).astype(np.uint8)]
 
@@ -203,7 +206,7 @@ def plot_curves(csv_path: str, png_path: str, categories: Sequence[Category] = (
     if x_name == "row":
         x_values = list(range(1, len(rows) + 1))
 
-    figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
+    figure = new_figure(6 * len(panels), 4.5)
     for axes, (title, curves) in zip(
         np.atleast_1d(figure.subplots(1, len(panels))), panels.items()
     ):
@@ -245,7 +248,7 @@ def plot_confusion(confusion: np.ndarray, categories: Sequence[Category], png_pa
     share = np.divide(confusion, rows, out=np.zeros(confusion.shape), where=rows > 0)
     count = len(categories)
     side = 2.5 + 0.6 * min(count, 30)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = new_figure(side + 1, side)
     axes = figure.subplots()
     shown = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     names = [category.name for category in categories]
@@ -261,7 +264,14 @@ def plot_confusion(confusion: np.ndarray, categories: Sequence[Category], png_pa
     save_figure(figure, png_path)
 
 
-def save_figure(figure: Figure, path: str) -> None:
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of that size, in inches."""
+    from matplotlib.figure import Figure  # slow to import, and most commands plot only at the end
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: "Figure", path: str) -> None:
     """Write a figure as PNG, atomically."""
     if os.path.splitext(path)[1].lower() != ".png":
         raise UserError(f"{path}: plots are written as PNG; choose a name that ends in .png")

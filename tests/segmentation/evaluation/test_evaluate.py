@@ -251,7 +251,7 @@ def perfect_model(monkeypatch):
         asked.append((path, device))
         return PhantomPredictor()
 
-    module = "guided_diffusion.segmentation.inference.averaging.load_predictor"
+    module = "guided_diffusion.segmentation.inference.predictor.load_predictor"
     monkeypatch.setattr(module, load_predictor)
     return asked
 
