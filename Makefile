@@ -11,7 +11,7 @@ TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: setup.py $(wildcard guided_diffusion/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable '.[test]'
 	touch $@

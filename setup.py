@@ -1,4 +1,6 @@
-from setuptools import find_packages, setup
+import platform
+
+from setuptools import Extension, find_packages, setup
 
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 LINT = ["ruff>=0.6", "import-linter>=2.1", "mypy>=1.11"]
@@ -7,6 +9,20 @@ ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]
 SERVE = ["gradio>=6"]
 # tests of pages also need a Chromium, and skip themselves without one
 BROWSER = ["playwright>=1.45"]
+
+# plain C for ctypes. Optional: without a compiler, torch's own operations take its place. OpenMP's
+# functions are not linked: importing torch loads the one runtime that both then share
+KERNELS = Extension(
+    "guided_diffusion.kernels._native",
+    sources=[
+        f"guided_diffusion/kernels/{name}.c"
+        for name in ("processor", "norm_silu", "attention_fp32", "attention_bf16")
+    ],
+    depends=[f"guided_diffusion/kernels/{name}.h" for name in ("vectors", "attention")],
+    libraries=["m"],
+    extra_compile_args=["-O3", "-std=gnu11", "-fopenmp", "-fno-math-errno"],
+    optional=True,
+)
 
 setup(
     name="guided-diffusion",
@@ -18,6 +34,7 @@ setup(
         "guided_diffusion.segmentation": ["*.json"],
         "guided_diffusion.segmentation.visuals": ["*.html"],
     },
+    ext_modules=[KERNELS] if (platform.system(), platform.machine()) == ("Linux", "x86_64") else [],
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -9,6 +9,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
+from guided_diffusion.kernels import attention, norms  # noqa: F401 - registers its kernel
+from guided_diffusion.kernels.library import usable
+
 # oneDNN computes a 3x3 convolution's output, and its input's gradient, at the rate of a matrix
 # multiplication, but on CPUs without AVX-512 the weights' gradient at two thirds of it
 _SLOW_WEIGHT_GRADIENT = th.backends.cpu.get_cpu_capability() == "AVX2"
@@ -34,6 +37,8 @@ class GroupNorm32(nn.GroupNorm):
     """
 
     def forward(self, x: th.Tensor) -> th.Tensor:
+        if norms.serves(x):
+            return norms.norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, silu=False)
         if not x.is_floating_point() or x.dtype == th.float32:
             return super().forward(x)
         with th.autocast(x.device.type, enabled=False):
@@ -47,6 +52,10 @@ class GroupNorm32(nn.GroupNorm):
 
         :param x: `[N x C x ...]`; `scale`, `shift`: `[N x C x 1 ...]` of the same type, or None.
         """
+        if norms.serves(x):
+            return norms.norm_silu(
+                x, self.weight, self.bias, self.num_groups, self.eps, scale, shift
+            )
         if x.device.type == "cpu" and not th.compiler.is_compiling():
             call = _NormSiLU.apply if th.is_grad_enabled() else _NormSiLU.forward
             return call(x, self.weight, self.bias, scale, shift, (self.num_groups, self.eps))
@@ -120,11 +129,43 @@ class _NormSiLU(th.autograd.Function):
         return *grads, grad_scale, grad_shift, None
 
 
+def _channels_last_pays(x: th.Tensor) -> bool:
+    """Whether 2D feature maps are kept with channels last: all kernels then are fast in it."""
+    return usable() and x.device.type == "cpu" and x.dtype in (th.float32, th.bfloat16)
+
+
+class Conv1d(nn.Conv1d):
+    """A 1D convolution; one position wide, it is a matrix product that keeps its input's layout."""
+
+    def _conv_forward(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+        if x.ndim == 3 and x.stride(1) == 1 and self.kernel_size == (1,) and _channels_last_pays(x):
+            return F.linear(x.transpose(1, 2), weight[:, :, 0], bias).transpose(1, 2)
+        return super()._conv_forward(x, weight, bias)
+
+
 class Conv2d(nn.Conv2d):
     """A 2D convolution; the weights' gradient of 3x3 ones is fast on CPUs without AVX-512 too."""
 
+    @property
+    def _is_pointwise(self) -> bool:
+        """Whether it is a matrix product."""
+        return (self.kernel_size, self.stride, self.padding, self.groups) == (
+            (1, 1),
+            (1, 1),
+            (0, 0),
+            1,
+        )
+
     def _conv_forward(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
-        if (
+        if _channels_last_pays(x):
+            x = x.contiguous(memory_format=th.channels_last)
+            if self._is_pointwise:
+                product = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
+                return product.permute(0, 3, 1, 2)
+            if th.is_autocast_enabled("cpu"):
+                dtype = th.get_autocast_dtype("cpu")
+                weight = weight.to(dtype, memory_format=th.channels_last)
+        elif (
             _SLOW_WEIGHT_GRADIENT
             and th.is_grad_enabled()
             and weight.requires_grad
@@ -197,7 +238,7 @@ def weight_gradient_3x3(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
     return total.view(3, outputs, 3, channels).permute(1, 3, 0, 2).contiguous()
 
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS = {1: Conv1d, 2: Conv2d, 3: nn.Conv3d}
 _AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 

@@ -68,7 +68,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         _expect_channels(x, self.channels)
-        if self.dims == 2 and x.device.type == "cpu" and not _is_tracing():
+        if _is_contiguous_on_cpu(x) and self.dims == 2 and not _is_tracing():
             x = _upsample_nearest_2x(x)
         else:
             factors = (1.0, 2.0, 2.0) if self.dims == 3 else (2.0,) * self.dims
@@ -81,6 +81,11 @@ def _upsample_nearest_2x(x: th.Tensor) -> th.Tensor:
     n, c, h, w = x.shape
     rows = x[..., None].expand(n, c, h, w, 2).reshape(n, c, h, 1, 2 * w)
     return rows.expand(n, c, h, 2, 2 * w).reshape(n, c, 2 * h, 2 * w)
+
+
+def _is_contiguous_on_cpu(x: th.Tensor) -> bool:
+    """Whether torch's own upsampling is slow: it is not with channels last."""
+    return x.device.type == "cpu" and x.is_contiguous()
 
 
 def _is_tracing() -> bool:
@@ -349,12 +354,24 @@ def count_flops_attn(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
     model.total_ops += th.DoubleTensor([4 * batch * math.prod(positions) ** 2 * channels])
 
 
+def _kernel_attention(qkv: th.Tensor, heads: int, grouped_by_head: bool) -> th.Tensor | None:
+    """Attention by a kernel registered with torch; None without one for this input."""
+    if _is_tracing() or not hasattr(th.ops.guided_diffusion, "attention"):
+        return None
+    if not th.ops.guided_diffusion.attention_serves(qkv, heads):
+        return None
+    return th.ops.guided_diffusion.attention(qkv, heads, grouped_by_head)
+
+
 def _scaled_dot_product(q: th.Tensor, k: th.Tensor, v: th.Tensor) -> th.Tensor:
     """softmax(q^T k / sqrt(C)) v for `[N x heads x C x T]`, as `[N x heads*C x T]`."""
-    # the fused kernels need contiguous tensors with channels last
-    q, k, v = (part.transpose(-1, -2).contiguous() for part in (q, k, v))
+    # the fused kernels need each position's channels side by side
+    q, k, v = (part.transpose(-1, -2) for part in (q, k, v))
+    if q.stride(-1) != 1:
+        q, k, v = (part.contiguous() for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
     out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(-1, -2).flatten(1, 2)
+    return out.transpose(1, 2).flatten(2).transpose(1, 2)
 
 
 class QKVAttentionLegacy(nn.Module):
@@ -366,7 +383,10 @@ class QKVAttentionLegacy(nn.Module):
 
     def forward(self, qkv: th.Tensor) -> th.Tensor:
         """`[N x (heads * 3 * C) x T]` to `[N x (heads * C) x T]`."""
-        return _scaled_dot_product(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
+        out = _kernel_attention(qkv, self.n_heads, grouped_by_head=True)
+        if out is None:
+            out = _scaled_dot_product(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
+        return out
 
     @staticmethod
     def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
@@ -382,7 +402,10 @@ class QKVAttention(nn.Module):
 
     def forward(self, qkv: th.Tensor) -> th.Tensor:
         """`[N x (3 * heads * C) x T]` to `[N x (heads * C) x T]`."""
-        return _scaled_dot_product(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
+        out = _kernel_attention(qkv, self.n_heads, grouped_by_head=False)
+        if out is None:
+            out = _scaled_dot_product(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
+        return out
 
     @staticmethod
     def count_flops(model: Any, _x: Any, y: Sequence[th.Tensor]) -> None:
@@ -650,8 +673,9 @@ class UNetModel(_EncoderTrunk):
         h, skips = self._encode(x, emb)
         for block in self.output_blocks:
             h = block(th.cat([h, skips.pop()], dim=1), emb)
+        norm, activation, conv = self.out
         with _without_autocast(x.device.type):
-            return self.out(h.to(x.dtype))
+            return conv(_norm_silu(norm, activation, h.to(x.dtype)))
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:

@@ -1,0 +1,60 @@
+"""Loading the compiled kernels, if this processor can run them."""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from pathlib import Path
+
+import torch as th
+
+# to compare with torch's own operations: GUIDED_DIFFUSION_KERNELS=off
+SWITCH = "GUIDED_DIFFUSION_KERNELS"
+_AVX512, _AMX_BF16 = 1, 2
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None if they are not installed, switched off, or of no use here."""
+    if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
+        return None
+    if th.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return None
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_native{suffix}")
+        if path.exists():
+            try:
+                # importing torch made its OpenMP runtime's functions visible to the library
+                found = ctypes.CDLL(str(path))
+                return found if found.processor_features() & _AVX512 else None
+            except (OSError, AttributeError):
+                return None
+    return None
+
+
+def usable() -> bool:
+    """Whether to call a kernel now: not while torch traces a network, which sees no kernels."""
+    return not (th.compiler.is_compiling() or th.jit.is_tracing()) and library() is not None
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether the kernels can multiply bfloat16 matrices in AMX tiles."""
+    kernels = library()
+    return kernels is not None and bool(kernels.processor_features() & _AMX_BF16)
+
+
+def call(name: str, arguments: ctypes.Structure) -> None:
+    """Run a kernel of the library, which must be there.
+
+    :raises MemoryError: if memory for its intermediate results is short.
+    """
+    if getattr(library(), name)(ctypes.byref(arguments)):
+        raise MemoryError(f"{name}: not enough memory")
+
+
+def describe() -> str:
+    """What the log says of them."""
+    if library() is None:
+        return "torch's own kernels"
+    return f"compiled kernels ({'AVX-512, AMX' if has_amx() else 'AVX-512'})"
