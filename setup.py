@@ -16,7 +16,7 @@ KERNELS = Extension(
     "guided_diffusion.kernels._native",
     sources=[
         f"guided_diffusion/kernels/{name}.c"
-        for name in ("processor", "norm_silu", "attention_fp32", "attention_bf16")
+        for name in ("processor", "norm_silu", "attention_fp32", "attention_bf16", "weights")
     ],
     depends=[f"guided_diffusion/kernels/{name}.h" for name in ("vectors", "attention")],
     libraries=["m"],

@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from guided_diffusion.kernels import attention, norms  # noqa: F401 - registers its kernel
+from guided_diffusion.kernels import attention, convolution, norms  # noqa: F401 - one registers its kernel
 from guided_diffusion.kernels.library import usable
 
 # oneDNN computes a 3x3 convolution's output, and its input's gradient, at the rate of a matrix
@@ -149,22 +149,18 @@ class Conv2d(nn.Conv2d):
     @property
     def _is_pointwise(self) -> bool:
         """Whether it is a matrix product."""
-        return (self.kernel_size, self.stride, self.padding, self.groups) == (
-            (1, 1),
-            (1, 1),
-            (0, 0),
-            1,
-        )
+        plain = self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        return plain and self.kernel_size == (1, 1)
 
     def _conv_forward(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
-        if _channels_last_pays(x):
+        if x.ndim == 4 and _channels_last_pays(x):
             x = x.contiguous(memory_format=th.channels_last)
             if self._is_pointwise:
                 product = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
                 return product.permute(0, 3, 1, 2)
-            if th.is_autocast_enabled("cpu"):
-                dtype = th.get_autocast_dtype("cpu")
-                weight = weight.to(dtype, memory_format=th.channels_last)
+            padding = self.padding if self.padding_mode == "zeros" else "other"
+            if convolution.serves(x, weight, self.groups) and not isinstance(padding, str):
+                return convolution.convolve(x, weight, bias, self.stride, padding, self.dilation)
         elif (
             _SLOW_WEIGHT_GRADIENT
             and th.is_grad_enabled()

@@ -6,6 +6,7 @@ device: decisions that depend on a number (is the gradient finite?) are made on 
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,10 +24,19 @@ INITIAL_LOSS_SCALE = 2.0**16
 
 
 class _AdamW(th.optim.AdamW):
-    """AdamW with the attributes that GradScaler sets and torch's fused kernel reads."""
+    """AdamW with the attributes that GradScaler sets and torch's fused kernel reads.
+
+    torch marks its optimizers' methods for its compiler, which the first call then imports: 150 MB
+    and seconds that nothing here needs, as steps are not compiled. So the methods are unmarked.
+    """
 
     found_inf: th.Tensor | None  # 1.0: leave weights and state unchanged
     grad_scale: th.Tensor | None
+    step = th.no_grad()(inspect.unwrap(th.optim.AdamW.step))
+    add_param_group = inspect.unwrap(th.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(th.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(th.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(th.optim.AdamW.load_state_dict)
 
 
 class Stepper:

@@ -673,9 +673,17 @@ class UNetModel(_EncoderTrunk):
         h, skips = self._encode(x, emb)
         for block in self.output_blocks:
             h = block(th.cat([h, skips.pop()], dim=1), emb)
-        norm, activation, conv = self.out
         with _without_autocast(x.device.type):
-            return conv(_norm_silu(norm, activation, h.to(x.dtype)))
+            return self._output(h.to(x.dtype))
+
+    def _output(self, h: th.Tensor) -> th.Tensor:
+        norm, activation, *rest = self.out
+        if not isinstance(activation, nn.SiLU):  # a layer was inserted
+            return self.out(h)
+        h = _norm_silu(norm, activation, h)
+        for layer in rest:
+            h = layer(h)
+        return h
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:

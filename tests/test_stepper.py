@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -353,3 +355,18 @@ class TestFirstNotFinite:
         model[0].bias.data[3] = float("nan")
         assert first_not_finite(model, lambda: model(batch(0))) == "0"
         assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_step_does_not_import_torchs_compiler():
+    """It takes seconds and 150 MB."""
+    program = """
+import sys, torch as th
+from guided_diffusion.stepper import Stepper
+stepper = Stepper(th.nn.Linear(2, 2), lr=0.1, ema_rates=[0.9])
+stepper.backward(stepper.model(th.ones(1, 2)).sum())
+stepper.step()
+stepper.load_optimizer(stepper.opt.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
