@@ -28,6 +28,7 @@ REFERENCE = ModelConfig(
     resblock_updown=True,
 )
 PRECISIONS = {"fp32": th.float32, "bf16": th.bfloat16, "fp16": th.float16}
+PRODUCT_SIDE = {"cpu": 1536, "cuda": 8192}  # of matrices large enough to reach the peak rate
 
 
 @dataclass
@@ -147,10 +148,25 @@ def _synchronize(device: th.device) -> None:
 
 
 def matrix_product(precision: str, device: th.device) -> Case:
-    """A matrix product large enough to reach the machine's peak rate."""
-    side = 8192 if device.type == "cuda" else 1536
+    """A matrix product large enough to reach the machine's peak rate.
+
+    In fp32 on CUDA it is computed in TF32 where convolutions are, as they are by default: otherwise
+    they would seem to exceed the peak.
+    """
+    side = PRODUCT_SIDE[device.type]
     left, right = (th.randn(side, side, device=device).to(PRECISIONS[precision]) for _ in range(2))
-    return Case(f"product {precision}", lambda: left @ right, 2 * side**3, precision)
+
+    def in_tf32() -> None:
+        before = th.get_float32_matmul_precision()
+        th.set_float32_matmul_precision("high")
+        left @ right
+        th.set_float32_matmul_precision(before)
+
+    def plain() -> None:
+        left @ right
+
+    tf32 = device.type == "cuda" and precision == "fp32" and th.backends.cudnn.allow_tf32
+    return Case(f"product {precision}", in_tf32 if tf32 else plain, 2 * side**3, precision)
 
 
 def time_interleaved(cases: Sequence[Case], device: th.device, rounds: int) -> dict[str, float]:
@@ -199,11 +215,16 @@ def peak_memory(arguments: Sequence[str]) -> float:
     return float(done.stdout.split()[-1])
 
 
-def print_own_peak() -> None:
-    """Print this process's peak memory in bytes, for `peak_memory` to read."""
+def own_peak() -> int:
+    """This process's peak memory in bytes."""
     with open("/proc/self/status") as file:  # getrusage would include the parent's peak
         peak = next(line for line in file if line.startswith("VmHWM:"))
-    print(int(peak.split()[1]) * 1024)
+    return int(peak.split()[1]) * 1024
+
+
+def print_own_peak() -> None:
+    """Print this process's peak memory in bytes, for `peak_memory` to read."""
+    print(own_peak())
 
 
 def print_table(cases: Sequence[Case], rates: dict[str, float]) -> list[dict[str, Any]]:
@@ -254,8 +275,15 @@ def print_profile(case: Case, device: th.device, number: int) -> list[dict[str, 
     with th.profiler.profile(activities=[activity]) as profiler:
         elapsed(case.call, device)
     attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    found = [(getattr(e, attribute), e.count, e.key) for e in profiler.key_averages()]
+    found = [
+        (getattr(e, attribute), e.count, e.key)
+        for e in profiler.key_averages()
+        # nothing that contains kernels, which would count twice: launches, annotated spans
+        if e.device_type.name == device.type.upper() and not getattr(e, "is_user_annotation", False)
+    ]
     total = sum(microseconds for microseconds, *_ in found)
+    if not total:
+        raise UserError(f"--profile {number}: torch's profiler recorded nothing on {device}")
     print(f"{case.name} {case.precision}: {total / 1e6:.4f} s")
     lines = []
     for microseconds, calls, name in sorted(found, reverse=True)[:number]:
