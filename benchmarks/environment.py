@@ -21,13 +21,10 @@ NEEDED = {
     "torch": "torch",
     "numpy": "numpy",
     "blobfile": "blobfile",
-    "pydicom": "pydicom",
     "PIL": "pillow",
     "tqdm": "tqdm",
-    "torchvision": "torchvision",
-    "matplotlib": "matplotlib",
 }
-FOR_TESTS = {"pytest": "pytest", "hypothesis": "hypothesis"}
+FOR_TESTS = {name: name for name in ("pytest", "hypothesis", "pydicom", "matplotlib")}
 
 
 def missing(packages: dict[str, str]) -> list[str]:
