@@ -1,10 +1,11 @@
 """Kill a training run repeatedly with SIGKILL and check that it ends as an undisturbed run does.
 
-    python benchmarks/kill_and_resume.py [--kills 20] [--ranks 1,2] [--starts 20] [--json OUT.json]
+    python benchmarks/kill_and_resume.py [--kills 20] [--ranks 1,2] [--starts 20] [--precision bf16]
+        [--json OUT.json]
 
 Trains once undisturbed and once killed at random moments, every other time in the middle of saving,
 rerunning the same command to resume. Weights, EMA, optimizer state and logged losses must be
-bit-identical (CPU, float32). With two ranks, one is killed and the other must exit by itself.
+bit-identical (on a CPU). With two ranks, one is killed and the other must exit by itself.
 
 With --starts, the command is also given twice at the same moment, each time in a new folder: one
 must train to the same end, and the other end in one line.
@@ -221,8 +222,10 @@ def main() -> int:
         "--starts", type=int, default=0, help="starts of two commands at once, per number of ranks"
     )
     parser.add_argument("--steps", type=int, default=400, help="length of the training run")
+    parser.add_argument("--precision", default="", help="of the runs, see image_train.py")
     parser.add_argument("--json", help="also write the results to this JSON file")
     args = parser.parse_args()
+    FLAGS.extend(["--precision", args.precision])
     reports, failed = [], False
     for ranks in map(int, args.ranks.split(",")):
         with tempfile.TemporaryDirectory() as work:

@@ -22,7 +22,7 @@ MODEL_FLAGS="$MODEL_FLAGS --resblock_updown True"
 MODEL_FLAGS="$MODEL_FLAGS --use_scale_shift_norm True"
 # learned variances (IDDPM section 3.1; kept by ADM, section 2.2)
 MODEL_FLAGS="$MODEL_FLAGS --learn_sigma True"
-# half precision (ADM appendix on hyperparameters); a CPU computes in float32 and says so
+# half precision (ADM appendix on hyperparameters); a CPU has none and says what it computes in
 MODEL_FLAGS="$MODEL_FLAGS --use_fp16 True"
 
 # 4000 steps (IDDPM section 3, table 1) on the cosine schedule (IDDPM section 3.2)

@@ -16,9 +16,9 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import dist_util
+from .networks.precision import PRECISIONS
 from .runtime.errors import UserError
 
-PRECISIONS = {"fp32": th.float32, "fp16": th.float16, "bf16": th.bfloat16}
 # of a float16 run; dynamic loss scaling (arXiv 1710.03740, section 3.2) soon adapts it
 INITIAL_LOSS_SCALE = 2.0**16
 

@@ -15,6 +15,7 @@ from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .runtime import checkpoint, rng
 from .runtime.errors import UserError
 from .runtime.loop_config import LoopConfig
+from .runtime.precision_flag import AUTO
 from .runtime.progress import progress_bar
 from .runtime.resume import (  # noqa: F401 - parse_resume_step_from_filename is public here
     Start,
@@ -102,6 +103,7 @@ class TrainLoop:
         run sees the images that would have followed.
     :param settings: see LoopConfig; by default its own, without clipping, as in the original.
         The arguments before it, which are the original's, and `fields` replace fields of it.
+        A precision that they leave open is fp32 here: commands have chosen one before.
     :param use_fp16: the original's spelling of `precision="fp16"`.
     :param schedule_sampler: which timesteps to train on; uniform by default.
     :param folder: where checkpoints are written; by default `get_blob_logdir()`.
@@ -164,7 +166,9 @@ class TrainLoop:
             model,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
-            precision=settings.precision or ("fp16" if use_fp16 else "fp32"),
+            precision=("fp16" if use_fp16 else "fp32")
+            if settings.precision in AUTO
+            else settings.precision,
             scale_growth_interval=round(1 / max(settings.fp16_scale_growth, 1e-6)),
             max_grad_norm=settings.max_grad_norm,
             ema_rates=list(self.ema_rates.values()),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks import precision
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.runtime import checkpoint
@@ -67,6 +68,24 @@ def run_script(name: str, *argv: object) -> Outcome:
         logger.reset()
         dist_util.cleanup()
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_bf16_units():
+    """On every machine, commands run in this process take the CPU for one without bfloat16 units.
+
+    So exact numbers are float32's everywhere, and tiny networks, which gain nothing from bfloat16,
+    lose no time. Commands in processes of their own do as the machine does.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "computes_bf16_faster", lambda: False)
+        yield
+
+
+@pytest.fixture
+def bf16_units(monkeypatch):
+    """Commands take the CPU for one that computes bfloat16 faster than float32."""
+    monkeypatch.setattr(precision, "computes_bf16_faster", lambda: True)
 
 
 @pytest.fixture

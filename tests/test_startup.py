@@ -9,10 +9,11 @@ from commands_util import all_commands
 from conftest import TINY, draw_pairs
 from paths import ROOT
 
-from guided_diffusion import stepper, unet
+from guided_diffusion import unet
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import config as networks
-from guided_diffusion.runtime import loop_config
+from guided_diffusion.networks import precision
+from guided_diffusion.runtime import precision_flag
 from guided_diffusion.sampling import config as sampling
 from guided_diffusion.sampling import features, solvers
 from guided_diffusion.segmentation.categories import generic_categories
@@ -77,7 +78,7 @@ def test_a_mask_is_predicted_without_what_it_does_not_use(tmp_path):
 
 def test_choices_are_those_of_the_work():
     """Flags list what modules that they must not import can do."""
-    assert set(loop_config.PRECISIONS) == set(stepper.PRECISIONS)
+    assert set(precision_flag.NAMES) == set(precision.PRECISIONS)
     assert list(sampling.TRAITS) == list(solvers.SAMPLERS)
     assert (*features.TORCHVISION, "ddpm") == sampling.FEATURES
     assert networks.NORMS == unet.NORMS

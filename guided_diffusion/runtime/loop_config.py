@@ -3,9 +3,7 @@
 import dataclasses
 
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
-
-# the names of `stepper.PRECISIONS`
-PRECISIONS = ("fp32", "fp16", "bf16")
+from guided_diffusion.runtime.precision_flag import precision_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +26,7 @@ class LoopConfig:
         "0.9999", "decay rates of the exponential moving averages of the weights, comma-separated"
     )
     ema_warmup: bool = flag(True, "lower decay at the start: min(rate, (1+n)/(10+n)) at step n")
-    precision: str = flag(
-        "", "fp32, fp16 or bf16; '': fp16 with use_fp16, otherwise fp32", choices=("", *PRECISIONS)
-    )
+    precision: str = precision_flag()
     fp16_scale_growth: float = flag(1e-3, "log2 growth of the loss scale a step", least=0, most=1)
     seed: int = flag(0, "of weights, image order, timesteps, noise", least=0, most=MOST_SEED)
     log_interval: int = flag(10, "steps between rows of the log", least=1)

@@ -9,7 +9,7 @@ from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.sampling.choices import parse_labels
 from guided_diffusion.sampling.config import ClassifierSampleConfig
 from guided_diffusion.sampling.guidance import classifier_gradient, ignoring_classes
-from guided_diffusion.sampling.job import SampleJob, guided, identity_of
+from guided_diffusion.sampling.job import SampleJob, as_flags_say, guided, identity_of
 
 
 def classifier_job(overrides: Overrides) -> SampleJob:
@@ -19,9 +19,10 @@ def classifier_job(overrides: Overrides) -> SampleJob:
     :raises UserError: if the classifier cannot guide the diffusion network.
     """
     settings = from_flags(ClassifierSampleConfig, overrides)
-    trained = read_trained(settings.model_path, overrides)
+    trained = as_flags_say(read_trained(settings.model_path, overrides), settings)
     same = {**dataclasses.asdict(trained.diffusion), "image_size": trained.model.image_size}
     guide = read_trained(settings.classifier_path, overrides, "classifier", defaults=same)
+    guide = as_flags_say(guide, settings)
     _check_classifier(guide, trained)
     labels = parse_labels(
         settings.class_labels, guide.classes, guide.model.num_classes, settings.seed

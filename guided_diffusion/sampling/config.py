@@ -3,6 +3,7 @@
 import dataclasses
 
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
+from guided_diffusion.runtime.precision_flag import precision_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ class SampleConfig:
         most=1000,
     )
     save_process: bool = flag(False, "also show the sampling process: process.png and process.gif")
+    precision: str = precision_flag()
     compile: bool = flag(
         False, "compile the network, on GPUs to a CUDA graph: takes minutes, then runs faster"
     )
@@ -128,6 +130,7 @@ class LikelihoodConfig:
     batch_size: int = flag(1, "images that a rank measures at once", least=1, most=MOST_BATCH)
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
     seed: int = flag(0, "of the noise", least=0, most=MOST_SEED)
+    precision: str = precision_flag("fp32")
     out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
 
 
@@ -147,4 +150,5 @@ class EvaluateSamplesConfig:
         5, "neighbours that span the balls of precision, recall and coverage", least=1
     )
     batch_size: int = flag(32, "images per forward pass", least=1, most=MOST_BATCH)
+    precision: str = precision_flag("fp32")
     out_dir: str = flag("", "folder of the results; '': evaluation_FEATURES beside the samples")

@@ -14,6 +14,7 @@ from guided_diffusion.images.files import list_images, list_radiographs
 from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.names import stem
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
+from guided_diffusion.networks.precision import choose_for
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
@@ -63,6 +64,7 @@ def evaluate(
     """
     settings = from_flags(EvaluateSamplesConfig, overrides)
     folder = settings.out_dir or _folder_beside(samples_path, settings.features)
+    precision, note = choose_for(device, settings.precision)
     check_output(folder, folder=True)
     trained = None
     if settings.features == "ddpm":
@@ -81,6 +83,9 @@ def evaluate(
         extractor = ddpm_features(trained, settings.feature_timestep, device)
     else:
         extractor = torchvision_features(settings.features, settings.weights, device)
+    if note:
+        print(note)
+    extractor = extractor.in_precision(precision, device)
     results, neighbours = compare(samples, reference, extractor, settings, device)
     save_json(bf.join(folder, "metrics.json"), results)
     write_neighbours(folder, samples, reference, neighbours)

@@ -9,6 +9,7 @@ import torch as th
 import torch.nn.functional as F
 
 from guided_diffusion.images.reading import normalize
+from guided_diffusion.networks.precision import in_precision
 from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import checkpoint
@@ -35,6 +36,13 @@ class Extractor:
 
     name: str
     extract: Callable[[th.Tensor], th.Tensor]
+
+    def in_precision(self, precision: str, device: th.device) -> "Extractor":
+        """The same features, computed in a precision; the name says it unless it is fp32."""
+        if precision == "fp32":
+            return self
+        extract = in_precision(self.extract, precision, device)
+        return Extractor(f"{self.name}; computed in {precision}", extract)
 
     def __call__(self, images: np.ndarray, batch_size: int, device: th.device) -> np.ndarray:
         """Features, float32 `[N x D]`, of uint8 images `[N x H x W x C]`."""

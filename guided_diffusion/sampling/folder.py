@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import blobfile as bf
@@ -27,35 +27,44 @@ def results_folder(out_dir: str, model_path: str, *below: str) -> str:
     return bf.join(base or bf.dirname(model_path) or ".", *below)
 
 
-def samples_folder(out_dir: str, model_path: str, name: str, identity: Mapping[str, Any]) -> str:
+def samples_folder(
+    out_dir: str, model_path: str, name: str, identity: Mapping[str, Any], free: Sequence[str] = ()
+) -> str:
     """The folder for samples with these settings: `results_folder` with `samples/NAME` below.
 
     If that holds samples with other settings, NAME_2 and so on.
 
     :param identity: the settings that determine the images, as plain values.
+    :param free: names of those that the command leaves open, so that they are the folder's.
     :raises UserError: if a folder chosen by the user holds samples with other settings.
     """
     folder = results_folder(out_dir, model_path, "samples", name)
     if folder == results_folder(out_dir, model_path):  # the user's own choice
-        if difference := _difference(folder, identity):
+        if difference := _difference(folder, identity, free):
             raise UserError(
                 f"{folder} holds images of another command ({difference}): choose another --out_dir"
             )
         return folder
     more = (f"{folder}_{number}" for number in itertools.count(2))
-    return next(f for f in itertools.chain([folder], more) if not _difference(f, identity))
+    return next(f for f in itertools.chain([folder], more) if not _difference(f, identity, free))
 
 
-def _difference(folder: str, identity: Mapping[str, Any]) -> str:
+def stored_images(folder: str) -> dict[str, Any]:
+    """The settings that determine a folder's images; {} if it has none."""
+    path = bf.join(folder, SETTINGS_NAME)
+    return read_sections(path, "images")["images"] if bf.exists(path) else {}
+
+
+def _difference(folder: str, identity: Mapping[str, Any], free: Sequence[str]) -> str:
     """How the settings of a folder's images differ from `identity`; "" if they do not."""
     path = bf.join(folder, SETTINGS_NAME)
     if not bf.exists(path):
         images = [bf.join(folder, part) for part in ("png", "IMG", "MASK")]
         filled = any(bf.isdir(part) and list(bf.listdir(part)) for part in images)
         return "of unknown settings" if filled else ""
-    there = _unnamed(read_sections(path, "images")["images"])
+    there = _unnamed(stored_images(folder))
     here = _unnamed(json.loads(json.dumps(identity)))
-    for name in sorted(here.keys() | there.keys()):
+    for name in sorted((here.keys() | there.keys()).difference(free)):
         if here.get(name) != there.get(name):
             if name == "checkpoint":
                 return "of another checkpoint or configuration"

@@ -20,6 +20,14 @@ from tqdm import tqdm
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.networks.compiled import compiled
+from guided_diffusion.networks.config import ClassifierConfig
+from guided_diffusion.networks.precision import (
+    Choice,
+    check_precision,
+    choose_for,
+    default_of_all_ranks,
+    in_precision,
+)
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.errors import UserError
@@ -29,11 +37,12 @@ from guided_diffusion.runtime.files import (
     write_atomically,
     writing,
 )
+from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.sampling.choices import Labels, choose_sampler, parse_labels
 from guided_diffusion.sampling.config import DEFAULT_STEPS, SampleConfig
-from guided_diffusion.sampling.folder import SETTINGS_NAME, samples_folder
+from guided_diffusion.sampling.folder import SETTINGS_NAME, samples_folder, stored_images
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.images import sample_images, to_uint8
 from guided_diffusion.sampling.pictures import image_grid, write_gif
@@ -56,6 +65,15 @@ def identity_of(trained: Trained) -> dict[str, Any]:
         "network": dataclasses.asdict(trained.model),
         "diffusion": dataclasses.asdict(trained.diffusion),
     }
+
+
+def as_flags_say(trained: Trained, settings: SampleConfig) -> Trained:
+    """The checkpoint without half precision of its own where --precision names another."""
+    if settings.precision in AUTO or not trained.model.use_fp16:
+        return trained
+    name = "classifier_use_fp16" if isinstance(trained.model, ClassifierConfig) else "use_fp16"
+    changed: dict[str, Any] = {name: False}
+    return dataclasses.replace(trained, model=dataclasses.replace(trained.model, **changed))
 
 
 def class_labels(settings: SampleConfig, trained: Trained) -> Labels | None:
@@ -119,6 +137,10 @@ class SampleJob:
     def __post_init__(self) -> None:
         if self.settings.compile:
             self.model = compiled(self.model)
+        self.precision = self.settings.precision
+        if self.precision in AUTO:
+            self.precision = "fp32"  # until `run` has seen the folder
+        check_precision(self.precision, dist_util.dev())
         self.diffusion = self.trained.diffusion.build()
         self.sampler, self.steps = choose_sampler(self.settings, self.diffusion)
         size = self.trained.model.image_size
@@ -126,7 +148,9 @@ class SampleJob:
 
     def run(self) -> int:
         """Sample the missing images and write all results; returns the exit code."""
-        folder = self._open_folder()
+        folder, self.precision, note = self._open_folder()
+        if note:
+            _say(note)
         pending = dist_util.broadcast_object(self._pending(folder) if _is_main() else None)
         _say(self._announcement(folder, len(pending)))
         stopped = self._sample(folder, pending)
@@ -151,15 +175,22 @@ class SampleJob:
             "seed": settings.seed,
             "class_labels": list(self.labels.chosen) if self.labels else [],
             "guidance_scale": settings.guidance_scale,
+            # absent: fp32, as in the folders of older versions
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
             **self.also,
         }
 
-    def _open_folder(self) -> str:
-        """Create the results folder and record the settings in it; returns its path."""
-        folder = None
+    def _open_folder(self) -> tuple[str, str, str]:
+        """Create the results folder and record the settings in it.
+
+        :return: its path, the precision of its images, and a line about that or "".
+        """
+        settled = None
+        default = default_of_all_ranks()
         if _is_main():
+            folder = self._lock_folder()
+            self.precision, note = self._choose_precision(stored_images(folder), default)
             identity = self.identity()
-            folder = self._lock_folder(identity)
             pictures = bf.join(folder, "IMG" if self.names else "png")
             with writing(pictures):
                 bf.makedirs(pictures)
@@ -167,17 +198,25 @@ class SampleJob:
             save_json(bf.join(folder, SETTINGS_NAME), record)
             if self.prepare is not None:
                 self.prepare(folder)
-        return dist_util.broadcast_object(folder)
+            settled = folder, self.precision, note
+        return dist_util.broadcast_object(settled)
 
-    def _lock_folder(self, identity: Mapping[str, Any]) -> str:
+    def _choose_precision(self, stored: Mapping[str, Any], default: str) -> Choice:
+        """As the flag says, or else as of the images in the folder, or else the default."""
+        began = stored.get("precision", "fp32") if stored else ""
+        return choose_for(dist_util.dev(), self.settings.precision, began, default)
+
+    def _lock_folder(self) -> str:
         """The results folder, which no other command writes into."""
-        arguments = self.settings.out_dir, self.trained.path, self._name(), identity
+        identity = self.identity()
+        free = ("precision",) if self.settings.precision in AUTO else ()
+        arguments = self.settings.out_dir, self.trained.path, self._name(), identity, free
         folder = samples_folder(*arguments)
         check_output(folder, folder=True)
         run_lock.hold_folder(folder, "choose another --out_dir")
         if samples_folder(*arguments) != folder:  # another command has just begun there
             run_lock.release_folder(folder)
-            return self._lock_folder(identity)
+            return self._lock_folder()
         return folder
 
     def _name(self) -> str:
@@ -222,7 +261,7 @@ class SampleJob:
         if self.labels:
             arguments["y"] = th.tensor(self.labels.of(indices), device=device)
         return sample_images(
-            self.model,
+            in_precision(self.model, self.precision, device),
             self.diffusion,
             self.shape,
             indices,
@@ -234,7 +273,7 @@ class SampleJob:
                 eta=self.settings.eta,
                 clip_denoised=self.settings.clip_denoised,
                 model_kwargs=arguments,
-                cond_fn=self.cond_fn,
+                cond_fn=self.cond_fn and in_precision(self.cond_fn, self.precision, device),
                 callback=callback,
             ),
         )

@@ -15,6 +15,7 @@ from guided_diffusion.image_datasets import class_labels
 from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.reading import normalize
+from guided_diffusion.networks.precision import choose_for, in_precision
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
@@ -68,14 +69,16 @@ def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
 
     :raises UserError: if there are no images.
     """
+    precision, note = choose_for(dist_util.dev(), settings.precision)
     if not settings.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
     stem = os.path.splitext(bf.basename(trained.path))[0]
     folder = results_folder(settings.out_dir, trained.path, "likelihood", stem)
     check_output(folder, folder=True)
-    paths, note = list_radiographs(settings.data_dir)
-    if note and dist_util.is_main():
-        print(note)
+    paths, left_out = list_radiographs(settings.data_dir)
+    for line in filter(None, (left_out, note)):
+        if dist_util.is_main():
+            print(line)
     paths = paths[: settings.num_samples]
     check_images(paths)
     diffusion = trained.diffusion.build()
@@ -83,7 +86,7 @@ def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
     batches = math.ceil(len(mine) / settings.batch_size)
     with progress_bar(batches * diffusion.num_timesteps) as bar:
         terms = likelihood_terms(
-            trained.network(dist_util.dev()),
+            in_precision(trained.network(dist_util.dev()), precision, dist_util.dev()),
             diffusion,
             _numbered_batches(paths, mine, settings.batch_size, trained),
             seed=settings.seed,

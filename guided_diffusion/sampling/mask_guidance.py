@@ -25,7 +25,7 @@ from guided_diffusion.runtime.text import encode
 from guided_diffusion.sampling.choices import Labels
 from guided_diffusion.sampling.config import GuidedSampleConfig
 from guided_diffusion.sampling.guidance import ClassifierFree
-from guided_diffusion.sampling.job import SampleJob, class_labels, guided
+from guided_diffusion.sampling.job import SampleJob, as_flags_say, class_labels, guided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def image_job(overrides: Overrides) -> SampleJob:
     :raises UserError: if the network cannot do what they ask.
     """
     settings = from_flags(GuidedSampleConfig, overrides)
-    trained = _read_trained(settings.model_path, overrides)
+    trained = as_flags_say(_read_trained(settings.model_path, overrides), settings)
     masks = guiding_masks(settings, trained)
     labels = class_labels(settings, trained)
     if masks is not None:

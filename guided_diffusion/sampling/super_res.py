@@ -15,7 +15,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.sampling.config import SuperResSampleConfig
 from guided_diffusion.sampling.images import read_npz
-from guided_diffusion.sampling.job import SampleJob, class_labels, guided
+from guided_diffusion.sampling.job import SampleJob, as_flags_say, class_labels, guided
 
 
 def super_res_job(overrides: Overrides) -> SampleJob:
@@ -26,6 +26,7 @@ def super_res_job(overrides: Overrides) -> SampleJob:
     """
     settings = from_flags(SuperResSampleConfig, overrides)
     trained = read_trained(settings.model_path, overrides, "super_res")
+    trained = as_flags_say(trained, settings)
     small, own_labels = load_base_samples(
         settings.base_samples, trained.reading, trained.model.small_size, trained.classes
     )

@@ -27,6 +27,7 @@ from guided_diffusion.networks.config import (
     NetworkConfig,
     check_flags,
 )
+from guided_diffusion.networks.precision import choose
 from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.resample import create_named_schedule_sampler
@@ -35,6 +36,7 @@ from guided_diffusion.runtime.contents import Files
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, expand_path, is_local
 from guided_diffusion.runtime.flags import Overrides, from_flags, from_mapping
+from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.train_util import TrainLoop, find_start
@@ -123,7 +125,6 @@ class Run(NetworkRecord[Network_co], Generic[Network_co, Train_co]):
             schedule_sampler=create_named_schedule_sampler(self.train.schedule_sampler, process),
             sample_fn=sample_fn,
             progress=True,
-            precision=precision_of(self.train.precision, self.model.use_fp16),
             **more,
         )
 
@@ -135,12 +136,14 @@ def _num_workers(wanted: int) -> int:
 
 
 def precision_of(precision: str, use_fp16: bool) -> str:
-    """The precision that the two flags mean; float16 on a CPU becomes float32, with a warning."""
-    chosen = precision or ("fp16" if use_fp16 else "fp32")
-    if chosen == "fp16" and dist_util.dev().type != "cuda":
-        logger.log("float16 needs CUDA: training in float32 on the CPU")
-        return "fp32"
-    return chosen
+    """The precision in which a new training with these flags computes; the log says why.
+
+    Collective. float16 on a CPU becomes float32.
+    """
+    chosen, note = choose(precision, use_fp16)
+    if note:
+        logger.log(note)
+    return "fp32" if chosen == "fp16" and dist_util.dev().type != "cuda" else chosen
 
 
 def run_folder() -> str:
@@ -206,6 +209,13 @@ def open_run(
             grey = "all grey" if channels == 1 else "not all grey"
             notes.append(f"a sample of the images is {grey}: in_channels {channels}")
     record = _apply_flags(base, model_type, overrides)
+    began = ""
+    if start.path:
+        began, stored = _precision_of_resumed_run(stored, base.model.use_fp16)
+    changed = record.model.use_fp16 != base.model.use_fp16
+    precision, note = choose(train.precision, record.model.use_fp16, began, changed)
+    train = dataclasses.replace(train, precision=precision)
+    notes += [note] if note else []
     if record.model.needs_classes:
         classes = _find_classes(train.data_dir, paths, record.model.num_classes, base.classes)
         record = dataclasses.replace(record, classes=classes)
@@ -285,6 +295,21 @@ def _record_of_resumed_run(
     for config in (record.model, record.diffusion, record.reading):
         check_flags(overrides, config, source, FREE_FLAGS)
     return record
+
+
+def _precision_of_resumed_run(
+    stored: dict[str, Any] | None, use_fp16: bool
+) -> tuple[str, dict[str, Any] | None]:
+    """The precision in which a run began, and its config.json with that in it.
+
+    Older versions and the original package recorded none: their runs are float32, or float16 with
+    use_fp16.
+    """
+    training = (stored or {}).get("training", {})
+    began = training.get("precision", "")
+    if began in AUTO:
+        began = "fp16" if use_fp16 else "fp32"
+    return began, stored and {**stored, "training": {**training, "precision": began}}
 
 
 def _record_of_init(

@@ -22,12 +22,12 @@ from process_util import (
 
 from guided_diffusion.runtime import checkpoint
 
-# Channels: see WIDE in loop_util. The learning rate is the default.
+# Channels: see WIDE in loop_util. The learning rate is the default. The bounds below are float32's.
 FLAGS = """
     --image_size 8 --num_channels 64 --channel_mult 1 --num_res_blocks 1 --num_head_channels 32
     --attention_resolutions 8 --learn_sigma True --noise_schedule cosine --diffusion_steps 20
     --global_batch_size 4 --max_steps 20 --save_interval 10 --log_interval 5 --sample_interval 0
-    --ema_rate 0.9 --weight_decay 0.01 --lr 1e-4
+    --ema_rate 0.9 --weight_decay 0.01 --lr 1e-4 --precision fp32
 """.split()  # noqa: SIM905 - as on a command line
 
 

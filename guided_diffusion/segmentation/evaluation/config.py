@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from guided_diffusion.images.masks import BINARY_HELP
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
+from guided_diffusion.runtime.precision_flag import precision_flag
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class GuidanceConfig:
 
     output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
     device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
+    precision: str = precision_flag()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class LabelEfficiencyConfig:
     steps: int = flag(400, "optimisation steps per run", least=1)
     batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
     common: str = flag("", "further flags for every method, in quotes")
+    precision: str = precision_flag()
     categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
     out_channels: int = flag(
         0,

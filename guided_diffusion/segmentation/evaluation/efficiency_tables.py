@@ -37,6 +37,7 @@ class VariantFigures(Figures):
 
 class _Recorded(TypedDict, total=False):
     origin: RunOrigin
+    precision: str
 
 
 class RunResult(Figures, _Recorded):
@@ -44,7 +45,7 @@ class RunResult(Figures, _Recorded):
 
     fold: None if the test images were evaluated. variants: by name. images: names of those that it
     was trained on. commands: to train, to evaluate, and to evaluate each variant. origin: absent
-    from results of older versions.
+    from results of older versions. precision: of the comparison, absent where none was fixed.
     """
 
     method: str

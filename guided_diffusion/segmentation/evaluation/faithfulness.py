@@ -8,7 +8,9 @@ from typing import TypedDict
 
 import numpy as np
 
+from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import write_image
+from guided_diffusion.networks.precision import choose_for
 from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json
@@ -196,11 +198,14 @@ def evaluate_guidance(config: GuidanceConfig, model: str, folder: str) -> None:
     :param model: a segmentation model, or several separated by commas.
     :param folder: the output of image_sample.py --seg_dir.
     """
-    device = named_device(config.device)
+    device = named_device(config.device) or dist_util.dev()
+    precision, note = choose_for(device, config.precision)
     output = config.output or f"{folder}/faithfulness"
     check_output(output, folder=True)
     source = GuidedImages.in_folder(folder)
-    predictor = load_predictor(model, device)
+    if note:
+        print(note)
+    predictor = load_predictor(model, device, precision=precision)
     result = compare_with_masks(predictor, source)
     print(table(result.evaluation))
     if source.left_open:

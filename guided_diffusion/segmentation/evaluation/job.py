@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from guided_diffusion import dist_util
 from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
@@ -20,7 +21,7 @@ from guided_diffusion.segmentation.evaluation.scoring import (
     choose_categories,
     evaluate,
 )
-from guided_diffusion.segmentation.evaluation.sources import Source, parse_spacing
+from guided_diffusion.segmentation.evaluation.sources import Source, is_model, parse_spacing
 from guided_diffusion.segmentation.evaluation.tables import (
     intervals_table,
     table,
@@ -48,6 +49,8 @@ def run(config: EvaluateConfig, averaging: AveragingConfig, arguments: Sequence[
     if config.output:
         check_output(config.output, folder=True)
     categories = choose_categories(config.categories, config.num_classes or None)
+    if config.model or any(map(is_model, config.compare)):
+        averaging = averaging.on(named_device(config.device) or dist_util.dev())
     source = Source(config, averaging, arguments[-1], categories)
     if config.compare:
         compare_two(source, arguments[0] if len(arguments) == 2 else "")

@@ -30,6 +30,7 @@ from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import check_swaps
+from guided_diffusion.segmentation.evaluation import run_precision
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
 from guided_diffusion.segmentation.evaluation.draws import (
     Pairs,
@@ -145,6 +146,7 @@ class LabelEfficiency:
         self.settings = settings
         self.methods = methods
         self.variants = dict(variants or {})
+        self._precision = run_precision.flags(settings.precision, settings.output)
         self.train = find_pairs(*train)
         self.numbers, self.seeds = _integers("k", settings.k, 1), _integers("seeds", settings.seeds)
         self._check(test)
@@ -204,6 +206,7 @@ class LabelEfficiency:
             *self._mask_flags(),
             *(("--categories", settings.categories) if settings.categories else ()),
             *("--weights_save", self._model_path(run)),
+            *self._precision,
             *split_flags("--common", settings.common),
             *run.method.flags,
         ]
@@ -213,7 +216,7 @@ class LabelEfficiency:
         test, model = self.tests[run.fold or 0], self._model_path(run)
         train = [f"scripts/{run.method.script}", *self.training_arguments(run)]
         evaluate = ["scripts/evaluate.py", test.images, test.masks, "--model", model]
-        evaluate += self._mask_flags()
+        evaluate += [*self._mask_flags(), *self._precision]
         lines = [train, evaluate, *([*evaluate, *flags] for flags in self.variants.values())]
         return [shlex.join(["python", *words]) for words in lines]
 
@@ -238,7 +241,7 @@ class LabelEfficiency:
             found = read_result(self._folder(run))
             if found and "origin" in found:
                 check_origin(self._folder(run), found["origin"], self._origin(run))
-            elif found and found["commands"] != self.commands(run):
+            elif found and found["commands"] != run_precision.without(self.commands(run)):
                 raise UserError(
                     f"{self._folder(run)} was made with other flags ({found['commands'][0]}):"
                     " choose another --output or another name for the method"
@@ -352,6 +355,8 @@ class LabelEfficiency:
             "commands": commands,
             "origin": self._origin(run),
         }
+        if self._precision:
+            result["precision"] = self._precision[1]
         for (name, flags), command in zip(self.variants.items(), commands[2:]):
             try:
                 figures = self._evaluate(path, test, flags)
@@ -373,7 +378,7 @@ class LabelEfficiency:
 
         :param flags: of evaluate.py.
         """
-        averaging = parse_flags(make_parser("", AveragingConfig), flags)
+        averaging = parse_flags(make_parser("", AveragingConfig), [*self._precision, *flags])
         predictor = from_flags(AveragingConfig, averaging).load(path, dist_util.dev())
         binary = self.settings.binary
         rule = self.categories.mask_rule(binary)

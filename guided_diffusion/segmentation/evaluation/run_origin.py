@@ -60,7 +60,8 @@ def _content(path: str) -> str:
 
 def check_origin(folder: str, before: RunOrigin, now: RunOrigin) -> None:
     """:raises UserError: if a finished run in `folder` was made with other flags or contents."""
-    ours, theirs = now["settings"], before["settings"]
+    known = {"precision": "fp32"}  # of older versions, which recorded none
+    ours, theirs = known | now["settings"], known | before["settings"]
     found = changed_files(before["files"], now["files"])
     for name in sorted(ours.keys() | theirs.keys()):
         found += changes(f"--{name}", theirs.get(name), ours.get(name))

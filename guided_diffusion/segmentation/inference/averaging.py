@@ -1,11 +1,11 @@
 """The flags of every command that predicts: what predictions are averaged over, and precision."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import MOST_SEED, flag
-from guided_diffusion.runtime.loop_config import PRECISIONS
+from guided_diffusion.runtime.precision_flag import precision_flag
 from guided_diffusion.segmentation.inference.config import TTA
 
 if TYPE_CHECKING:
@@ -45,15 +45,27 @@ class AveragingConfig:
         least=0,
         most=MOST_SEED,
     )
-    precision: str = flag(
-        "fp32", "precision of the network; fp16 on a GPU only", choices=PRECISIONS
-    )
+    precision: str = precision_flag()
     compile: bool = flag(
         False, "compile the network, on GPUs to a CUDA graph: a slow start, then faster"
     )
 
+    def on(self, device: "th.device | str") -> "AveragingConfig":
+        """With the precision that suits a device; prints why.
+
+        :raises UserError: for fp16 on a CPU.
+        """
+        from guided_diffusion.networks.precision import choose_for
+
+        precision, note = choose_for(device, self.precision)
+        if note:
+            print(note)
+        return replace(self, precision=precision)
+
     def load(self, model: str, device: "th.device | str | None" = None) -> "Segmenter":
         """The predictor of a model file, or of several separated by commas, with these options."""
+        from guided_diffusion import dist_util
+        from guided_diffusion.networks.precision import choose_for
         from guided_diffusion.segmentation.inference.predictor import load_predictor
         from guided_diffusion.segmentation.networks.kind import MemberOptions
 
@@ -65,7 +77,9 @@ class AveragingConfig:
             seed=self.seed,
             compile=self.compile,
         )
-        return load_predictor(model, device, options, self.tta, self.flip_swap, self.precision)
+        device = device or dist_util.dev()
+        precision, _ = choose_for(device, self.precision)
+        return load_predictor(model, device, options, self.tta, self.flip_swap, precision)
 
 
 def parse_timesteps(text: str) -> tuple[float, ...]:

@@ -219,7 +219,7 @@ def predict(config: PredictConfig, averaging: AveragingConfig, arguments: Sequen
     """
     paths = paths_from_arguments(config, arguments)
     config = dataclasses.replace(config, model=paths.model)
-    predictor = averaging.load(paths.model, dist_util.dev())
+    predictor = averaging.on(dist_util.dev()).load(paths.model, dist_util.dev())
     categories = predictor.categories
     if config.categories:
         categories = categories_for(len(categories), config.categories)

@@ -14,6 +14,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import normalize, to_uint8_channels
 from guided_diffusion.images.swaps import parse_swaps
+from guided_diffusion.networks.precision import check_precision, in_precision
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable, check_swaps
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
@@ -22,7 +23,6 @@ from guided_diffusion.segmentation.model_file import SegmentationConfig, load_mo
 from guided_diffusion.segmentation.networks.kind import Member, MemberOptions
 from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.prediction import Prediction
-from guided_diffusion.stepper import PRECISIONS
 
 # completes the prediction of one radiograph; any thread may call it
 Finish = Callable[[], Prediction]
@@ -94,10 +94,7 @@ class Predictor(Segmenter):
     ):
         super().__init__(config)
         self.device = th.device(device)
-        if precision not in PRECISIONS:
-            raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
-        if precision == "fp16" and self.device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU: use bf16 or fp32")
+        check_precision(precision, self.device)
         self.precision = precision
         self.views = tuple(views)
         options = options or MemberOptions()
@@ -147,12 +144,7 @@ class Predictor(Segmenter):
 
     def _scores(self, member: Member, images: th.Tensor) -> th.Tensor:
         """Class scores `[N x C x H x W]`; of images at their own size from sliding windows."""
-        dtype, enabled = PRECISIONS[self.precision], self.precision != "fp32"
-
-        def network(x: th.Tensor) -> th.Tensor:
-            with th.autocast(self.device.type, dtype, enabled):
-                return member(x)
-
+        network = in_precision(member, self.precision, self.device)
         reading = self.config.reading
         if reading.resize == "native":
             return sliding_scores(network, images, reading.geometry().height_width)

@@ -34,7 +34,7 @@ def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
     :param model: a model file, or several separated by commas.
     """
     import_gradio()  # fails here, before the model is read
-    predictor = averaging.load(model, dist_util.dev())
+    predictor = averaging.on(dist_util.dev()).load(model, dist_util.dev())
     with served(predictor, model, config) as address:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -52,7 +52,7 @@ class BaselineConfig(LearningConfig):
     validation: float = flag(
         0.0, "percentage of the training images held out for validation", "-v", least=0, below=100
     )
-    amp: bool = flag(False, "mixed precision (fp16) on a GPU")
+    amp: bool = flag(False, "mixed precision (fp16) on a GPU; see --precision")
     encoder: str = flag("resnet34", "encoder of the smp network")
     encoder_weights: str = flag("none", "imagenet (downloaded), a weights file, or none")
     feature_blocks: str = flag(

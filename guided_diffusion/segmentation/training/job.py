@@ -14,6 +14,7 @@ from guided_diffusion.images.duplicates import fingerprint
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.precision import choose
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.signals import EXIT_STOPPED
@@ -36,8 +37,8 @@ from guided_diffusion.segmentation.training.resume import (
     contents_of,
     in_saved_order,
     load_interrupted,
+    precision_of_origin,
 )
-from guided_diffusion.training.run import precision_of
 
 
 def find_table(
@@ -136,7 +137,7 @@ def start_run(
     """Begin a run, or resume what an earlier run of the same command left; open the log.
 
     :param sources: files that the network was made from, by flag; "" for none.
-    :param use_fp16: the precision if the settings name none.
+    :param use_fp16: float16 on a GPU, if neither the settings nor the earlier run name a precision.
     :return: None if the run is complete already.
     """
     swaps = swaps_of_training(settings.flip, settings.flip_swap)
@@ -164,8 +165,11 @@ def start_run(
             print(unknown)
         return None
     _open_log(settings, interrupted["stepper"]["steps"] if interrupted else 0)
-    precision = precision_of(settings.precision, use_fp16)
-    for message in initial.messages:
+    began = precision_of_origin(interrupted["origin"]) if interrupted else ""
+    precision, note = choose(settings.precision, use_fp16, began)
+    settings = dataclasses.replace(settings, precision=precision)
+    origin = dataclasses.replace(origin, settings=settings)
+    for message in filter(None, (*initial.messages, note)):
         logger.log(message)
     if files is None:
         logger.log(unknown)
@@ -173,7 +177,6 @@ def start_run(
     if 0 < settings.microbatch < settings.batch_size and _has_batch_norm(initial.model):
         logger.log(f"BatchNorm sees --microbatch {settings.microbatch} images at a time")
     initial.model.to(dist_util.dev())
-    settings = dataclasses.replace(settings, precision=precision)
     if files:
         data = in_saved_order(data, files)
         origin = dataclasses.replace(origin, files=files)

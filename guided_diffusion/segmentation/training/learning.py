@@ -9,6 +9,7 @@ from guided_diffusion.images.masks import BINARY_HELP
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
+from guided_diffusion.runtime.precision_flag import precision_flag
 
 # what `augment.py` and `losses.py` offer
 LEVELS = ("none", "light", "medium", "heavy", "strong")
@@ -111,7 +112,7 @@ class LearningConfig:
     )
     weights_save: str = flag("segm.pth", "where to save the best network")
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never", least=0)
-    precision: str = flag("", "fp32, fp16 or bf16; '': follow --use_fp16")
+    precision: str = precision_flag()
     val_interval: int = flag(1, "epochs between validations", least=1)
     seed: int = flag(0, "seeds new weights, data order and augmentation", least=0, most=MOST_SEED)
     max_skipped_steps: int = flag(

@@ -17,6 +17,7 @@ from guided_diffusion.images.reading import normalize
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
@@ -92,7 +93,7 @@ class Finetuner:
             self.model,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
-            precision=settings.precision or "fp32",
+            precision="fp32" if settings.precision in AUTO else settings.precision,
             max_grad_norm=settings.max_grad_norm,
             param_groups=initial.groups,
             ema_rates=[settings.ema_rate] if settings.ema_rate else [],

@@ -10,6 +10,7 @@ import torch as th
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.contents import Files, changed_files, changes, digest, digests
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.dataset import TrainingData
 from guided_diffusion.segmentation.training.learning import LearningConfig
@@ -57,14 +58,27 @@ class Origin:
         """How this run differs from the one whose `to_plain` is given; [] if it does not.
 
         Older files lack what later versions added: flags had their defaults, the rest is unknown.
+        A precision that the flags leave open is that of the other run.
         """
         ours = self.to_plain()
         defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
         files = theirs.get("files")
         found = [] if files is None else changed_files(files, self.files)
+        theirs = {**theirs, "precision": precision_of_origin(theirs)}
+        if self.settings.precision in AUTO:
+            ours["precision"] = theirs["precision"]
         for name in ours.keys() - {"files", *(_BY_NAME if files is not None else ())}:
             found += changes(name, theirs.get(name, defaults.get(name, ours[name])), ours[name])
         return sorted(found)
+
+
+def precision_of_origin(origin: Mapping[str, Any]) -> str:
+    """The precision of the run whose `Origin.to_plain` is given.
+
+    Older versions recorded the flag alone: without it the run is float32, or float16 with use_fp16.
+    """
+    named = origin.get("precision", "")
+    return named if named not in AUTO else "fp16" if origin.get("use_fp16") else "fp32"
 
 
 def contents_of(sources: Mapping[str, str], data: TrainingData) -> Files:
