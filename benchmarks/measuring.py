@@ -87,7 +87,11 @@ def parse_benchmark_flags(
 
 
 def model_config(overrides: dict[str, Any], base: ModelConfig = REFERENCE) -> ModelConfig:
-    """The configuration of the network to measure: `base` changed by the flags given."""
+    """The configuration of the network to measure: `base` changed by the flags given.
+
+    Without --use_fp16, which flags/unet.sh sets: a benchmark's precisions are autocast's.
+    """
+    overrides = {**overrides, "use_fp16": False}
     return from_flags(ModelConfig, overrides, base).with_explicit_channel_mult()
 
 

@@ -86,7 +86,7 @@ fi
 
 if [ -n "$toy" ]; then
     MODEL_FLAGS="--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 --attention_resolutions 8"
-    MODEL_FLAGS="$MODEL_FLAGS --num_head_channels 16 --resblock_updown True --learn_sigma True"
+    MODEL_FLAGS="$MODEL_FLAGS --num_head_channels 16 --resblock_updown True --learn_sigma True --use_fp16 True"
     DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine --rescale_learned_sigmas True"
     TRAIN_FLAGS="--lr 1e-3 --batch_size 4 --microbatch 1"
     size=16 images=8 steps=8 batch=2 rounds=1 samplers=ddim:2

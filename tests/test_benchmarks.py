@@ -16,7 +16,7 @@ import peers
 
 TINY = """
     --image_size 16 --in_channels 1 --num_channels 32 --num_res_blocks 1 --num_head_channels 16
-    --channel_mult 1,2 --attention_resolutions 8 --precision fp32 --threads 1
+    --channel_mult 1,2 --attention_resolutions 8 --use_fp16 True --precision fp32 --threads 1
 """.split()  # noqa: SIM905 - as on a command line
 
 

@@ -173,3 +173,32 @@ def test_the_summary_of_steps_that_all_pass(tmp_path, monkeypatch, capsys):
         "two  skipped     0 s  needs a card",
         "1 passed, 0 FAILED, 1 skipped in 3 s",
     ]
+
+
+def test_what_runs_on_a_card(tmp_path):
+    """The commands for a card of 85 GB, which here do nothing."""
+    said = tmp_path / "commands"
+    found = {"device": "cuda", "memory_gb": 84.9, "missing_for_tests": [], "compiler": "gcc"}
+    cases = f"""
+*environment.py*) echo '{json.dumps(found | {"triton": True})}' >"$3"; exit 0 ;;
+*on_gpu_summary*) ;;
+"-m pytest"*|*benchmarks/*.py*|*tools/*.py*) echo "$*" >>{said}; exit 0 ;;
+"""
+    code, printed, steps = run(tmp_path, "out", cases=cases)
+    assert code == 0, printed
+    assert set(statuses(steps).values()) == {"passed"}
+    commands = {}
+    for command in said.read_text().splitlines():
+        commands.setdefault(command.split()[0], []).append(command)
+    (trained,) = commands["benchmarks/precision_losses.py"]
+    for flags in ("--steps 300 --seconds 100", "--image_size 256", "--in_channels 1", "--lr 1e-4"):
+        assert flags in trained
+    assert trained.endswith("--microbatch -1")
+    memory = commands["benchmarks/step_memory.py"]
+    assert [c.split("--precision ")[1].split()[0] for c in memory] == ["fp32", "fp16", "bf16"]
+    assert all("--microbatch 1 --limit_gb 8" in command for command in memory)
+    timed, profiled = commands["benchmarks/train_step.py"]
+    assert "--precision fp32,fp16,bf16 --batch_size 8" in timed
+    assert "--profile 10" in profiled
+    assert any("--compile True" in command for command in commands["benchmarks/sampling.py"])
+    assert all("--device cuda" in command for command in (trained, *memory, timed, profiled))
