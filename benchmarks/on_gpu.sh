@@ -110,7 +110,7 @@ bench() { # NAME SECONDS SCRIPT FLAGS...
 
 missing=$(found missing_for_tests)
 if [ "$missing" = "[]" ]; then
-    step tests 160 "$python" -m pytest -p no:cacheprovider -rs --tb short tests/test_cuda.py \
+    step tests 200 "$python" -m pytest -p no:cacheprovider -rs --tb short --durations 5 tests/test_cuda.py \
         tests/test_precision.py::TestOnGpu tests/test_logger.py::TestGpu \
         tests/segmentation/inference/test_predict.py::test_cuda_agrees_with_the_cpu
 else
@@ -137,7 +137,7 @@ bench inference 60 inference.py --precision "$precisions" --batch_sizes "1,$batc
     --rounds "$rounds" --peer none $MODEL_FLAGS
 bench sampling 60 sampling.py --precision "$precisions" --batch_size "$batch" --samplers "$samplers" --rounds 1 \
     $MODEL_FLAGS
-bench kernels 60 train_step.py --precision "$precisions" --batch_size "$batch" --rounds 1 --peer none --profile 10 \
+bench kernels 80 train_step.py --precision "$precisions" --batch_size "$batch" --rounds 1 --peer none --profile 10 \
     $MODEL_FLAGS
 if [ "$device" = cpu ]; then
     skip compiled "needs a CUDA card"
