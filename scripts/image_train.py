@@ -22,10 +22,12 @@ def main() -> int:
     if not guided:
         guidance.refuse_guidance(overrides)
     dist_util.setup_dist()
-    if overrides.get("dry_run"):
-        print(dry_run(overrides, GuidedConfig if guided else ModelConfig))
-        return 0
     with dist_util.failure_guard():
+        if overrides.get("dry_run"):
+            estimate = dry_run(overrides, GuidedConfig if guided else ModelConfig)
+            if dist_util.is_main():
+                print(estimate)
+            return 0
         return guidance.train(overrides) if guided else diffusion.train(overrides)
 
 

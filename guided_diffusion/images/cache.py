@@ -47,20 +47,34 @@ def make_cache(
     :param shared: whether worker processes use the cache.
     :raises UserError: if "ram" needs more than the free memory.
     """
-    if kind not in CACHES:
-        raise UserError(f"cache {kind!r} must be one of {', '.join(CACHES)}")
-    if kind == "none":
+    if not fits(kind, count, shape, copies, shared):
         return None
     needed = count * math.prod(shape) * copies
     free, limit = _free_memory(shared)
-    if kind == "auto" and needed > min(free // 4, limit):
-        return None
     if needed > min(free, limit):
         raise UserError(
             f"--cache ram needs {needed / 2**30:.1f} GiB for {count} images and "
             f"{min(free, limit) / 2**30:.1f} GiB are free; use --cache none"
         )
     return ImageCache(count, shape, shared)
+
+
+def fits(kind: str, count: int, shape: tuple[int, ...], copies: int, shared: bool) -> bool:
+    """Whether `make_cache` makes a cache of the same arguments, or tries to.
+
+    :raises UserError: for an unknown `kind`.
+    """
+    if kind not in CACHES:
+        raise UserError(f"cache {kind!r} must be one of {', '.join(CACHES)}")
+    if kind != "auto":
+        return kind == "ram"
+    free, limit = _free_memory(shared)
+    return count * math.prod(shape) * copies <= min(free // 4, limit)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this machine, or this container, has free."""
+    return _free_memory(shared=False)[0]
 
 
 def _free_memory(shared: bool) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import io
 import os
 import pickle
 import re
+import tempfile
 import warnings
 import zipfile
 import zlib
@@ -23,7 +24,13 @@ import torch as th
 
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import is_local, read_sections, save_json, write_atomically
+from guided_diffusion.runtime.files import (
+    is_local,
+    read_sections,
+    save_json,
+    write_atomically,
+    writing,
+)
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -60,15 +67,31 @@ class _Checksum(io.RawIOBase):
 def save(path: str, value: Any) -> Fingerprint:
     """Save tensors and plain values atomically; returns the fingerprint of the file."""
     fingerprint: Fingerprint = {"size": 0, "crc": 0}
-
-    def write(file: IO[bytes]) -> None:
-        checksum = _Checksum(file)
-        with io.BufferedWriter(checksum) as buffered:
-            th.save(value, buffered)
-        fingerprint.update(checksum.fingerprint)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: fingerprint.update(_write(value, file)))
     return fingerprint
+
+
+def try_saving(folder: str, value: Any) -> int:
+    """Save to a nameless file on the disk of a folder, which need not exist; nothing remains.
+
+    :param folder: for one in the cloud the file is a local temporary one.
+    :return: the size of the file, bytes.
+    """
+    base = os.path.abspath(folder) if is_local(folder) else tempfile.gettempdir()
+    while not os.path.isdir(base):
+        base = os.path.dirname(base)
+    with writing(folder), tempfile.TemporaryFile(dir=base) as file:
+        size = _write(value, file)["size"]
+        file.flush()
+        os.fsync(file.fileno())
+    return size
+
+
+def _write(value: Any, file: IO[bytes]) -> Fingerprint:
+    checksum = _Checksum(file)
+    with io.BufferedWriter(checksum) as buffered:
+        th.save(value, buffered)
+    return checksum.fingerprint
 
 
 def load(path: str, **options: Any) -> Any:

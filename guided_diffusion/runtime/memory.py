@@ -1,11 +1,14 @@
-"""Keep freed memory in the process."""
+"""The memory of this process: keeping what is freed, measuring what was used."""
 
+import contextlib
 import ctypes
 import os
+import sys
 
 # parameters of mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; the largest that glibc accepts
+# bytes; the largest that glibc accepts
+KEPT_BELOW = 32 << 20
 _NEVER = (1 << 31) - 1
 
 
@@ -14,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     On a CPU, every step frees and allocates the same large tensors. By default glibc returns them
     to the system, and getting them back costs one page fault per 4 KiB: a seventh of the time of a
-    training step. No effect with other C libraries, or if MALLOC_ variables or GLIBC_TUNABLES are
-    set.
+    training step. Larger tensors than KEPT_BELOW go back all the same. No effect with other C
+    libraries, or if MALLOC_ variables or GLIBC_TUNABLES are set.
 
     :return: whether it took effect.
     """
@@ -25,5 +28,42 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    done = mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    done = mallopt(_M_MMAP_THRESHOLD, KEPT_BELOW)
     return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER) and done)
+
+
+def peak_of_process() -> int:
+    """The most bytes of memory that this process has held until now."""
+    # getrusage would include the peak of the process that started this one
+    return _status("VmHWM") or _largest_resident()
+
+
+def held_by_process() -> int:
+    """Bytes of memory that this process holds; where that is unknown, the most until now."""
+    return _status("VmRSS") or _largest_resident()
+
+
+def _status(name: str) -> int:
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _largest_resident() -> int:
+    import resource  # which not every system has
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def private_bytes(process: int) -> int:
+    """Bytes of memory that a process does not share with others; 0 where that is unknown.
+
+    :param process: its number.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/{process}/smaps_rollup") as file:
+        lines = [line.split() for line in file]
+        return 1024 * sum(int(words[1]) for words in lines if words[0].startswith("Private_"))
+    return 0

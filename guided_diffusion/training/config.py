@@ -64,7 +64,7 @@ class GuidedTrainConfig(ConditionalTrainConfig):
     )
     dry_run: bool = flag(
         False,
-        "report parameters, memory and seconds per step for these flags, without training",
+        "report hours, memory, disk and seconds per step for these flags, without training",
     )
 
 

@@ -18,6 +18,8 @@ from guided_diffusion.training.run import Run, grid_path, open_run, run_training
 
 # from a network in eval mode to images [N x C x H x W] in [-1, 1] and the columns of their grid
 DrawGrid = Callable[[th.nn.Module], tuple[th.Tensor, int]]
+# samples in a grid
+GRID_IMAGES = 16
 
 
 def train(overrides: Overrides) -> int:
@@ -90,10 +92,10 @@ def first_images(
 def _draw_samples(
     run: Run[ModelConfig, TrainConfig], network: th.nn.Module
 ) -> tuple[th.Tensor, int]:
-    """16 samples in 4 columns, of one class after the other."""
+    """Samples in 4 columns, of one class after the other."""
     device, size = dist_util.dev(), run.model.image_size
     cond = {}
     if run.classes:
-        cond["y"] = th.arange(16, device=device) % len(run.classes)
+        cond["y"] = th.arange(GRID_IMAGES, device=device) % len(run.classes)
     shape = (run.model.in_channels, size, size)
-    return preview_images(network, run.diffusion.build(), shape, 16, device, cond), 4
+    return preview_images(network, run.diffusion.build(), shape, GRID_IMAGES, device, cond), 4

@@ -1,109 +1,245 @@
-"""What a long run would take: parameters, memory, seconds per step; nothing is written."""
+"""What a long run would take: hours, memory, disk; nothing is written.
 
-import dataclasses
-import resource
+Its parts are run once and timed, each at its real size unless that takes more than a minute or
+more memory than there is: then a smaller piece is timed and its time scaled by the operations, and
+memory is counted on tensors without contents. `estimate.py` adds the parts up.
+"""
+
+import functools
 import statistics
 import tempfile
 import time
-
-import torch as th
+from collections.abc import Callable, Iterator
+from typing import cast
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.images.files import list_radiographs
+from guided_diffusion.image_datasets import Batch, class_names
+from guided_diffusion.images.cache import free_memory
+from guided_diffusion.images.files import list_radiographs, split_folder
+from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.networks.operations import operations_of
-from guided_diffusion.resample import create_named_schedule_sampler
+from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.resume import Start
-from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.config import TrainConfig
+from guided_diffusion.training.diffusion import diffusion_batches
+from guided_diffusion.training.estimate import Costs, Estimate, Images, Memory, Schedule
+from guided_diffusion.training.guidance import GuidedTrainConfig, guided_batches
+from guided_diffusion.training.pieces import Piece, Timing, pieces_of, time_largest
+from guided_diffusion.training.reading_costs import ReadingCosts, read_some, seconds_of_checking
 from guided_diffusion.training.run import (
+    Run,
+    TrainConfig,
     infer_channels,
-    precision_of,
+    run_folder,
     with_global_batch,
 )
+from guided_diffusion.training.trial import (
+    AnyRun,
+    Clock,
+    Trial,
+    available_memory,
+    held_memory,
+    peak_memory,
+)
 
-# timed steps, after one that allocates and compiles
-STEPS = 3
+GuidedRun = Run[GuidedConfig, GuidedTrainConfig]
 
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What a step takes.
-
-    parameters: of the network. operations: floating-point operations of the forward and backward
-    pass. seconds: median. peak: memory in bytes, of the process on a CPU, of the allocator on
-    CUDA. images: per step.
-    """
-
-    parameters: int
-    operations: int
-    seconds: float
-    peak: int
-    images: int
-
-    def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"{self.parameters / 1e6:.2f} million parameters",
-                f"{self.operations / 1e12:.3f} teraFLOP per step of {self.images} images"
-                f" ({self.operations / self.seconds / 1e12:.3f} teraFLOP/s)",
-                f"{self.peak / 2**30:.2f} GiB of memory at the peak",
-                f"{self.seconds:.3f} seconds per step: {3600 / self.seconds:.0f} steps per hour,"
-                f" {86400 * self.images / self.seconds:.3g} images per day",
-            ]
-        )
+# the longest that a microbatch and an evaluation of the network for samples may take here, seconds
+_LONGEST_STEP, _LONGEST_SAMPLE = 45.0, 10.0
+# timed calls of the optimizer
+_OPTIMIZER_STEPS = 5
+# a peak that is higher by this factor counts as higher
+_MORE = 1.02
 
 
-def dry_run(overrides: Overrides, model_type: type[ModelConfig] = ModelConfig) -> Estimate:
-    """Train some steps on random images, without writing anything.
+def dry_run(
+    overrides: Overrides,
+    model_type: type[ModelConfig] = ModelConfig,
+    clock: Clock = time.perf_counter,
+) -> Estimate:
+    """Train on random images for some steps, read some of the real ones, and add up.
 
-    :param overrides: the flags on the command line; without `in_channels` a sample of the images
-        in `data_dir`, if any, decides on the channels.
+    :param overrides: the flags on the command line; without `data_dir` the images are taken to be
+        grey, and reading them to take no time.
     :param model_type: the configuration of the network.
-    :raises UserError: for flags that make no network.
+    :param clock: what counts seconds.
+    :raises UserError: for flags that make no network, or no training with these images.
     """
+    imported = time.process_time()
+    began = clock()
+    run, paths = _describe(overrides, model_type)
+    check_output(run.folder, folder=True)
+    available = available_memory()
+    with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, _log_formats()):
+        trial = Trial(run, clock)
+        start = imported + clock() - began + seconds_of_checking(paths, run.train, clock)
+        with read_some(run, paths, _batches(run), clock) as reading:
+            return _estimate(trial, reading, start, available)
+
+
+def _log_formats() -> list[str]:
+    """Those of a run, since what they import takes memory."""
+    return ["stdout", "log", "csv", "tensorboard"] if dist_util.is_main() else ["log"]
+
+
+def _describe(overrides: Overrides, model_type: type[ModelConfig]) -> tuple[AnyRun, list[str]]:
+    """The run that the flags describe, as `open_run` does, and its images; nothing is written."""
+    guided = issubclass(model_type, GuidedConfig)
+    for name in ("data_dir", "seg_dir") if guided else ():
+        if overrides.get(name):
+            overrides = {**overrides, name: split_folder(overrides[name], "train")}
+    data_dir = overrides.get("data_dir")
+    paths = list(list_radiographs(data_dir)[0]) if data_dir else []
     if "in_channels" not in overrides:
-        data_dir = overrides.get("data_dir")
-        channels = infer_channels(list_radiographs(data_dir)[0]) if data_dir else 1
-        overrides = {**overrides, "in_channels": channels}
-    model = from_flags(model_type, overrides)
-    train = with_global_batch(from_flags(TrainConfig, overrides))
-    process = from_flags(DiffusionConfig, overrides).build()
-    device = dist_util.dev()
-    network = model.build().to(device)
-    shape = (train.batch_size, model.in_channels, model.image_size, model.image_size)
-    images = th.rand(shape) * 2 - 1
-    cond = {"y": th.zeros(len(images), dtype=th.int64)} if model.class_cond else {}
-    with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, ["stdout"]):
-        loop = TrainLoop(
-            model=network,
-            diffusion=process,
-            data=iter(()),
-            settings=train,
-            folder=folder,
-            start=Start(),
-            schedule_sampler=create_named_schedule_sampler(train.schedule_sampler, process),
-            precision=precision_of(train.precision, model.use_fp16),
-        )
-        size = min(loop.microbatch, len(images))
-        part = {name: value[:size] for name, value in cond.items()}
-        operations = operations_of(network, images[:size], th.zeros(size), backward=True, **part)
-        seconds = []
-        for _ in range(1 + STEPS):
-            began = time.perf_counter()
-            loop.run_step(images, cond)
-            if device.type == "cuda":
-                th.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - began)
-    if device.type == "cuda":
-        peak = th.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Estimate(
-        parameters=sum(p.numel() for p in network.parameters()),
-        operations=round(operations * len(images) / size),
-        seconds=statistics.median(seconds[1:]),
-        peak=peak,
-        images=len(images),
+        overrides = {**overrides, "in_channels": infer_channels(paths) if paths else 1}
+    model = from_flags(model_type, overrides).with_explicit_channel_mult()
+    reading = from_flags(ReadingConfig, {**overrides, "image_size": model.image_size})
+    run: AnyRun = Run(
+        model=model,
+        diffusion=from_flags(DiffusionConfig, overrides),
+        reading=reading,
+        classes=tuple(class_names(paths)) if model.needs_classes else (),
+        train=with_global_batch(
+            from_flags(GuidedTrainConfig if guided else TrainConfig, overrides)
+        ),
+        folder=run_folder(),
+        start=Start(),
     )
+    return run, paths
+
+
+def _batches(run: AnyRun) -> Callable[[], Iterator[Batch]] | None:
+    """The run's batches from its first step on; None without images."""
+    if not run.train.data_dir:
+        return None
+    if isinstance(run.train, GuidedTrainConfig) and run.train.seg_dir:
+        return functools.partial(guided_batches, cast(GuidedRun, run), 0)
+    return functools.partial(diffusion_batches, run, 0)
+
+
+def _estimate(trial: Trial, reading: ReadingCosts, start: float, available: int) -> Estimate:
+    run, whole, grid = trial.run, trial.whole, trial.grid
+    samples = bool(run.train.sample_interval)
+    pieces = _pieces(whole, trial)
+    # the optimizer's state takes memory from the first step on
+    trial.train(pieces[0], exchange=True)
+    trial.update()
+    training = time_largest(
+        pieces,
+        trial.train,
+        lambda piece: trial.operations(piece, backward=True),
+        _LONGEST_STEP,
+        lambda piece: trial.on_gpu or _fits(trial.counted(piece, pieces[0]).training),
+    )
+    optimizer = _optimizer_seconds(trial, pieces[0])
+    exchange = _exchange_seconds(trial, pieces[0]) if trial.accumulates else 0.0
+    peak, held = peak_memory(), held_memory()
+    evaluation = Timing(grid, 0.0, 0.0)
+    if samples:
+        evaluation = time_largest(
+            _pieces(grid, trial),
+            trial.sample,
+            lambda piece: trial.operations(piece, backward=False),
+            _LONGEST_SAMPLE,
+            lambda piece: trial.on_gpu or _fits(trial.counted(pieces[0], piece).sampling),
+        )
+    checkpoint_bytes, saving = trial.save()
+    at_training, at_sampling, counted = _peaks(trial, training.piece, evaluation.piece, peak, held)
+    sampling = samples and at_sampling > _MORE * at_training
+    memory = Memory(
+        (at_sampling if sampling else at_training) + (0 if trial.on_gpu else reading.unread_bytes),
+        available,
+        "GPU" if trial.on_gpu else "CPU",
+        sampling,
+        counted,
+        cache=0 if trial.on_gpu else reading.cache_bytes,
+    )
+    if run.train.compile:
+        start += training.first - training.seconds + evaluation.first - evaluation.seconds
+    images = Images(
+        per_rank=run.train.batch_size,
+        microbatch=whole.images,
+        ranks=dist_util.world_size(),
+        total=reading.images,
+        cached=reading.cache_bytes > 0,
+        workers=reading.workers,
+    )
+    costs = Costs(
+        start=start,
+        microbatch=_scaled(trial, training, whole, backward=True),
+        optimizer=optimizer,
+        reading=reading.seconds,
+        checkpoint=saving,
+        grid=trial.evaluations() * _scaled(trial, evaluation, grid, backward=False),
+        checkpoint_bytes=checkpoint_bytes,
+        grid_bytes=trial.grid_bytes(),
+        exchange=exchange,
+        worker_bytes=reading.worker_bytes,
+    )
+    operations = trial.operations(whole, backward=True) * images.per_step / whole.images
+    return Estimate(
+        parameters=sum(p.numel() for p in trial.loop.model.parameters()),
+        operations=round(operations),
+        memory=memory,
+        schedule=Schedule(run.train, images, costs),
+        timed=_timed(training.piece, whole),
+    )
+
+
+def _pieces(whole: Piece, trial: Trial) -> list[Piece]:
+    # every size would be compiled anew
+    return [whole] if trial.run.train.compile else pieces_of(whole, trial.multiple)
+
+
+def _fits(needed: int) -> bool:
+    """Whether every rank has that much memory left, bytes. On CUDA, running out of it tells."""
+    return not dist_util.agree_max(int(needed > free_memory()))
+
+
+def _scaled(trial: Trial, timing: Timing, whole: Piece, backward: bool) -> float:
+    """Seconds for the whole, by the operations in it and in the piece that was timed."""
+    if timing.piece == whole:
+        return timing.seconds
+    ratio = trial.operations(whole, backward) / trial.operations(timing.piece, backward)
+    return timing.seconds * ratio
+
+
+def _optimizer_seconds(trial: Trial, piece: Piece) -> float:
+    found = []
+    for _ in range(_OPTIMIZER_STEPS):
+        trial.train(piece)
+        found.append(trial.update())
+    return statistics.median(found)
+
+
+def _exchange_seconds(trial: Trial, piece: Piece) -> float:
+    """Seconds that exchanging gradients adds to a backward pass."""
+    if dist_util.world_size() == 1:
+        return 0.0
+    with_it, without = (
+        statistics.median(trial.train(piece, exchange) for _ in range(_OPTIMIZER_STEPS))
+        for exchange in (True, False)
+    )
+    return max(0.0, with_it - without)
+
+
+def _peaks(
+    trial: Trial, trained: Piece, sampled: Piece, peak: int, held: int
+) -> tuple[int, int, bool]:
+    """The peaks of training and of sampling, bytes, and whether they were counted.
+
+    :param peak: of training with the piece `trained`; :param held: after it.
+    """
+    if (trained, sampled) == (trial.whole, trial.grid):
+        return peak, peak_memory(), False
+    whole, done = trial.counted(trial.whole, trial.grid), trial.counted(trained, sampled)
+    held += whole.kept - done.kept
+    return peak + whole.training - done.training, held + whole.sampling - whole.kept, True
+
+
+def _timed(piece: Piece, whole: Piece) -> str:
+    if piece == whole:
+        return ""
+    described = (f"{p.images} images of {p.side}x{p.side} pixels" for p in (piece, whole))
+    return "timed with {} instead of {}, by their operations".format(*described)

@@ -36,6 +36,8 @@ from guided_diffusion.training.run import Run, open_run
 _KEEP_ALL = 0.5
 # pairs whose sizes are compared before a run starts
 _SIZES_CHECKED = 16
+# images of the training whose masks guide the samples of a grid
+GUIDED_GRID_IMAGES = 8
 # flags that mean nothing without --segmentation_guided
 _GUIDED_FLAGS = (
     "seg_dir",
@@ -151,7 +153,7 @@ def guided_grid(
 
     :return: `[3 * columns x C x H x W]` in [-1, 1], row by row, and the number of columns.
     """
-    images, arguments = first_images(partial(guided_batches, run), 8)
+    images, arguments = first_images(partial(guided_batches, run), GUIDED_GRID_IMAGES)
     process, device = run.diffusion.build(), images.device
     sampled = preview_images(network, process, images.shape[1:], len(images), device, arguments)
     condition = arguments["cond"].float()

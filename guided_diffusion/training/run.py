@@ -89,7 +89,7 @@ class Run(NetworkRecord[Network_co], Generic[Network_co, Train_co]):
             random_crop=train.random_crop,
             random_flip=train.random_flip,
             seed=train.seed,
-            num_workers=_num_workers(train.num_workers),
+            num_workers=num_workers_of(train.num_workers),
             reading=self.reading,
             cache=train.cache,
             rank=dist_util.rank(),
@@ -129,7 +129,7 @@ class Run(NetworkRecord[Network_co], Generic[Network_co, Train_co]):
         )
 
 
-def _num_workers(wanted: int) -> int:
+def num_workers_of(wanted: int) -> int:
     if wanted >= 0:
         return wanted
     return min(8, dist_util.cores() - 1) if dist_util.dev().type == "cuda" else 0

@@ -6,7 +6,7 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.devices import Peer, choose_devices, named_device, share_cores
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.training.run import _num_workers
+from guided_diffusion.training.run import num_workers_of
 
 
 class TestDevices:
@@ -102,5 +102,5 @@ class TestShareOfCores:
         monkeypatch.setattr(dist_util, "dev", lambda: th.device("cuda"))
         for cores, workers in ((64, 8), (5, 4), (1, 0)):
             monkeypatch.setattr(dist_util, "cores", lambda cores=cores: cores)
-            assert _num_workers(-1) == workers
-            assert _num_workers(3) == 3
+            assert num_workers_of(-1) == workers
+            assert num_workers_of(3) == 3
