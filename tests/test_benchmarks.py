@@ -124,3 +124,27 @@ def test_the_diffusers_peer_has_the_same_widths():
         ours = measuring.REFERENCE.build()
     sizes = [sum(p.numel() for p in network.parameters()) for network in (theirs, ours)]
     assert np.isclose(*sizes, rtol=0.01)
+
+
+def test_dry_run_against_a_run(script, tmp_path, monkeypatch):
+    """Both figures of everything, from processes of their own."""
+    monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "cpu")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    draw_pairs(tmp_path / "data", 4)
+    flags = tmp_path / "flags.sh"
+    flags.write_text(
+        'MODEL_FLAGS="--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2"\n'
+        'DIFFUSION_FLAGS="--diffusion_steps 2"\nTRAIN_FLAGS="--batch_size 2"\n'
+    )
+    data = ["--data_dir", tmp_path / "data" / "IMG", "--json", tmp_path / "out.json"]
+    ended = script("dry_run.py", flags, *data, "--steps", "3")
+    assert ended.code == 0, ended.err
+    (line,) = json.loads((tmp_path / "out.json").read_text())["lines"]
+    for kind in ("predicted", "real"):
+        assert set(line[kind]) == {"s per step", "s in all", "GiB", "MB saved"}
+        assert all(value > 0 for value in line[kind].values())
+    assert ended.out.count("flags.sh") == 4
+
+    ended = script("dry_run.py", tmp_path / "none.sh")
+    assert ended.code == 2
+    assert "none.sh sets no flags" in ended.err

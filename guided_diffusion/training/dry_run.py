@@ -26,7 +26,12 @@ from guided_diffusion.training.diffusion import diffusion_batches
 from guided_diffusion.training.estimate import Costs, Estimate, Images, Memory, Schedule
 from guided_diffusion.training.guidance import GuidedTrainConfig, guided_batches
 from guided_diffusion.training.pieces import Piece, Timing, pieces_of, time_largest
-from guided_diffusion.training.reading_costs import ReadingCosts, read_some, seconds_of_checking
+from guided_diffusion.training.reading_costs import (
+    ReadingCosts,
+    read_some,
+    seconds_of_checking,
+    seconds_of_checking_masks,
+)
 from guided_diffusion.training.run import (
     Run,
     TrainConfig,
@@ -74,6 +79,9 @@ def dry_run(
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, _log_formats()):
         trial = Trial(run, clock)
         start = imported + clock() - began + seconds_of_checking(paths, run.train, clock)
+        if isinstance(run.train, GuidedTrainConfig):
+            classes = cast(GuidedRun, run).model.num_segmentation_classes
+            start += seconds_of_checking_masks(run.train, classes, clock)
         with read_some(run, paths, _batches(run), clock) as reading:
             return _estimate(trial, reading, start, available)
 
@@ -241,5 +249,5 @@ def _peaks(
 def _timed(piece: Piece, whole: Piece) -> str:
     if piece == whole:
         return ""
-    described = (f"{p.images} images of {p.side}x{p.side} pixels" for p in (piece, whole))
-    return "timed with {} instead of {}, by their operations".format(*described)
+    parts = [f"{p.images} at {p.side}x{p.side} pixels" for p in (piece, whole)]
+    return f"timed with a microbatch of {parts[0]}, scaled by operations to {parts[1]}"

@@ -196,6 +196,7 @@ class Estimate:
             notes.append(f"{size(memory.cache)} of it images")
         lines = [
             f"{memory.peak / GIB:.2f} GiB of memory at the peak, on the {memory.device}"
+            + (", on each rank" if self.schedule.images.ranks > 1 else "")
             + (f" ({'; '.join(notes)})" if notes else "")
         ]
         if costs.worker_bytes:

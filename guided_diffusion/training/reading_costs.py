@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.images.cache import fits
-from guided_diffusion.images.files import evenly_spaced
+from guided_diffusion.images.files import evenly_spaced, pair_files
 from guided_diffusion.images.image_io import check_images
+from guided_diffusion.images.masks import ignored_values
 from guided_diffusion.runtime.files import is_local
 from guided_diffusion.runtime.memory import private_bytes
+from guided_diffusion.training.guidance import GuidedTrainConfig, check_masks
 from guided_diffusion.training.run import TrainConfig, num_workers_of
 from guided_diffusion.training.trial import AnyRun, Clock
 
@@ -52,6 +54,20 @@ def seconds_of_checking(paths: Sequence[str], train: TrainConfig, clock: Clock) 
     began = clock()
     check_images(sample)
     return (clock() - began) * len(local) / len(sample)
+
+
+def seconds_of_checking_masks(train: GuidedTrainConfig, classes: int, clock: Clock) -> float:
+    """Seconds for all masks, from a sample of them.
+
+    :raises UserError: for images and masks that do not belong together, or a bad mask.
+    """
+    if not (train.data_dir and train.seg_dir):
+        return 0.0
+    pairs = pair_files(train.data_dir, train.seg_dir)
+    sample = evenly_spaced(pairs, _CHECKED)
+    began = clock()
+    check_masks(sample, classes, ignored_values(train.ignore_index))
+    return (clock() - began) * len(pairs) / len(sample)
 
 
 @contextlib.contextmanager

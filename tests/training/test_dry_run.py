@@ -101,7 +101,8 @@ def test_pieces_stand_for_a_network_that_is_too_slow(script, monkeypatch):
     monkeypatch.setattr(dry_run, "_LONGEST_SAMPLE", 0.0)
     ended = script("image_train.py", *FLAGS, "--image_size", "64", "--dry_run", "--batch_size", "4")
     assert ended.code == 0, ended.err
-    assert "timed with 1 images of 4x4 pixels instead of 4 images of 64x64" in ended.out
+    said = "a microbatch of 1 at 4x4 pixels, scaled by operations to 4 at 64x64 pixels"
+    assert said in ended.out
     assert "counted, not run" in ended.out
 
 
