@@ -30,6 +30,7 @@ from guided_diffusion.runtime.errors import UserError, command
 from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser, parse_flags
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training import diffusion, guidance
+from guided_diffusion.training.config import GuidedTrainConfig
 from guided_diffusion.training.dry_run import dry_run
 from guided_diffusion.training.trial import peak_memory
 
@@ -115,9 +116,7 @@ def words_of(file: str) -> list[str]:
 def run_one(kind: str, clock_name: str, argv: Sequence[str]) -> dict[str, float]:
     """The figures of a dry run or a real one with these flags, in this process."""
     clock = CLOCKS[clock_name]
-    parser = make_parser(
-        None, guidance.GuidedTrainConfig, GuidedConfig, DiffusionConfig, ReadingConfig
-    )
+    parser = make_parser(None, GuidedTrainConfig, GuidedConfig, DiffusionConfig, ReadingConfig)
     overrides = parse_flags(parser, argv)
     dist_util.setup_dist()
     guided = overrides.get("segmentation_guided", False)

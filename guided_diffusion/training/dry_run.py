@@ -22,9 +22,10 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.resume import Start
+from guided_diffusion.training.config import GuidedTrainConfig, TrainConfig
 from guided_diffusion.training.diffusion import diffusion_batches
 from guided_diffusion.training.estimate import Costs, Estimate, Images, Memory, Schedule
-from guided_diffusion.training.guidance import GuidedTrainConfig, guided_batches
+from guided_diffusion.training.guidance import guided_batches
 from guided_diffusion.training.pieces import Piece, Timing, pieces_of, time_largest
 from guided_diffusion.training.reading_costs import (
     ReadingCosts,
@@ -34,7 +35,6 @@ from guided_diffusion.training.reading_costs import (
 )
 from guided_diffusion.training.run import (
     Run,
-    TrainConfig,
     infer_channels,
     run_folder,
     with_global_batch,

@@ -15,8 +15,9 @@ from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.masks import ignored_values
 from guided_diffusion.runtime.files import is_local
 from guided_diffusion.runtime.memory import private_bytes
-from guided_diffusion.training.guidance import GuidedTrainConfig, check_masks
-from guided_diffusion.training.run import TrainConfig, num_workers_of
+from guided_diffusion.training.config import GuidedTrainConfig, TrainConfig
+from guided_diffusion.training.guidance import check_masks
+from guided_diffusion.training.run import num_workers_of
 from guided_diffusion.training.trial import AnyRun, Clock
 
 # images whose headers are checked, batches that are read, and seconds that these may take

@@ -17,10 +17,11 @@ from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.memory import KEPT_BELOW, held_by_process, peak_of_process
 from guided_diffusion.sampling.images import preview_images
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.diffusion import GRID_IMAGES
 from guided_diffusion.training.guidance import GUIDED_GRID_IMAGES
 from guided_diffusion.training.pieces import Piece
-from guided_diffusion.training.run import Run, TrainConfig
+from guided_diffusion.training.run import Run
 
 Clock = Callable[[], float]
 AnyRun = Run[ModelConfig, TrainConfig]

@@ -19,7 +19,7 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import count_operations
 from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.training import dry_run
-from guided_diffusion.training.guidance import GuidedTrainConfig
+from guided_diffusion.training.config import GuidedTrainConfig
 from guided_diffusion.training.pieces import Piece
 from guided_diffusion.training.trial import Trial
 from guided_diffusion.unet import UNetModel
