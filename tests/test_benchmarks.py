@@ -134,7 +134,8 @@ def test_dry_run_against_a_run(script, tmp_path, monkeypatch):
     flags = tmp_path / "flags.sh"
     flags.write_text(
         'MODEL_FLAGS="--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2"\n'
-        'DIFFUSION_FLAGS="--diffusion_steps 50 --timestep_respacing 2"\nTRAIN_FLAGS="--batch_size 2"\n'
+        'DIFFUSION_FLAGS="--diffusion_steps 50 --timestep_respacing 2"\n'
+        'TRAIN_FLAGS="--batch_size 2"\n'
     )
     data = ["--data_dir", tmp_path / "data" / "IMG", "--json", tmp_path / "out.json"]
     ended = script("dry_run.py", flags, *data, "--steps", "3")

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import cast
 
 from guided_diffusion import dist_util, logger
@@ -36,6 +37,7 @@ from guided_diffusion.training.reading_costs import (
 from guided_diffusion.training.run import (
     Run,
     infer_channels,
+    precision_of,
     run_folder,
     with_global_batch,
 )
@@ -77,8 +79,11 @@ def dry_run(
     check_output(run.folder, folder=True)
     available = available_memory()
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, _log_formats()):
+        precision = precision_of(run.train.precision, run.model.use_fp16)
+        run = replace(run, train=replace(run.train, precision=precision))
         trial = Trial(run, clock)
-        start = imported + clock() - began + seconds_of_checking(paths, run.train, clock)
+        start = imported + clock() - began - trial.counting_seconds
+        start += seconds_of_checking(paths, run.train, clock)
         if isinstance(run.train, GuidedTrainConfig):
             classes = cast(GuidedRun, run).model.num_segmentation_classes
             start += seconds_of_checking_masks(run.train, classes, clock)
@@ -155,8 +160,9 @@ def _estimate(trial: Trial, reading: ReadingCosts, start: float, available: int)
     checkpoint_bytes, saving = trial.save()
     at_training, at_sampling, counted = _peaks(trial, training.piece, evaluation.piece, peak, held)
     sampling = samples and at_sampling > _MORE * at_training
+    more = 0 if trial.on_gpu else reading.unread_bytes - trial.counting_bytes
     memory = Memory(
-        (at_sampling if sampling else at_training) + (0 if trial.on_gpu else reading.unread_bytes),
+        (at_sampling if sampling else at_training) + more,
         available,
         "GPU" if trial.on_gpu else "CPU",
         sampling,

@@ -20,7 +20,7 @@ from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.diffusion import GRID_IMAGES
 from guided_diffusion.training.guidance import GUIDED_GRID_IMAGES
-from guided_diffusion.training.pieces import Piece
+from guided_diffusion.training.pieces import Piece, pieces_of
 from guided_diffusion.training.run import Run
 
 Clock = Callable[[], float]
@@ -55,6 +55,14 @@ class Trial:
         self.multiple = 2 ** (len(run.model.mult()) - 1)
         self._operations = functools.cache(self._count_operations)
         self.counted = functools.cache(self._count)
+        # what counting itself takes: it imports much of torch that a run does not
+        held, began = held_by_process(), clock()
+        smallest = pieces_of(self.whole, self.multiple)[0]
+        self.operations(smallest, backward=True)
+        if not self.on_gpu:
+            self.counted(smallest, smallest)
+        self.counting_bytes = max(0, held_by_process() - held)
+        self.counting_seconds = clock() - began
 
     def elapsed(self, call: Callable[[], object]) -> float:
         """Seconds of a call, on the slowest rank, with all the work that it gives the device."""
