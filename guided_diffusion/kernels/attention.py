@@ -57,7 +57,7 @@ def attention(qkv: th.Tensor, heads: int, grouped_by_head: bool) -> th.Tensor:
         of all heads, then k, then v.
     """
     rows = qkv.transpose(1, 2).to(_type_of(qkv)).contiguous()
-    out = _Attention.apply(rows, heads, grouped_by_head)[0]
+    out = _Attention.apply(rows, heads, grouped_by_head)
     return out.transpose(1, 2)
 
 
@@ -100,25 +100,19 @@ class _Attention(th.autograd.Function):
         )
 
     @staticmethod
-    def forward(rows: th.Tensor, heads: int, grouped_by_head: bool) -> tuple[th.Tensor, th.Tensor]:
+    def forward(ctx: Any, rows: th.Tensor, heads: int, grouped_by_head: bool) -> th.Tensor:
         images, positions, width = rows.shape
         out = rows.new_empty(images, positions, width // 3)
         log_sums = rows.new_empty(images, heads, positions, dtype=th.float32)
         tensors = {"rows": rows, "out": out, "log_sums": log_sums}
-        arguments = _Attention._arguments(rows, heads, grouped_by_head, tensors)
-        _run("forward", rows, arguments)
-        return out, log_sums
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        rows, ctx.heads, ctx.grouped_by_head = inputs
-        out, log_sums = output
-        ctx.mark_non_differentiable(log_sums)
+        _run("forward", rows, _Attention._arguments(rows, heads, grouped_by_head, tensors))
+        ctx.heads, ctx.grouped_by_head = heads, grouped_by_head
         ctx.save_for_backward(rows, out, log_sums)
+        return out
 
     @staticmethod
     @th.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: th.Tensor, _: Any) -> tuple[th.Tensor | None, ...]:
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         rows, out, log_sums = ctx.saved_tensors
         grad = grad.to(rows.dtype).contiguous()
         grad_rows = th.empty_like(rows)

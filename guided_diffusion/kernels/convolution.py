@@ -105,7 +105,8 @@ class _Convolution(th.autograd.Function):
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         few = len(x) * x.shape[2] * x.shape[3] <= _FEW_POSITIONS
         as_product = of_weight and few and _keeps_size(weight, ctx.settings)
-        wanted = (of_x, of_weight and not as_product, of_bias)
+        # torch computes the bias's gradient together with the weights'
+        wanted = (of_x, of_weight and not as_product, of_bias and not as_product)
         stride, padding, dilation = ctx.settings
         one = (False, [0, 0], 1)  # neither transposed nor grouped
         grad_x, grad_weight, grad_bias = th.ops.aten.convolution_backward(
@@ -113,6 +114,7 @@ class _Convolution(th.autograd.Function):
         )
         if as_product:
             grad_weight = _weight_gradient_3x3(x, grad)
+            grad_bias = grad.sum((0, 2, 3)) if of_bias else None
         if grad_weight is not None:
             grad_weight = _to_fp32(grad_weight)
         if grad_bias is not None:

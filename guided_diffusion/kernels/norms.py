@@ -55,8 +55,8 @@ def norm_silu(
     :param scale: like `shift`: `[N x C x 1 x 1]`, or None.
     :param silu: False leaves the activation out.
     """
-    compute = _NormSiLU.apply if th.is_grad_enabled() else _NormSiLU.forward
-    return compute(x, weight, bias, scale, shift, (groups, eps, silu))[0]
+    inputs = (x, weight, bias, scale, shift, (groups, eps, silu))
+    return _NormSiLU.apply(*inputs) if th.is_grad_enabled() else _NormSiLU.compute(*inputs)[0]
 
 
 def _pointer(tensor: th.Tensor | None) -> int | None:
@@ -97,7 +97,7 @@ class _NormSiLU(th.autograd.Function):
         )
 
     @staticmethod
-    def forward(
+    def compute(
         x: th.Tensor,
         weight: th.Tensor,
         bias: th.Tensor,
@@ -105,6 +105,7 @@ class _NormSiLU(th.autograd.Function):
         shift: th.Tensor | None,
         settings: tuple[int, float, bool],
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """The result, the statistics, and scale and shift side by side."""
         steer = None
         if scale is not None and shift is not None:
             steer = th.cat([scale.flatten(1), shift.flatten(1)], 1).float()
@@ -118,16 +119,16 @@ class _NormSiLU(th.autograd.Function):
         return y, statistics, steer
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        x, weight, bias, ctx.scale, _, ctx.settings = inputs
-        _, statistics, steer = output
-        ctx.scale = None if ctx.scale is None else (ctx.scale.shape, ctx.scale.dtype)
-        ctx.mark_non_differentiable(*[t for t in (statistics, steer) if t is not None])
+    def forward(ctx: Any, *inputs: Any) -> th.Tensor:
+        x, weight, bias, scale, _, ctx.settings = inputs
+        y, statistics, steer = _NormSiLU.compute(*inputs)
+        ctx.scale = None if scale is None else (scale.shape, scale.dtype)
         ctx.save_for_backward(x, weight, bias, statistics, steer)
+        return y
 
     @staticmethod
     @th.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: th.Tensor, *_: Any) -> tuple[th.Tensor | None, ...]:
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         x, weight, bias, statistics, steer = ctx.saved_tensors
         grad = grad.to(x.dtype).contiguous(memory_format=th.channels_last)
         images, channels = x.shape[:2]
