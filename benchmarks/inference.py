@@ -4,20 +4,22 @@
 
 Interleaves the network as fine-tuned, the same network with its timestep folded into the weights,
 and peers: diffusers' U-Net of the same widths and smp's U-Net (another architecture, so compare
-shares, not seconds).
+shares, not seconds), each as it is and with channels last.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
 import measuring
 import torch as th
 import torch.nn as nn
-from peers import build_peer
+from peers import build_peer, in_both_layouts
 
 from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.operations import operations_of
+from guided_diffusion.networks.precision import store_weights
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import flag
 
@@ -65,8 +67,15 @@ def build_networks(settings: Settings, config: ModelConfig) -> dict[str, nn.Modu
         else:
             peer = build_peer(name, config, settings.classes)
         if peer is not None:
-            networks[name] = ImagesOnly(peer, takes_timestep=name != "smp")
+            networks |= in_both_layouts(name, ImagesOnly(peer, takes_timestep=name != "smp"))
     return networks
+
+
+def as_predicted(network: nn.Module, precision: str, device: th.device) -> nn.Module:
+    """The network as scripts/predict.py prepares it."""
+    twin = copy.deepcopy(network)
+    store_weights(twin, precision, device)
+    return twin
 
 
 def segment(network: Callable, images: th.Tensor, precision: str) -> None:
@@ -78,9 +87,11 @@ def main() -> int:
     settings, config, _ = measuring.parse_benchmark_flags(__doc__, Settings)
     device = measuring.set_up_device(settings)
     networks = {k: v.to(device).eval() for k, v in build_networks(settings, config).items()}
-    callables = {k: compiled(v) for k, v in networks.items()} if settings.compile else networks
     cases = []
     for precision in measuring.usable_precisions(settings.precision, device):
+        callables = {k: as_predicted(v, precision, device) for k, v in networks.items()}
+        if settings.compile:
+            callables = {k: compiled(v) for k, v in callables.items()}
         for size in map(int, settings.sizes.split(",")):
             for batch in map(int, settings.batch_sizes.split(",")):
                 shape = (batch, config.in_channels, size, size)

@@ -1,5 +1,6 @@
 """Peers: networks of other packages, built to the same widths."""
 
+import copy
 import importlib
 import sys
 from typing import Any
@@ -37,6 +38,22 @@ class DiffusersUNet(nn.Module):
 
     def forward(self, x: th.Tensor, timesteps: th.Tensor) -> th.Tensor:
         return self.network(x, timesteps).sample
+
+
+class ChannelsLast(nn.Module):
+    """A copy of a network that computes with channels last."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = copy.deepcopy(network).to(memory_format=th.channels_last)
+
+    def forward(self, x: th.Tensor, *more: th.Tensor) -> th.Tensor:
+        return self.network(x.contiguous(memory_format=th.channels_last), *more)
+
+
+def in_both_layouts(name: str, network: nn.Module) -> dict[str, nn.Module]:
+    """A peer as it is and with channels last, since it depends on the machine which is faster."""
+    return {name: network, f"{name}, channels last": ChannelsLast(network)}
 
 
 def unet_of_checkout(path: str, arguments: dict[str, Any]) -> nn.Module:

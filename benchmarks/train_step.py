@@ -3,8 +3,9 @@
     python benchmarks/train_step.py [--precision fp32,bf16] [--peer diffusers] [model flags]
 
 Interleaves forward and backward alone, a whole step (gradient clipping, AdamW and EMA included), a
-step of the training loop (diffusion losses and logging included) and a peer of the same widths. The
-share is counted operations of forward and backward per second over the measured peak rate.
+step of the training loop (diffusion losses and logging included) and a peer of the same widths, as
+it is and with channels last. The share is counted operations of forward and backward per second
+over the measured peak rate.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import tempfile
 
 import measuring
 import torch as th
-from peers import build_peer
+from peers import build_peer, in_both_layouts
 
 from guided_diffusion import logger
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
@@ -103,9 +104,9 @@ def main() -> int:
         measuring.print_own_peak()
         return 0
     peer = build_peer(settings.peer, config, bench.outputs)
+    networks = {"this network": bench.model}
     if peer is not None:
-        peer = peer.to(device)
-    networks = {"this network": bench.model} | ({settings.peer: peer} if peer else {})
+        networks |= in_both_layouts(settings.peer, peer.to(device))
     operations = {name: bench.operations(model) for name, model in networks.items()}
     variants = _recomputing_variants(settings, config)
     for name, variant in variants.items():

@@ -970,6 +970,18 @@ class SegmentationUNetModel(UNetModel):
         twin.is_folded = True
         return twin
 
+    def store_blocks_as(self, dtype: th.dtype) -> None:
+        """Keep the weights of the blocks' convolutions in `dtype`, for evaluation under autocast.
+
+        Call it of a folded network alone: what is rounded is lost.
+        """
+        for part in self._fp16_modules():
+            for layer in part.modules():
+                weight = getattr(layer, "weight", None)
+                if isinstance(weight, nn.Parameter) and weight.ndim > 2:
+                    layout = th.channels_last if weight.ndim == 4 else th.contiguous_format
+                    weight.data = weight.data.to(dtype, memory_format=layout)
+
     def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
         return timesteps if self.is_folded else super()._embed(timesteps, y)
 

@@ -25,6 +25,8 @@ from guided_diffusion.training.pieces import Piece
 from guided_diffusion.training.trial import Trial
 from guided_diffusion.unet import UNetModel
 
+from guided_diffusion.kernels import library as kernels
+
 FLAGS = """
     --image_size 16 --num_channels 32 --num_res_blocks 1 --num_head_channels 16 --channel_mult 1,2
     --attention_resolutions 8 --learn_sigma True --resblock_updown True --diffusion_steps 50

@@ -14,7 +14,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import normalize, to_uint8_channels
 from guided_diffusion.images.swaps import parse_swaps
-from guided_diffusion.networks.precision import check_precision, in_precision
+from guided_diffusion.networks.precision import check_precision, in_precision, store_weights
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable, check_swaps
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
@@ -102,6 +102,8 @@ class Predictor(Segmenter):
         self.members: list[Member] = config.kind_module().members(
             model.eval(), self.device, dataclasses.replace(options, timesteps=timesteps)
         )
+        for member in self.members:
+            store_weights(member, precision, self.device)
 
     def start(self, images: Sequence[np.ndarray]) -> list[Finish]:
         reading = self.config.reading
