@@ -1,3 +1,4 @@
+import glob
 import platform
 
 from setuptools import Extension, find_packages, setup
@@ -14,13 +15,10 @@ BROWSER = ["playwright>=1.45"]
 # functions are not linked: importing torch loads the one runtime that both then share
 KERNELS = Extension(
     "guided_diffusion.kernels._native",
-    sources=[
-        f"guided_diffusion/kernels/{name}.c"
-        for name in ("processor", "norm_silu", "attention_fp32", "attention_bf16", "weights")
-    ],
-    depends=[f"guided_diffusion/kernels/{name}.h" for name in ("vectors", "attention")],
-    libraries=["m"],
+    sources=sorted(glob.glob("guided_diffusion/kernels/*.c")),
+    depends=sorted(glob.glob("guided_diffusion/kernels/*.h")),
     extra_compile_args=["-O3", "-std=gnu11", "-fopenmp", "-fno-math-errno"],
+    libraries=["m"],
     optional=True,
 )
 

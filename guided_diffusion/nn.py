@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from guided_diffusion.kernels import attention, convolution, norms  # noqa: F401 - one registers its kernel
+from guided_diffusion.kernels import attention, convolution, norms, winograd  # noqa: F401 - one registers itself
 from guided_diffusion.kernels.library import usable
 
 # oneDNN computes a 3x3 convolution's output, and its input's gradient, at the rate of a matrix
@@ -131,7 +131,7 @@ class _NormSiLU(th.autograd.Function):
 
 def _channels_last_pays(x: th.Tensor) -> bool:
     """Whether 2D feature maps are kept with channels last: all kernels then are fast in it."""
-    return usable() and x.device.type == "cpu" and x.dtype in (th.float32, th.bfloat16)
+    return x.dtype in (th.float32, th.bfloat16) and usable(x)
 
 
 class Conv1d(nn.Conv1d):
@@ -152,6 +152,12 @@ class Conv2d(nn.Conv2d):
         plain = self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
         return plain and self.kernel_size == (1, 1)
 
+    @property
+    def _keeps_size(self) -> bool:
+        """Whether a 3x3 kernel gives an output as large as the input."""
+        plain = self.stride == (1, 1) and self.dilation == (1, 1) and self.groups == 1
+        return plain and self.padding == (1, 1) and self.padding_mode == "zeros"
+
     def _conv_forward(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
         if x.ndim == 4 and _channels_last_pays(x):
             x = x.contiguous(memory_format=th.channels_last)
@@ -161,6 +167,8 @@ class Conv2d(nn.Conv2d):
             padding = self.padding if self.padding_mode == "zeros" else "other"
             if convolution.serves(x, weight, self.groups) and not isinstance(padding, str):
                 return convolution.convolve(x, weight, bias, self.stride, padding, self.dilation)
+            if self._keeps_size and winograd.serves(x, weight):
+                return winograd.convolve(x, weight, bias)
         elif (
             _SLOW_WEIGHT_GRADIENT
             and th.is_grad_enabled()
@@ -170,9 +178,7 @@ class Conv2d(nn.Conv2d):
             and x.ndim == 4
             and weight.shape[2:] == (3, 3)
             and _products_pay(min(weight.shape[:2]), x.shape[2] * x.shape[3])
-            and (self.stride, self.padding, self.dilation) == ((1, 1), (1, 1), (1, 1))
-            and self.groups == 1
-            and self.padding_mode == "zeros"
+            and self._keeps_size
             and not th.compiler.is_compiling()
             and not th.is_autocast_enabled("cpu")
         ):

@@ -20,7 +20,7 @@ def gradients(call, *tensors):
 
 @pytest.fixture(autouse=True)
 def as_without_avx512(monkeypatch):
-    monkeypatch.setattr(nn, "usable", lambda: False)
+    monkeypatch.setattr(nn, "usable", lambda x: False)
     monkeypatch.setattr(nn, "_SLOW_WEIGHT_GRADIENT", True)
     monkeypatch.setattr(nn, "_products_pay", lambda channels, positions: channels >= 8)
 

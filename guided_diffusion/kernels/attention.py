@@ -33,8 +33,7 @@ def serves(qkv: th.Tensor, heads: int) -> bool:
     """Whether `attention` takes `qkv` of so many heads."""
     channels = qkv.shape[1] // (3 * heads)
     return (
-        usable()
-        and qkv.device.type == "cpu"
+        usable(qkv)
         and qkv.stride(1) == 1
         and channels % _DEPTH == 0
         and 0 < channels <= _MOST_CHANNELS

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 import torch.nn.functional as F
 
-from guided_diffusion.kernels.library import library, usable
+from guided_diffusion.kernels.library import is_plain, library, usable
 
 # stride, padding and dilation
 Settings = tuple[list[int], list[int], list[int]]
@@ -20,8 +20,9 @@ def serves(x: th.Tensor, weight: th.Tensor, groups: int) -> bool:
     """Whether `convolve` takes them: maps with channels last to be computed in bfloat16."""
     dtype = th.get_autocast_dtype("cpu") if th.is_autocast_enabled("cpu") else x.dtype
     return (
-        usable()
+        usable(x)
         and dtype == th.bfloat16
+        and is_plain(weight)
         and groups == 1
         and weight.dtype == th.float32
         and weight.ndim == 4

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch as th
 
+_is_wrapped = th._C._functorch.is_functorch_wrapped_tensor
+
 # to compare with torch's own operations: GUIDED_DIFFUSION_KERNELS=off
 SWITCH = "GUIDED_DIFFUSION_KERNELS"
 _AVX512, _AMX_BF16 = 1, 2
@@ -32,9 +34,19 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def usable() -> bool:
-    """Whether to call a kernel now: not while torch traces a network, which sees no kernels."""
-    return not (th.compiler.is_compiling() or th.jit.is_tracing()) and library() is not None
+def is_plain(tensor: th.Tensor) -> bool:
+    """Whether it has memory of its own: not those in which torch traces, counts or batches."""
+    return type(tensor) in (th.Tensor, th.nn.Parameter) and not _is_wrapped(tensor)
+
+
+def usable(tensor: th.Tensor) -> bool:
+    """Whether to call a kernel for `tensor`: not while torch traces, which sees no kernels."""
+    return (
+        not (th.compiler.is_compiling() or th.jit.is_tracing())
+        and library() is not None
+        and tensor.device.type == "cpu"
+        and is_plain(tensor)
+    )
 
 
 @functools.cache

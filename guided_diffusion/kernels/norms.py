@@ -27,8 +27,7 @@ class _Arguments(ctypes.Structure):
 def serves(x: th.Tensor) -> bool:
     """Whether the kernels take `x`: `[N x C x H x W]`, channels last, float32 or bfloat16."""
     return (
-        usable()
-        and x.device.type == "cpu"
+        usable(x)
         and x.ndim == 4
         and x.dtype in (th.float32, th.bfloat16)
         and x.is_contiguous(memory_format=th.channels_last)

@@ -25,8 +25,6 @@ from guided_diffusion.training.pieces import Piece
 from guided_diffusion.training.trial import Trial
 from guided_diffusion.unet import UNetModel
 
-from guided_diffusion.kernels import library as kernels
-
 FLAGS = """
     --image_size 16 --num_channels 32 --num_res_blocks 1 --num_head_channels 16 --channel_mult 1,2
     --attention_resolutions 8 --learn_sigma True --resblock_updown True --diffusion_steps 50
@@ -145,8 +143,9 @@ def test_evaluations_and_size_of_a_grid(script, tmp_path, monkeypatch):
     more = ["--max_steps", "1", "--sample_interval", "1"]
     ended = script("image_train.py", *FLAGS, *data, *more)
     assert ended.code == 0, ended.err
+    of_the_run = list(calls)  # before those of the trial
     bench = trial()
-    assert calls == [(16, 1, 16, 16)] * bench.evaluations()
+    assert of_the_run == [(16, 1, 16, 16)] * bench.evaluations()
     assert bench.grid == (16, 16)
     drawn = (tmp_path / "run" / "samples_000001.png").stat().st_size
     assert bench.grid_bytes() == pytest.approx(drawn, rel=0.2)
