@@ -249,7 +249,8 @@ def remove_temporaries(folder: str) -> None:
     if is_local(folder) and os.path.isdir(folder):
         for name in os.listdir(folder):
             if re.fullmatch(r"\.(config|model|ema_|opt|state|progress\.).*\.\d+\.tmp", name):
-                os.remove(os.path.join(folder, name))
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(folder, name))
 
 
 def write_config(folder: str, sections: Mapping[str, Any]) -> None:
