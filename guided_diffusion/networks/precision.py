@@ -30,6 +30,8 @@ def computes_bf16_faster() -> bool:
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     return (
         th.backends.mkldnn.is_available()
+        # else torch's attention packs bfloat16 for AMX, then refuses to for want of AVX-512
+        and th.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
         and (allowed in ("", "ALL", "DEFAULT") or "AMX" in allowed)
         and _cpu_has("_is_amx_tile_supported")
         and _cpu_has("_init_amx")  # the operating system grants the use of the tiles

@@ -25,6 +25,7 @@ def amx(monkeypatch):
     monkeypatch.setattr(th.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     monkeypatch.setattr(th.cpu, "_init_amx", lambda: True, raising=False)
     monkeypatch.setattr(th.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(th.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     return monkeypatch
 
@@ -51,6 +52,12 @@ class TestCapability:
     def test_instructions_that_the_user_forbids(self, amx, allowed, uses):
         amx.setenv("ONEDNN_MAX_CPU_ISA", allowed)
         assert computes_bf16_faster() == uses
+
+    @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
+    def test_instructions_that_torch_is_told_not_to_use(self, amx, capability):
+        """ATEN_CPU_CAPABILITY: torch's attention then fails in bfloat16 on processors with AMX."""
+        amx.setattr(th.backends.cpu, "get_cpu_capability", lambda: capability)
+        assert not computes_bf16_faster()
 
     def test_the_default_is_of_the_device(self, bf16_units):
         assert default_on("cpu") == "bf16"

@@ -259,7 +259,7 @@ def perfect_model(monkeypatch):
 def test_a_model_is_evaluated_on_radiographs(run, phantom_files, perfect_model, tmp_path):
     code, screen, _ = run("--model", "segm.pth", *phantom_files, "--output", tmp_path / "out")
     assert code == 0
-    assert perfect_model == [("segm.pth", None)]
+    assert [path for path, _ in perfect_model] == ["segm.pth"]
     per_class = json.loads((tmp_path / "out/metrics.json").read_text())["per_class"]
     assert per_class["pulp"]["dice"] == 1
     assert per_class["caries"]["dice"] == 0

@@ -97,7 +97,7 @@ def test_failures_are_counted_where_they_are():
 
 
 def test_the_command_writes_tables_and_pictures(script, folder, monkeypatch):
-    monkeypatch.setattr(faithfulness, "load_predictor", lambda *_: ByGrey())
+    monkeypatch.setattr(faithfulness, "load_predictor", lambda *_, precision: ByGrey())
     done = script("evaluate_guidance.py", "segm.pth", folder)
     assert done.code == 0, done.err
     assert "mean of the foreground" in done.out
