@@ -21,7 +21,9 @@ Guaranteed, if the file system creates links (or files, exclusively) atomically:
   never touches another's file. Between this check and the end of the write nothing protects: a
   process suspended exactly there completes this write when it wakes.
 - A process suspended for more than STALE_S seconds between closing and removing finds that it was
-  taken over and restores the name `run.lock`; a holder whose name is missing looks twice.
+  taken over and restores the name `run.lock`; a holder whose name is missing looks twice. Should a
+  third process create the name in that instant, the one that took over loses the lock to it, and
+  finds so at its next check.
 """
 
 import contextlib
@@ -90,8 +92,8 @@ class RunLock:
             now = time.monotonic()  # before reading: a pause in between makes nobody look silent
             chain = self._chain()
             if not chain:
-                self._append(None)
-                time.sleep(0 if self._heart else _POLL_S)
+                if not self._append(None):
+                    time.sleep(_POLL_S)
                 continue
             node, holder = chain[-1], _parse(chain[-1].content)
             is_beat = (
