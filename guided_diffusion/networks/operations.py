@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_operations(call: Callable[[], Any]) -> int:
@@ -14,6 +13,8 @@ def count_operations(call: Callable[[], Any]) -> int:
     Attention counts as its two products forward and four backward, even if a kernel recomputes
     some, so that a faster algorithm does not look like less work.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # 75 MB
+
     with FlopCounterMode(display=False) as counter, th.device("meta"):
         call()
     return counter.get_total_flops()
