@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import ROOT, draw_pairs
+from kernels_util import needs_kernels
 
+from guided_diffusion.kernels import library
 from guided_diffusion.networks.operations import count_operations
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -61,6 +63,24 @@ def test_they_run(script, tmp_path, monkeypatch, name, more, cases):
         rate = line["operations"] / line["seconds"]
         assert line["share_of_matrix_rate"] == pytest.approx(rate / values["rates"]["fp32"])
     assert all(line["case"] in ended.out for line in values["lines"])
+
+
+@needs_kernels
+def test_kernels_against_torch(script, tmp_path):
+    flags = ["--rounds", "1", "--batch_size", "1", "--precision", "fp32"]
+    flags += ["--json", tmp_path / "out.json"]
+    ended = script("layers.py", *flags)
+    assert ended.code == 0, ended.err
+    lines = json.loads((tmp_path / "out.json").read_text())["lines"]
+    assert [line["precision"] for line in lines] == ["fp32"] * 11
+    assert all(line["name"] in ended.out and line["kernels"] > 0 for line in lines)
+
+
+def test_without_kernels_there_is_nothing_to_compare(script, monkeypatch):
+    monkeypatch.setattr(library, "library", lambda: None)
+    ended = script("layers.py")
+    assert ended.code == 2
+    assert "AVX-512" in ended.err
 
 
 def test_end_to_end(script, tmp_path):
