@@ -206,7 +206,8 @@ class ResBlock(TimestepBlock):
         norm, activation, dropout, conv = self.out_layers
         steer = ()
         if not self.folded:
-            embedded = self.emb_layers(emb).to(h.dtype)
+            with _without_autocast(emb.device.type):  # few numbers: casting takes longer than that
+                embedded = self.emb_layers(emb).to(h.dtype)
             embedded = embedded[(...,) + (None,) * (h.ndim - 2)]
             if self.use_scale_shift_norm:
                 steer = embedded.chunk(2, dim=1)
@@ -589,7 +590,8 @@ class _EncoderTrunk(nn.Module):
         self.dtype = th.float32
 
     def _embed(self, timesteps: th.Tensor, y: th.Tensor | None = None) -> th.Tensor:
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        with _without_autocast(timesteps.device.type):
+            emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
         return emb if y is None else emb + self.label_emb(y)
 
     def _encode(self, x: th.Tensor, emb: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
@@ -687,7 +689,7 @@ class UNetModel(_EncoderTrunk):
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """Run the output layer in the precision of the images, as the original package does."""
+    """Compute in the precision of the input: embeddings and output layer, as in the original."""
     if device_type == "meta":  # does not support autocast
         return contextlib.nullcontext()
     return th.autocast(device_type, enabled=False)
