@@ -2,10 +2,13 @@
 
 import contextlib
 import functools
+import getpass
 import hashlib
 import io
+import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +27,12 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+
+# torch's cache of compiled code does not tell apart the instructions that this variable allows:
+# what was compiled for others gives nan, or ends the process
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    cache = Path(tempfile.gettempdir(), f"torchinductor_{capability}_{getpass.getuser()}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 TINY = ModelConfig(
     image_size=16,
