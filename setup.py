@@ -1,5 +1,7 @@
 import glob
 import platform
+import zlib
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
@@ -11,12 +13,19 @@ SERVE = ["gradio>=6"]
 # tests of pages also need a Chromium, and skip themselves without one
 BROWSER = ["playwright>=1.45"]
 
+# of the kernels' sources: a library that was built from others is not used (kernels/library.py)
+CHECKSUM = zlib.crc32(
+    b"".join(
+        Path(path).read_bytes() for path in sorted(glob.glob("guided_diffusion/kernels/*.[ch]"))
+    )
+)
 # plain C for ctypes. Optional: without a compiler, torch's own operations take its place. OpenMP's
 # functions are not linked: importing torch loads the one runtime that both then share
 KERNELS = Extension(
     "guided_diffusion.kernels._native",
     sources=sorted(glob.glob("guided_diffusion/kernels/*.c")),
     depends=sorted(glob.glob("guided_diffusion/kernels/*.h")),
+    define_macros=[("CHECKSUM", f"{CHECKSUM}u")],
     extra_compile_args=["-O3", "-std=gnu11", "-fopenmp", "-fno-math-errno"],
     libraries=["m"],
     optional=True,

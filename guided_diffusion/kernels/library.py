@@ -4,6 +4,8 @@ import ctypes
 import functools
 import importlib.machinery
 import os
+import warnings
+import zlib
 from pathlib import Path
 
 import torch as th
@@ -28,10 +30,34 @@ def library() -> ctypes.CDLL | None:
             try:
                 # importing torch made its OpenMP runtime's functions visible to the library
                 found = ctypes.CDLL(str(path))
-                return found if found.processor_features() & _AVX512 else None
+                return found if _is_current(found) and _has_avx512(found) else None
             except (OSError, AttributeError):
                 return None
     return None
+
+
+def _has_avx512(found: ctypes.CDLL) -> bool:
+    return bool(found.processor_features() & _AVX512)
+
+
+def _is_current(found: ctypes.CDLL) -> bool:
+    """Whether a library was built from the sources beside it, if there are any.
+
+    In an editable installation, an update of the sources leaves the library of the former ones.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.[ch]"))
+    if not sources:
+        return True
+    checksum = zlib.crc32(b"".join(path.read_bytes() for path in sources))
+    found_checksum = getattr(found, "sources_checksum", None)
+    if found_checksum is not None and found_checksum() & 0xFFFFFFFF == checksum:
+        return True
+    warnings.warn(
+        "the compiled kernels are older than their sources and are not used; build them again with"
+        " pip install --editable .",
+        stacklevel=2,
+    )
+    return False
 
 
 def is_plain(tensor: th.Tensor) -> bool:

@@ -12,6 +12,9 @@ static int may_use_tiles(void) {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
+/* Of the sources from which this library was built. */
+unsigned sources_checksum(void) { return CHECKSUM; }
+
 int processor_features(void) {
     unsigned a, b, c, d;
     __builtin_cpu_init();

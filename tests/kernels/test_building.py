@@ -5,9 +5,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zlib
+from types import SimpleNamespace
 
 import pytest
 from paths import ROOT
+
+from guided_diffusion.kernels import library
 
 KERNELS = ROOT / "guided_diffusion" / "kernels"
 
@@ -55,3 +59,12 @@ def test_a_source_distribution_holds_all_that_is_compiled(source, tmp_path):
     assert wanted <= found
     listed = (source / "MANIFEST.in").read_text().split()
     assert "guided_diffusion/kernels/*.h" in listed  # setuptools below 69 does not see to it
+
+
+def test_a_library_of_other_sources_is_not_used():
+    sources = b"".join(path.read_bytes() for path in sorted(KERNELS.glob("*.[ch]")))
+    checksum = zlib.crc32(sources)
+    assert library._is_current(SimpleNamespace(sources_checksum=lambda: checksum))
+    for other in (SimpleNamespace(sources_checksum=lambda: checksum ^ 1), SimpleNamespace()):
+        with pytest.warns(UserWarning, match="older than their sources"):
+            assert not library._is_current(other)
