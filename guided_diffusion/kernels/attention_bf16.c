@@ -5,100 +5,19 @@
    blocks are kept transposed, [keys x queries], so that maxima and sums run down the rows and the
    16 lanes of a vector are 16 queries.
 
-   A tile register holds 16 rows of 64 bytes. _tile_dpbf16ps(C, A, B) adds A B to C: A is
-   [16 x 32] bfloat16; B is [32 x 16] with rows 2 r and 2 r + 1 interleaved in row r; C is [16 x 16]
-   float32. Positions are padded with zeros to a multiple of BLOCK, and padded keys get weight 0. */
+   Positions are padded with zeros to a multiple of BLOCK, and padded keys get weight 0. */
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,amx-tile,amx-bf16")
 
 #include "attention.h"
-#include "vectors.h"
+#include "tiles.h"
 
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    TILE = 16,         /* rows of a tile, and its columns as float32 */
-    DEPTH = 32,        /* numbers summed by one product of tiles */
-    BLOCK = 64,        /* queries, and keys, of a block of scores */
-    STRIPS = BLOCK / TILE,
-    STEPS = BLOCK / DEPTH,
-    CELLS = TILE * TILE /* float32 in a tile, and pairs of bfloat16 */
-};
-
 #define LOG2E 1.44269504f
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} TileConfig;
-
-static void set_up_tiles(void) {
-    TileConfig config = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) {
-        config.row_bytes[tile] = 64;
-        config.rows[tile] = TILE;
-    }
-    _tile_loadconfig(&config);
-}
-
-static long padded(long positions) { return (positions + BLOCK - 1) / BLOCK * BLOCK; }
-
-/* [T x D] with rows `stride` apart, to [padded T x D] without gaps. */
-static void pack_rows(const uint16_t *from, long stride, long rows, long channels, uint16_t *to) {
-    for (long row = 0; row < rows; row++)
-        memcpy(to + row * channels, from + row * stride, 2 * channels);
-    memset(to + rows * channels, 0, 2 * channels * (padded(rows) - rows));
-}
-
-INLINE __m512i every(int distance) {
-    const __m512i counting = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    return _mm512_mullo_epi32(counting, _mm512_set1_epi32(distance));
-}
-
-/* Rows [T x D] as the right factor [D x T]: per 16 rows and DEPTH channels a tile. */
-static void pack_transposed(const uint16_t *rows, long positions, long channels, uint32_t *tiles) {
-    const __m512i column = every((int)channels / 2);
-    for (long t = 0; t < positions; t += TILE)
-        for (long c = 0; c < channels; c += 2, tiles += TILE)
-            _mm512_storeu_si512(
-                tiles, _mm512_i32gather_epi32(column, (const int *)(rows + t * channels + c), 4));
-}
-
-/* Rows [T x D] as the right factor [T x D]: per DEPTH rows and 16 channels a tile. */
-static void pack_pairs(const uint16_t *rows, long positions, long channels, uint32_t *tiles) {
-    for (long t = 0; t < positions; t += DEPTH)
-        for (long c = 0; c < channels; c += TILE)
-            for (long r = 0; r < DEPTH; r += 2, tiles += TILE) {
-                const uint16_t *pair = rows + (t + r) * channels + c;
-                __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)pair));
-                __m512i high =
-                    _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(pair + channels)));
-                _mm512_storeu_si512(tiles, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-            }
-}
-
-/* Rows [T x D] to the left factor [D x T]: per 16 channels and DEPTH rows a tile. */
-static void pack_columns(const uint16_t *rows, long positions, long channels, uint16_t *tiles) {
-    uint32_t pairs[CELLS];
-    for (long t = 0; t < positions; t += DEPTH)
-        for (long c = 0; c < channels; c += TILE, tiles += 2 * CELLS) {
-            for (long r = 0; r < TILE; r++) {
-                const uint16_t *pair = rows + (t + 2 * r) * channels + c;
-                __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)pair));
-                __m512i high =
-                    _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(pair + channels)));
-                _mm512_storeu_si512(pairs + r * TILE,
-                                    _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-            }
-            for (long r = 0; r < TILE; r++)
-                _mm512_storeu_si512((uint32_t *)tiles + r * TILE,
-                                    _mm512_i32gather_epi32(every(TILE), pairs + r, 4));
-        }
-}
 
 /* Scores of 16 keys (rows) and BLOCK queries: left [16 x D] times the tiles of `right`. */
 INLINE void strip_of_products(const uint16_t *left, const uint32_t *right, long channels,
@@ -139,6 +58,17 @@ INLINE __m512i halves(__m512 first, __m512 second) {
     return (__m512i)_mm512_cvtne2ps_pbh(second, first);
 }
 
+/* 2^(score * unit - log_sum): what a query gives a key, read from a strip of scores. */
+INLINE __m512 weight_of(const float *score, __m512 unit, __m512 log_sum) {
+    return power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(score), unit, log_sum));
+}
+
+/* The two halves to two rows of a block of the left factor. */
+INLINE void store_two_rows(uint16_t *row, __m512i both) {
+    _mm256_storeu_si256((__m256i *)row, _mm512_castsi512_si256(both));
+    _mm256_storeu_si256((__m256i *)(row + BLOCK), _mm512_extracti64x4_epi64(both, 1));
+}
+
 INLINE __m512i interleaved(__m512i both) {
     const __m512i order =
         _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
@@ -148,15 +78,15 @@ INLINE __m512i interleaved(__m512i both) {
 
 /* What one thread needs for one head; see `new_scratch`. */
 typedef struct {
-    uint16_t *rows, *more_rows, *columns;         /* [T x D]; left factors */
-    uint32_t *transposed, *more_transposed;       /* right factors [D x T] */
-    uint32_t *pairs, *more_pairs;                 /* right factors [T x D] */
-    float *sums_k, *sums_v;                       /* gradients as tiles of [16 keys x 16 channels] */
-    float *block;                                 /* tiles of [16 channels x 16 queries] */
-    float *scores, *slopes;                       /* a strip: [16 keys x BLOCK queries] */
-    uint16_t *weights, *grads;                    /* a block as left factor: [keys x queries] */
-    uint32_t *right;                              /* a block as right factor, [keys x queries] */
-    float *sum, *product;                         /* [BLOCK], [padded T] */
+    uint16_t *rows, *more_rows, *columns;   /* [T x D]; left factors */
+    uint32_t *transposed, *more_transposed; /* right factors [D x T] */
+    uint32_t *pairs, *more_pairs;           /* right factors [T x D] */
+    float *sums_k, *sums_v;                 /* gradients as tiles of [16 keys x 16 channels] */
+    float *block;                           /* tiles of [16 channels x 16 queries] */
+    float *scores, *slopes;                 /* a strip: [16 keys x BLOCK queries] */
+    uint16_t *weights, *grads;              /* a block as left factor: [keys x queries] */
+    uint32_t *right;                        /* a block as right factor, [keys x queries] */
+    float *sum, *product;                   /* [BLOCK], [padded T] */
 } Scratch;
 
 static char *scratch_part(char **rest, size_t bytes) {
@@ -266,7 +196,8 @@ static void head_forward(const Attention *a, Scratch *s, const uint16_t *q, cons
             long rows = at_most(TILE, positions - key);
             for (long r = 0; r < rows; r++)
                 for (int i = 0; i < STRIPS; i++)
-                    most[i] = _mm512_max_ps(_mm512_loadu_ps(s->scores + r * BLOCK + i * TILE), most[i]);
+                    most[i] =
+                        _mm512_max_ps(_mm512_loadu_ps(s->scores + r * BLOCK + i * TILE), most[i]);
         }
         for (int i = 0; i < STRIPS; i++) most[i] = _mm512_mul_ps(most[i], unit);
         memset(s->block, 0, 4 * BLOCK * channels);
@@ -278,8 +209,8 @@ static void head_forward(const Attention *a, Scratch *s, const uint16_t *q, cons
                 for (long r = 0; r < TILE; r += 2)
                     for (int i = 0; i < STRIPS; i++) {
                         const float *score = s->scores + r * BLOCK + i * TILE;
-                        __m512 one = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(score), unit, most[i]));
-                        __m512 two = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(score + BLOCK), unit, most[i]));
+                        __m512 one = weight_of(score, unit, most[i]);
+                        __m512 two = weight_of(score + BLOCK, unit, most[i]);
                         one = _mm512_maskz_mov_ps(r < rows ? 0xffff : 0, one);
                         two = _mm512_maskz_mov_ps(r + 1 < rows ? 0xffff : 0, two);
                         sum[i] = _mm512_add_ps(sum[i], _mm512_add_ps(one, two));
@@ -329,7 +260,8 @@ static void write_keys(const float *tiles, float factor, long positions, long ch
     const __m512 scale = _mm512_set1_ps(factor);
     for (long row = 0; row < positions; row++)
         for (long c = 0; c < channels; c += TILE) {
-            const float *cells = tiles + row / TILE * TILE * channels + c * TILE + row % TILE * TILE;
+            const float *cells =
+                tiles + row / TILE * TILE * channels + c * TILE + row % TILE * TILE;
             __m512 values = _mm512_mul_ps(_mm512_loadu_ps(cells), scale);
             _mm256_storeu_si256((__m256i *)(out + row * stride + c),
                                 (__m256i)_mm512_cvtneps_pbh(values));
@@ -396,18 +328,17 @@ static void head_backward(const Attention *a, Scratch *s, const uint16_t *q, con
                     for (int i = 0; i < STRIPS; i++) {
                         const float *score = s->scores + r * BLOCK + i * TILE;
                         const float *slope = s->slopes + r * BLOCK + i * TILE;
-                        __m512 one = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(score), unit, log_sum[i]));
-                        __m512 two = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(score + BLOCK), unit, log_sum[i]));
+                        __m512 one = weight_of(score, unit, log_sum[i]);
+                        __m512 two = weight_of(score + BLOCK, unit, log_sum[i]);
                         one = _mm512_maskz_mov_ps(exists & lanes[i], one);
                         two = _mm512_maskz_mov_ps(next & lanes[i], two);
                         __m512i both = halves(one, two);
-                        _mm256_storeu_si256((__m256i *)(weights + i * TILE), _mm512_castsi512_si256(both));
-                        _mm256_storeu_si256((__m256i *)(weights + BLOCK + i * TILE), _mm512_extracti64x4_epi64(both, 1));
+                        store_two_rows(weights + i * TILE, both);
                         one = _mm512_mul_ps(one, _mm512_sub_ps(_mm512_loadu_ps(slope), product[i]));
-                        two = _mm512_mul_ps(two, _mm512_sub_ps(_mm512_loadu_ps(slope + BLOCK), product[i]));
+                        two = _mm512_mul_ps(
+                            two, _mm512_sub_ps(_mm512_loadu_ps(slope + BLOCK), product[i]));
                         both = halves(one, two);
-                        _mm256_storeu_si256((__m256i *)(grads + i * TILE), _mm512_castsi512_si256(both));
-                        _mm256_storeu_si256((__m256i *)(grads + BLOCK + i * TILE), _mm512_extracti64x4_epi64(both, 1));
+                        store_two_rows(grads + i * TILE, both);
                         _mm512_storeu_si512(right + i * CELLS + r / 2 * TILE, interleaved(both));
                     }
                 }
@@ -442,12 +373,12 @@ static int attend(const Attention *a, int backward) {
             if (!memory)
                 failed = 1;
             else if (backward)
-                head_backward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at),
-                              in(a->out, to), log_sums, in(a->grad, to), in(a->grad_q, at),
-                              in(a->grad_k, at), in(a->grad_v, at));
+                head_backward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
+                              log_sums, in(a->grad, to), in(a->grad_q, at), in(a->grad_k, at),
+                              in(a->grad_v, at));
             else
-                head_forward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at),
-                             in(a->out, to), log_sums);
+                head_forward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
+                             log_sums);
         }
         _tile_release();
         free(memory);

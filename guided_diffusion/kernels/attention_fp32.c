@@ -12,7 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 64, COLUMNS = BLOCK / LANES }; /* queries, and keys, of a block; vectors of queries */
+enum {
+    BLOCK = 64,
+    COLUMNS = BLOCK / LANES
+}; /* queries, and keys, of a block; vectors of queries */
 
 /* out[rows x columns] = left times right, added to what is there if `add`.
 
@@ -88,21 +91,21 @@ static void write_queries(const float *block, const float *factors, long queries
 
 /* What one thread needs for one head. */
 typedef struct {
-    float *q, *k, *v, *grad;              /* [padded T x D] */
-    float *grad_k, *grad_v;               /* [padded T x D] */
-    float *q_columns, *grad_columns;      /* [D x BLOCK] */
-    float *block;                         /* [D x BLOCK queries] */
-    float *scores, *slopes;               /* [BLOCK keys x BLOCK queries] */
-    float *product;                       /* [padded T] */
+    float *q, *k, *v, *grad;         /* [padded T x D] */
+    float *grad_k, *grad_v;          /* [padded T x D] */
+    float *q_columns, *grad_columns; /* [D x BLOCK] */
+    float *block;                    /* [D x BLOCK queries] */
+    float *scores, *slopes;          /* [BLOCK keys x BLOCK queries] */
+    float *product;                  /* [padded T] */
 } Scratch;
 
 static char *new_scratch(Scratch *s, const Attention *a, int backward) {
     size_t area = (size_t)padded(a->positions) * a->channels, small = BLOCK * a->channels;
-    float **parts[] = {&s->q, &s->k, &s->v, &s->grad, &s->grad_k, &s->grad_v,
-                       &s->q_columns, &s->grad_columns, &s->block, &s->scores, &s->slopes,
-                       &s->product};
-    size_t sizes[] = {area, area, area, area, area, area, small, small, small,
-                      BLOCK * BLOCK, BLOCK * BLOCK, padded(a->positions)};
+    float **parts[] = {&s->q,      &s->k,      &s->v,         &s->grad,
+                       &s->grad_k, &s->grad_v, &s->q_columns, &s->grad_columns,
+                       &s->block,  &s->scores, &s->slopes,    &s->product};
+    size_t sizes[] = {area,  area,  area,  area,          area,          area,
+                      small, small, small, BLOCK * BLOCK, BLOCK * BLOCK, padded(a->positions)};
     if (!backward) sizes[3] = sizes[4] = sizes[5] = 0;
     size_t total = 0;
     for (int i = 0; i < 12; i++) total += sizes[i];
@@ -136,7 +139,8 @@ static void head_forward(const Attention *a, Scratch *s, const float *q, const f
                 __m512 top = most[i];
                 for (long r = 0; r < rows; r++)
                     top = _mm512_max_ps(
-                        _mm512_mul_ps(_mm512_loadu_ps(s->scores + r * BLOCK + i * LANES), unit), top);
+                        _mm512_mul_ps(_mm512_loadu_ps(s->scores + r * BLOCK + i * LANES), unit),
+                        top);
                 grown |= _mm512_cmp_ps_mask(top, most[i], _CMP_GT_OQ);
                 shrink[i] = exponential(_mm512_sub_ps(most[i], top), 0);
                 sum[i] = _mm512_mul_ps(sum[i], shrink[i]);
@@ -229,7 +233,8 @@ static void head_backward(const Attention *a, Scratch *s, const float *q, const 
                     __m512 apart = _mm512_sub_ps(_mm512_loadu_ps(slope), along[i]);
                     _mm512_storeu_ps(slope, _mm512_mul_ps(weight, apart));
                 }
-            add_queries(s->scores, s->grad + query * channels, channels, s->grad_v + key * channels);
+            add_queries(s->scores, s->grad + query * channels, channels,
+                        s->grad_v + key * channels);
             add_queries(s->slopes, s->q + query * channels, channels, s->grad_k + key * channels);
             add_keys(s->k + key * channels, s->slopes, channels, s->block);
         }
@@ -259,12 +264,12 @@ static int attend(const Attention *a, int backward) {
             if (!memory)
                 failed = 1;
             else if (backward)
-                head_backward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at),
-                              in(a->out, to), log_sums, in(a->grad, to), in(a->grad_q, at),
-                              in(a->grad_k, at), in(a->grad_v, at));
+                head_backward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
+                              log_sums, in(a->grad, to), in(a->grad_q, at), in(a->grad_k, at),
+                              in(a->grad_v, at));
             else
-                head_forward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at),
-                             in(a->out, to), log_sums);
+                head_forward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
+                             log_sums);
         }
         free(memory);
     }

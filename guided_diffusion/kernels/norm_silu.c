@@ -1,8 +1,8 @@
 /* y = silu(norm(x) * (1 + scale) + shift) over images with channels last, and its gradients.
 
-   norm is group normalisation; statistics and arithmetic are float32 whatever the memory holds. An image is cut
-   into chunks of positions, whose sums are combined in a fixed order: results do not depend on
-   the number of threads. */
+   norm is group normalisation; statistics and arithmetic are float32 whatever the memory holds. An
+   image is cut into chunks of positions, whose sums are combined in a fixed order: results do not
+   depend on the number of threads. */
 
 #include "vectors.h"
 
@@ -15,10 +15,10 @@ enum { CHUNK = 256, BLOCK = 4 }; /* positions; vectors of channels summed at a t
 
 typedef struct {
     const void *x, *grad;
-    void *out;                  /* y, or the gradient of x */
-    const float *weight, *bias; /* [C] */
-    const float *scale, *shift; /* [N x C] each, rows `steer_stride` apart, or NULL */
-    float *statistics;          /* [N x 2 x G]: mean, 1 / standard deviation */
+    void *out;                      /* y, or the gradient of x */
+    const float *weight, *bias;     /* [C] */
+    const float *scale, *shift;     /* [N x C] each, rows `steer_stride` apart, or NULL */
+    float *statistics;              /* [N x 2 x G]: mean, 1 / standard deviation */
     float *grad_weight, *grad_bias; /* [N x C]: each image's part */
     float *grad_scale, *grad_shift; /* [N x C], or NULL */
     long images, positions, channels, groups, steer_stride;
@@ -33,7 +33,8 @@ static long rows_of(const Norm *a, long chunk) {
     return rest < CHUNK ? rest : CHUNK;
 }
 
-/* Per channel of one chunk: mean and sum of squared deviations, by deviations from the first row. */
+/* Per channel of one chunk: mean and sum of squared deviations, by deviations from the first row.
+ */
 INLINE void chunk_moments(const Norm *a, const void *x, long first, long rows, float *mean,
                           float *squares, int bf16) {
     long channels = a->channels;
@@ -223,18 +224,32 @@ static const void *image_of(const void *data, const Norm *a, long image) {
     do {                                                                                           \
         if (a->bf16) {                                                                             \
             enum { BF16 = 1 };                                                                     \
-            if (a->silu) { enum { SILU = 1 }; call; } else { enum { SILU = 0 }; call; }            \
+            if (a->silu) {                                                                         \
+                enum { SILU = 1 };                                                                 \
+                call;                                                                              \
+            } else {                                                                               \
+                enum { SILU = 0 };                                                                 \
+                call;                                                                              \
+            }                                                                                      \
         } else {                                                                                   \
             enum { BF16 = 0 };                                                                     \
-            if (a->silu) { enum { SILU = 1 }; call; } else { enum { SILU = 0 }; call; }            \
+            if (a->silu) {                                                                         \
+                enum { SILU = 1 };                                                                 \
+                call;                                                                              \
+            } else {                                                                               \
+                enum { SILU = 0 };                                                                 \
+                call;                                                                              \
+            }                                                                                      \
         }                                                                                          \
     } while (0)
 
 static void moments(const Norm *a, long image, long k, float *out) {
     const void *x = image_of(a->x, a, image);
     long first = k * CHUNK, rows = rows_of(a, k);
-    if (a->bf16) chunk_moments(a, x, first, rows, out, out + a->channels, 1);
-    else chunk_moments(a, x, first, rows, out, out + a->channels, 0);
+    if (a->bf16)
+        chunk_moments(a, x, first, rows, out, out + a->channels, 1);
+    else
+        chunk_moments(a, x, first, rows, out, out + a->channels, 0);
 }
 
 static void apply(const Norm *a, long image, long k, const float *factor, const float *summand) {
@@ -273,7 +288,9 @@ static void spread_means(const Norm *a, long image, float *mean) {
     if (spread) {                                                                                  \
         _Pragma("omp parallel for schedule(static)") for (long k = 0; k < chunks; k++) { body; }   \
     } else                                                                                         \
-        for (long k = 0; k < chunks; k++) { body; }
+        for (long k = 0; k < chunks; k++) {                                                        \
+            body;                                                                                  \
+        }
 
 static int forward_image(const Norm *a, long image, int spread) {
     long chunks = chunks_of(a), channels = a->channels;

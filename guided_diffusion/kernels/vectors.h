@@ -67,10 +67,12 @@ INLINE __m512 exponential(__m512 x, int coarse) {
     return _mm512_scalef_ps(p, n);
 }
 
-/* 1 / (1 + e^-x): an approximate reciprocal (14 bits), unless `coarse` refined by Newton's method. */
+/* 1 / (1 + e^-x): an approximate reciprocal (14 bits), unless `coarse` refined by Newton's method.
+ */
 INLINE __m512 sigmoid(__m512 x, int coarse) {
     const __m512 lowest = _mm512_set1_ps(-87.0f); /* beyond it, e^-x would overflow */
-    __m512 power = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(lowest, x)), coarse);
+    __m512 power =
+        exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(lowest, x)), coarse);
     __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), power);
     __m512 r = _mm512_rcp14_ps(d);
     return coarse ? r : _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.0f)));

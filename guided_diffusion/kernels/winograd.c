@@ -11,7 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { POINTS = 16, TILES = 64, PANEL = 64 }; /* of a tile; most tiles in a block; columns at a time */
+enum {
+    POINTS = 16,
+    TILES = 64,
+    PANEL = 64
+}; /* of a tile; most tiles in a block; columns at a time */
 
 typedef struct {
     const float *x;       /* [N x H x W x C] */
@@ -36,8 +40,8 @@ INLINE void block_of_product(const float *left, long left_down, long left_across
     __m512 sums[6][4];
     for (int i = 0; i < height; i++)
         for (int j = 0; j < width; j++)
-            sums[i][j] = add ? _mm512_loadu_ps(out + i * out_stride + j * LANES)
-                             : _mm512_setzero_ps();
+            sums[i][j] =
+                add ? _mm512_loadu_ps(out + i * out_stride + j * LANES) : _mm512_setzero_ps();
     for (long k = 0; k < depth; k++) {
         __m512 values[4];
         for (int j = 0; j < width; j++)
@@ -53,9 +57,9 @@ INLINE void block_of_product(const float *left, long left_down, long left_across
             _mm512_storeu_ps(out + i * out_stride + j * LANES, sums[i][j]);
 }
 
-INLINE void rows_of_product(const float *left, long left_down, long left_across,
-                            const float *right, long right_stride, float *out, long out_stride,
-                            long rows, long depth, int add, const int width) {
+INLINE void rows_of_product(const float *left, long left_down, long left_across, const float *right,
+                            long right_stride, float *out, long out_stride, long rows, long depth,
+                            int add, const int width) {
     long row = 0;
     for (; row + 6 <= rows; row += 6)
         block_of_product(left + row * left_down, left_down, left_across, right, right_stride,
@@ -136,8 +140,7 @@ INLINE void transform_output(const Winograd *a, long tile, long output, const fl
         __m512 second = _mm512_sub_ps(_mm512_sub_ps(t[i][1], t[i][2]), t[i][3]);
         float *cell = out + (y * a->width + column + 1) * a->outputs;
         _mm512_storeu_ps(cell, _mm512_add_ps(first, bias));
-        if (column + 2 < a->width)
-            _mm512_storeu_ps(cell + a->outputs, _mm512_add_ps(second, bias));
+        if (column + 2 < a->width) _mm512_storeu_ps(cell + a->outputs, _mm512_add_ps(second, bias));
     }
 }
 
@@ -187,14 +190,16 @@ INLINE void transform_kernels(const float *g, __m512i apart, __mmask16 lanes, fl
         __m512 ends = _mm512_add_ps(t[i][0], t[i][2]);
         float *cell = out + 4 * i * stride;
         _mm512_mask_storeu_ps(cell, lanes, t[i][0]);
-        _mm512_mask_storeu_ps(cell + stride, lanes, _mm512_mul_ps(half, _mm512_add_ps(ends, t[i][1])));
-        _mm512_mask_storeu_ps(cell + 2 * stride, lanes, _mm512_mul_ps(half, _mm512_sub_ps(ends, t[i][1])));
+        _mm512_mask_storeu_ps(cell + stride, lanes,
+                              _mm512_mul_ps(half, _mm512_add_ps(ends, t[i][1])));
+        _mm512_mask_storeu_ps(cell + 2 * stride, lanes,
+                              _mm512_mul_ps(half, _mm512_sub_ps(ends, t[i][1])));
         _mm512_mask_storeu_ps(cell + 3 * stride, lanes, t[i][2]);
     }
 }
 
-/* Weights [O x C x 3 x 3] to G g G^T, [POINTS x C x O]; for the gradient of the input turned by half
-   a turn and with channels and outputs exchanged, [POINTS x O x C]. */
+/* Weights [O x C x 3 x 3] to G g G^T, [POINTS x C x O]; for the gradient of the input turned by
+   half a turn and with channels and outputs exchanged, [POINTS x O x C]. */
 void winograd_weights(const float *weights, float *out, long outputs, long channels, int turned) {
     long rows = turned ? outputs : channels, columns = turned ? channels : outputs;
     long down = turned ? 9 * channels : 9, across = turned ? 9 : 9 * channels;
@@ -235,8 +240,8 @@ int winograd_convolve(const Winograd *a) {
                     transform_input(a, first + t, c, inputs + t * channels + c, TILES * channels);
             for (long p = 0; p < POINTS; p++)
                 product(inputs + p * TILES * channels, channels, 1,
-                        a->weights + p * channels * outputs, outputs,
-                        results + p * TILES * outputs, outputs, count, channels, outputs, 0);
+                        a->weights + p * channels * outputs, outputs, results + p * TILES * outputs,
+                        outputs, count, channels, outputs, 0);
             for (long t = 0; t < count; t++)
                 for (long o = 0; o < outputs; o += LANES)
                     transform_output(a, first + t, o, results + t * outputs + o, TILES * outputs);
