@@ -9,7 +9,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from guided_diffusion.kernels import attention, convolution, norms, winograd  # noqa: F401 - one registers itself
+import guided_diffusion.kernels.attention  # noqa: F401 - registers itself with torch
+from guided_diffusion.kernels import convolution, norms, winograd
 from guided_diffusion.kernels.library import usable
 
 # oneDNN computes a 3x3 convolution's output, and its input's gradient, at the rate of a matrix

@@ -979,7 +979,7 @@ class SegmentationUNetModel(UNetModel):
     def store_blocks_as(self, dtype: th.dtype) -> None:
         """Keep the weights of the blocks' convolutions in `dtype`, for evaluation under autocast.
 
-        Call it of a folded network alone: what is rounded is lost.
+        For folded networks only, since the rounding cannot be undone.
         """
         for part in self._fp16_modules():
             for layer in part.modules():

@@ -21,7 +21,7 @@ _LIBRARY = th.library.Library("guided_diffusion", "DEF")
 
 
 class _Arguments(ctypes.Structure):
-    """The C struct `Attention` of attention.c."""
+    """The C struct `Attention` of attention.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS.split()),

@@ -58,7 +58,7 @@ INLINE __m512i halves(__m512 first, __m512 second) {
     return (__m512i)_mm512_cvtne2ps_pbh(second, first);
 }
 
-/* 2^(score * unit - log_sum): what a query gives a key, read from a strip of scores. */
+/* 2^(score * unit - log_sum): the weight that a query gives to a key. */
 INLINE __m512 weight_of(const float *score, __m512 unit, __m512 log_sum) {
     return power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(score), unit, log_sum));
 }
@@ -168,16 +168,16 @@ static void write_queries(const float *block, const float *factors, long queries
     }
 }
 
-static long at_most(long value, long limit) { return value < limit ? value : limit; }
-
 /* The transposed scores of one block of queries, 16 keys at a time. */
 INLINE void scores_of(const Scratch *s, long key, long query, long channels) {
     strip_of_products(s->rows + key * channels, s->transposed + query * channels / 2, channels,
                       s->scores);
 }
 
-static void head_forward(const Attention *a, Scratch *s, const uint16_t *q, const uint16_t *k,
-                         const uint16_t *v, uint16_t *out, float *log_sums) {
+static void head_forward(const Attention *a, Scratch *s, const Head *head) {
+    const uint16_t *q = head->q, *k = head->k, *v = head->v;
+    uint16_t *out = head->out;
+    float *log_sums = head->log_sums;
     const long positions = a->positions, channels = a->channels, stride = a->qkv_position;
     const __m512 unit = _mm512_set1_ps(LOG2E / sqrtf((float)channels));
     pack_rows(v, stride, positions, channels, s->rows);
@@ -281,10 +281,10 @@ static void products_of_rows(const uint16_t *grad, const uint16_t *out, long pos
     for (long row = positions; row < padded(positions); row++) products[row] = 0;
 }
 
-static void head_backward(const Attention *a, Scratch *s, const uint16_t *q, const uint16_t *k,
-                          const uint16_t *v, const uint16_t *out, const float *log_sums,
-                          const uint16_t *grad, uint16_t *grad_q, uint16_t *grad_k,
-                          uint16_t *grad_v) {
+static void head_backward(const Attention *a, Scratch *s, const Head *head) {
+    const uint16_t *q = head->q, *k = head->k, *v = head->v, *out = head->out, *grad = head->grad;
+    uint16_t *grad_q = head->grad_q, *grad_k = head->grad_k, *grad_v = head->grad_v;
+    const float *log_sums = head->log_sums;
     const long positions = a->positions, channels = a->channels, stride = a->qkv_position;
     const long area = padded(positions) * channels;
     const float scale = 1 / sqrtf((float)channels);
@@ -355,8 +355,6 @@ static void head_backward(const Attention *a, Scratch *s, const uint16_t *q, con
     write_keys(s->sums_v, 1, positions, channels, grad_v, stride);
 }
 
-static uint16_t *in(const void *data, long index) { return (uint16_t *)data + index; }
-
 static int attend(const Attention *a, int backward) {
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
@@ -366,19 +364,13 @@ static int attend(const Attention *a, int backward) {
         set_up_tiles();
 #pragma omp for schedule(static)
         for (long item = 0; item < a->images * a->heads; item++) {
-            long image = item / a->heads, head = item % a->heads;
-            long at = image * a->qkv_image + head * a->qkv_head;
-            long to = image * a->out_image + head * a->out_head;
-            float *log_sums = a->log_sums + item * a->positions;
+            Head head = head_of(a, item, sizeof(uint16_t));
             if (!memory)
                 failed = 1;
             else if (backward)
-                head_backward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
-                              log_sums, in(a->grad, to), in(a->grad_q, at), in(a->grad_k, at),
-                              in(a->grad_v, at));
+                head_backward(a, &scratch, &head);
             else
-                head_forward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
-                             log_sums);
+                head_forward(a, &scratch, &head);
         }
         _tile_release();
         free(memory);

@@ -12,10 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    BLOCK = 64,
-    COLUMNS = BLOCK / LANES
-}; /* queries, and keys, of a block; vectors of queries */
+enum { COLUMNS = BLOCK / LANES }; /* vectors of queries in a block */
 
 /* out[rows x columns] = left times right, added to what is there if `add`.
 
@@ -64,10 +61,6 @@ static void add_queries(const float *block, const float *rows, long channels, fl
     product(block, BLOCK, 1, rows, out, BLOCK, BLOCK, channels, 1, 8, 2);
 }
 
-static long padded(long positions) { return (positions + BLOCK - 1) / BLOCK * BLOCK; }
-
-static long at_most(long value, long limit) { return value < limit ? value : limit; }
-
 /* [T x D] with rows `stride` apart, to [padded T x D] without gaps. */
 static void pack_rows(const float *from, long stride, long rows, long channels, float *to) {
     for (long row = 0; row < rows; row++)
@@ -115,8 +108,10 @@ static char *new_scratch(Scratch *s, const Attention *a, int backward) {
     return (char *)memory;
 }
 
-static void head_forward(const Attention *a, Scratch *s, const float *q, const float *k,
-                         const float *v, float *out, float *log_sums) {
+static void head_forward(const Attention *a, Scratch *s, const Head *head) {
+    const float *q = head->q, *k = head->k, *v = head->v;
+    float *out = head->out;
+    float *log_sums = head->log_sums;
     const long positions = a->positions, channels = a->channels, stride = a->qkv_position;
     const __m512 unit = _mm512_set1_ps(1 / sqrtf((float)channels));
     pack_rows(q, stride, positions, channels, s->q);
@@ -191,9 +186,10 @@ static void products_of_rows(const float *grad, const float *out, long positions
     for (long row = positions; row < padded(positions); row++) products[row] = 0;
 }
 
-static void head_backward(const Attention *a, Scratch *s, const float *q, const float *k,
-                          const float *v, const float *out, const float *log_sums,
-                          const float *grad, float *grad_q, float *grad_k, float *grad_v) {
+static void head_backward(const Attention *a, Scratch *s, const Head *head) {
+    const float *q = head->q, *k = head->k, *v = head->v, *out = head->out, *grad = head->grad;
+    float *grad_q = head->grad_q, *grad_k = head->grad_k, *grad_v = head->grad_v;
+    const float *log_sums = head->log_sums;
     const long positions = a->positions, channels = a->channels, stride = a->qkv_position;
     const float scale = 1 / sqrtf((float)channels);
     const __m512 unit = _mm512_set1_ps(scale);
@@ -247,8 +243,6 @@ static void head_backward(const Attention *a, Scratch *s, const float *q, const 
         }
 }
 
-static float *in(const void *data, long index) { return (float *)data + index; }
-
 static int attend(const Attention *a, int backward) {
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
@@ -257,19 +251,13 @@ static int attend(const Attention *a, int backward) {
         char *memory = new_scratch(&scratch, a, backward);
 #pragma omp for schedule(static)
         for (long item = 0; item < a->images * a->heads; item++) {
-            long image = item / a->heads, head = item % a->heads;
-            long at = image * a->qkv_image + head * a->qkv_head;
-            long to = image * a->out_image + head * a->out_head;
-            float *log_sums = a->log_sums + item * a->positions;
+            Head head = head_of(a, item, sizeof(float));
             if (!memory)
                 failed = 1;
             else if (backward)
-                head_backward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
-                              log_sums, in(a->grad, to), in(a->grad_q, at), in(a->grad_k, at),
-                              in(a->grad_v, at));
+                head_backward(a, &scratch, &head);
             else
-                head_forward(a, &scratch, in(a->q, at), in(a->k, at), in(a->v, at), in(a->out, to),
-                             log_sums);
+                head_forward(a, &scratch, &head);
         }
         free(memory);
     }

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 import torch.nn.functional as F
 
-from guided_diffusion.kernels.library import is_plain, library, usable
+from guided_diffusion.kernels.library import function, is_plain, usable
 
 # stride, padding and dilation
 Settings = tuple[list[int], list[int], list[int]]
@@ -73,7 +73,7 @@ def _reorder(name: str, source: th.Tensor, out: th.Tensor) -> None:
     outputs, channels, height, width = source.shape
     pointers = (ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(out.data_ptr()))
     sizes = (ctypes.c_long(n) for n in (outputs, channels, height * width))
-    getattr(library(), name)(*pointers, *sizes)
+    function(name)(*pointers, *sizes)
 
 
 def _forward(

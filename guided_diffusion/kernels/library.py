@@ -6,6 +6,7 @@ import importlib.machinery
 import os
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch as th
@@ -19,7 +20,7 @@ _AVX512, _AMX_BF16 = 1, 2
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None if they are not installed, switched off, or of no use here."""
+    """The compiled kernels; None if they are missing, switched off or unsuited to this CPU."""
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
         return None
     if th.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
@@ -61,7 +62,7 @@ def _is_current(found: ctypes.CDLL) -> bool:
 
 
 def is_plain(tensor: th.Tensor) -> bool:
-    """Whether it has memory of its own: not those in which torch traces, counts or batches."""
+    """Whether it has memory of its own, unlike the tensors that torch traces or batches with."""
     return type(tensor) in (th.Tensor, th.nn.Parameter) and not _is_wrapped(tensor)
 
 
@@ -82,12 +83,17 @@ def has_amx() -> bool:
     return kernels is not None and bool(kernels.processor_features() & _AMX_BF16)
 
 
+def function(name: str) -> Callable[..., int]:
+    """A function of the library, which must be there."""
+    return getattr(library(), name)
+
+
 def call(name: str, arguments: ctypes.Structure) -> None:
     """Run a kernel of the library, which must be there.
 
     :raises MemoryError: if memory for its intermediate results is short.
     """
-    if getattr(library(), name)(ctypes.byref(arguments)):
+    if function(name)(ctypes.byref(arguments)):
         raise MemoryError(f"{name}: not enough memory")
 
 

@@ -9,6 +9,7 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,amx-tile,amx-bf16")
 
+#include "attention.h"
 #include "vectors.h"
 
 #include <string.h>
@@ -16,7 +17,6 @@
 enum {
     TILE = 16,  /* rows of a tile, and its columns as float32 */
     DEPTH = 32, /* numbers summed by one product of tiles */
-    BLOCK = 64, /* queries, and keys, of a block of scores */
     STRIPS = BLOCK / TILE,
     STEPS = BLOCK / DEPTH,
     CELLS = TILE * TILE /* float32 in a tile, and pairs of bfloat16 */
@@ -36,8 +36,6 @@ static inline void set_up_tiles(void) {
     }
     _tile_loadconfig(&config);
 }
-
-static inline long padded(long positions) { return (positions + BLOCK - 1) / BLOCK * BLOCK; }
 
 /* [T x D] with rows `stride` apart, to [padded T x D] without gaps. */
 static inline void pack_rows(const uint16_t *from, long stride, long rows, long channels,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch as th
 
-from guided_diffusion.kernels.library import call, is_plain, library, usable
+from guided_diffusion.kernels.library import call, function, is_plain, usable
 
 _LANES = 16  # channels come in multiples of it
 _POINTS = 16
@@ -23,6 +23,13 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "grad", "weights", "bias", "out")),
         *((name, ctypes.c_long) for name in ("images", "height", "width", "channels", "outputs")),
     )
+
+
+def _arguments(x: th.Tensor, outputs: int, **tensors: th.Tensor | None) -> _Arguments:
+    images, channels, height, width = x.shape
+    pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
+    sizes = {"images": images, "height": height, "width": width, "channels": channels}
+    return _Arguments(x=x.data_ptr(), outputs=outputs, **sizes, **pointers)
 
 
 def serves(x: th.Tensor, weight: th.Tensor) -> bool:
@@ -54,29 +61,18 @@ def convolve(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tens
 
 def _convolve(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, turned: bool) -> th.Tensor:
     """`turned`: with the weights turned by half a turn, from outputs to channels."""
+    if bias is not None:
+        bias = bias.to(x.dtype).contiguous()
     outputs, channels = weight.shape[:2]
     images, _, height, width = x.shape
     transformed = weight.new_empty(_POINTS * weight.numel() // 9)
     sizes = (ctypes.c_long(outputs), ctypes.c_long(channels), ctypes.c_int(turned))
     pointers = (ctypes.c_void_p(t.data_ptr()) for t in (weight, transformed))
-    kernels = library()
-    assert kernels is not None
-    kernels.winograd_weights(*pointers, *sizes)
+    function("winograd_weights")(*pointers, *sizes)
     if turned:
-        outputs, channels = channels, outputs
+        outputs = channels
     out = th.empty((images, outputs, height, width), dtype=x.dtype, memory_format=th.channels_last)
-    arguments = _Arguments(
-        x=x.data_ptr(),
-        weights=transformed.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
-        out=out.data_ptr(),
-        images=images,
-        height=height,
-        width=width,
-        channels=channels,
-        outputs=outputs,
-    )
-    call("winograd_convolve", arguments)
+    call("winograd_convolve", _arguments(x, outputs, out=out, weights=transformed, bias=bias))
     return out
 
 
@@ -104,18 +100,7 @@ class _Convolution(th.autograd.Function):
 
 
 def _weight_gradient(x: th.Tensor, grad: th.Tensor) -> th.Tensor:
-    images, channels, height, width = x.shape
     outputs = grad.shape[1]
-    out = x.new_empty(outputs, channels, 3, 3)
-    arguments = _Arguments(
-        x=x.data_ptr(),
-        grad=grad.data_ptr(),
-        out=out.data_ptr(),
-        images=images,
-        height=height,
-        width=width,
-        channels=channels,
-        outputs=outputs,
-    )
-    call("winograd_weight_gradient", arguments)
+    out = x.new_empty(outputs, x.shape[1], 3, 3)
+    call("winograd_weight_gradient", _arguments(x, outputs, grad=grad, out=out))
     return out
