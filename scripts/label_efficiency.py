@@ -1,6 +1,6 @@
 """Compare methods x numbers of labelled images x seeds, in one table.
 
-Runs are trained one after the other; rerun a stopped command to resume. The output folder gets
+On a CPU several runs are made at a time; rerun a stopped command to resume. The output folder gets
 table.md, table.csv, runs.csv (one row per run), curves.png and commands.sh (to repeat each run).
 """
 

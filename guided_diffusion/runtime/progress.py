@@ -8,6 +8,14 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+_hidden = False
+
+
+def hide_bars() -> None:
+    """Show no bars from now on: of several processes, the one that started them shows its own."""
+    global _hidden
+    _hidden = True
+
 
 def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
     """A bar on rank 0, redrawn twice a second on a terminal and once a minute in a log file.
@@ -18,7 +26,7 @@ def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
     return tqdm(
         total=total,
         unit=unit,
-        disable=not _is_main() or total == 0,
+        disable=_hidden or not _is_main() or total == 0,
         mininterval=0.5 if sys.stderr.isatty() else 60,
         dynamic_ncols=True,
         **options,
@@ -33,4 +41,5 @@ def _is_main() -> bool:
 
 def track(items: Iterable[T], description: str, unit: str = "image") -> Iterator[T]:
     """Iterate over items with a bar, drawn on a terminal only and erased at the end."""
-    return iter(tqdm(items, desc=description, unit=unit, disable=None, leave=False))
+    disable = True if _hidden else None
+    return iter(tqdm(items, desc=description, unit=unit, disable=disable, leave=False))

@@ -39,7 +39,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in _stop_signals():
+            for number in stop_signals():
                 self._previous[number] = signal.signal(number, self._record)
         return self
 
@@ -66,7 +66,7 @@ class StopRequest:
             self.requested = signal.Signals(number).name
 
 
-def _stop_signals() -> set[signal.Signals]:
+def stop_signals() -> set[signal.Signals]:
     """STOP_SIGNALS as far as they exist here: Windows has no SIGUSR1."""
     return {getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)}
 
@@ -77,7 +77,7 @@ def leave_to_parent(worker_id: int = 0) -> None:
     Ctrl-C in a terminal and Slurm's signals reach the workers too, and a run cannot finish its step
     once its workers have died. A SIGTERM from the parent itself still ends the worker.
     """
-    signals = _stop_signals()
+    signals = stop_signals()
     if not hasattr(signal, "sigwaitinfo"):  # only Linux tells who sent a signal
         for number in signals - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)

@@ -98,3 +98,10 @@ class LabelEfficiencyConfig:
     )
     output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o")
     keep_models: bool = flag(False, "keep the network of every run")
+    jobs: int = flag(
+        0,
+        "runs at a time, each with its share of the cores; 0: one per core, up to 4; one on a GPU",
+        "-j",
+        least=0,
+        most=256,
+    )

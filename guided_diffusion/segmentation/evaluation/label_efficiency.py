@@ -11,7 +11,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -29,6 +29,7 @@ from guided_diffusion.runtime.files import check_output, save_json, writing
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.runtime.workers import Outcome, side_by_side
 from guided_diffusion.segmentation.categories import check_swaps
 from guided_diffusion.segmentation.evaluation import run_precision
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
@@ -75,6 +76,9 @@ from guided_diffusion.segmentation.training.dataset import shows_foreground
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.job import find_table, join_names
 
+# runs at a time that --jobs 0 chooses at most: each holds a network, its gradients and torch
+_MOST_JOBS = 4
+
 
 @dataclass(frozen=True)
 class Run:
@@ -89,6 +93,9 @@ class Run:
     def name(self) -> str:
         fold = "" if self.fold is None else f"_fold{self.fold}"
         return f"{self.method.name}_k{self.k}_seed{self.seed}{fold}"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def label_efficiency(
@@ -313,21 +320,37 @@ class LabelEfficiency:
         """Do the runs that are not finished; returns the signal that stopped them, if any."""
         self.check_all()
         todo = [run for run in self.runs if read_result(self._folder(run)) is None]
-        done = len(self.runs) - len(todo)
-        with progress_bar(len(self.runs), unit="run", initial=done) as bar:
-            for run in todo:
-                bar.set_description(run.name)
-                stopped_by = self._run(run)
-                if stopped_by:
-                    self.write_tables()
-                    return stopped_by
-                bar.update()
-                self.write_tables(picture=False)
+        with progress_bar(len(self.runs), unit="run", initial=len(self.runs) - len(todo)) as bar:
+
+            def report(run: Run, outcome: Outcome) -> None:
+                if not outcome.stopped_by:
+                    tqdm.write(outcome.message)
+                    bar.update()
+                    self.write_tables(picture=False)
+
+            jobs = min(len(todo), self.settings.jobs or _parallel_runs())
+            if jobs > 1:
+                tqdm.write(f"{jobs} runs at a time")
+                begin = functools.partial(_share_cores, jobs)
+                stopped_by = side_by_side(self.work, todo, jobs, begin, report)
+            else:
+                stopped_by = self._one_by_one(todo, bar, report)
         self.write_tables()
+        return stopped_by
+
+    def _one_by_one(
+        self, todo: Sequence[Run], bar: tqdm, report: Callable[[Run, Outcome], None]
+    ) -> str | None:
+        for run in todo:
+            bar.set_description(run.name)
+            outcome = self.work(run)
+            report(run, outcome)
+            if outcome.stopped_by:
+                return outcome.stopped_by
         return None
 
-    def _run(self, run: Run) -> str | None:
-        """Train and evaluate; returns the signal that stopped the training, if any."""
+    def work(self, run: Run) -> Outcome:
+        """Train and evaluate."""
         began = time.monotonic()
         _, module = RUNNERS[run.method.script]
         prepare = import_module(module).prepare
@@ -340,7 +363,7 @@ class LabelEfficiency:
                 finetuner.run()
             logger.reset()
         if finetuner is not None and finetuner.stopped_by:
-            return finetuner.stopped_by
+            return Outcome(finetuner.stopped_by)
         path, commands = self._model_path(run), self.commands(run)
         test = self.tests[run.fold or 0]
         result: RunResult = {
@@ -357,21 +380,22 @@ class LabelEfficiency:
         }
         if self._precision:
             result["precision"] = self._precision[1]
+        messages = []
         for (name, flags), command in zip(self.variants.items(), commands[2:]):
             try:
                 figures = self._evaluate(path, test, flags)
                 result["variants"][name] = {**figures, "command": command}
             except UserError as error:  # not every kind of network has every option
-                tqdm.write(f"{run.name} without {name}: {error}")
+                messages.append(f"{run.name} without {name}: {error}")
         save_json(os.path.join(self._folder(run), RESULT_NAME), result)
         os.remove(finetuner.last_path if finetuner else path.replace(".pth", "_last.pth"))
         if not self.settings.keep_models:
             os.remove(path)
         dice = score_text(result["mean_dice"])
-        tqdm.write(f"{run.name}: mean Dice {dice}, {result['seconds']:.0f} s")
+        messages.append(f"{run.name}: mean Dice {dice}, {result['seconds']:.0f} s")
         if th.cuda.is_available():
             th.cuda.empty_cache()
-        return None
+        return Outcome(message="\n".join(messages))
 
     def _evaluate(self, path: str, test: Pairs, flags: Sequence[str]) -> Figures:
         """Scores of a model over all test images, each at its own size.
@@ -402,6 +426,16 @@ class LabelEfficiency:
         ]
         names = [category.name for category in self.categories]
         write_tables(self.settings.output, results, order, names, picture)
+
+
+def _parallel_runs() -> int:
+    """How many runs at a time suit this machine: on a GPU one, which has it for itself."""
+    return 1 if dist_util.dev().type == "cuda" else min(_MOST_JOBS, dist_util.cores())
+
+
+def _share_cores(jobs: int) -> None:
+    """Leave the other processes their cores."""
+    th.set_num_threads(max(1, min(th.get_num_threads(), dist_util.cores() // jobs)))
 
 
 def _plain(value: float) -> float | None:

@@ -42,7 +42,7 @@ def compare(script, pretrained, tmp_path):
     )
 
     def run(*flags, test=test):
-        argv = [*train, *test, "--checkpoint", pretrained, "--steps", 3, "-o", "out"]
+        argv = [*train, *test, "--checkpoint", pretrained, "--steps", 3, "-o", "out", "-j", 1]
         return script("label_efficiency.py", *argv, *QUICK.split(" ", 1), *flags)
 
     return run
@@ -192,6 +192,21 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
         again = read_json("again/metrics.json")
         assert again["mean_dice"] == pytest.approx(expected, abs=1e-6)
     assert late[1] != scores[1]
+
+
+def test_runs_at_a_time_give_the_same_figures(compare):
+    """Their networks are saved by other processes, with one thread as here."""
+    th.set_num_threads(1)
+    argv = ["--methods", "quick", "--k", 2, "--seeds", "0,1"]
+    ended = compare(*argv)
+    assert ended.code == 0, ended.err
+    alone = rows("out/runs.csv")
+    ended = compare(*argv, "-j", 2, "-o", "out2")
+    assert ended.code == 0, ended.err
+    assert "2 runs at a time" in ended.out + ended.err
+    together = rows("out2/runs.csv")
+    assert [r["mean_dice"] for r in together] == [r["mean_dice"] for r in alone]
+    assert [r["seed"] for r in together] == ["0", "1"]
 
 
 def test_folds_never_train_on_what_they_evaluate(compare, tmp_path):
