@@ -72,7 +72,16 @@ class LabelEfficiencyConfig:
     methods: str = flag(
         "recipe,plain,scratch,smp,features", "built in or from --method, comma-separated"
     )
-    steps: int = flag(400, "optimisation steps per run", least=1)
+    steps: int = flag(
+        0,
+        "optimisation steps of every run; 0: each method has its own steps and learning rate,"
+        " chosen by folds inside TRAIN",
+        least=0,
+    )
+    tune_steps: str = flag("200,400,800", "with --steps 0: steps to choose from, comma-separated")
+    tune_lr: str = flag(
+        "3e-4,1e-3,3e-3", "with --steps 0: learning rates to choose from, comma-separated"
+    )
     batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
     common: str = flag("", "further flags for every method, in quotes")
     precision: str = precision_flag()

@@ -43,9 +43,10 @@ class _Recorded(TypedDict, total=False):
 class RunResult(Figures, _Recorded):
     """What a finished run leaves in result.json.
 
-    fold: None if the test images were evaluated. variants: by name. images: names of those that it
-    was trained on. commands: to train, to evaluate, and to evaluate each variant. origin: absent
-    from results of older versions. precision: of the comparison, absent where none was fixed.
+    fold: None if the test images were evaluated. variants: by name. seconds: of training. images:
+    names of those that it was trained on. commands: to train, to evaluate, and to evaluate each
+    variant. origin: absent from results of older versions. precision: of the comparison, absent
+    where none was fixed.
     """
 
     method: str
@@ -119,11 +120,13 @@ def write_tables(
     methods: Sequence[str],
     classes: Sequence[str],
     picture: bool = True,
+    budgets: str = "",
 ) -> None:
     """Write runs.csv, table.csv, table.md, commands.sh and, if wanted, curves.png.
 
     :param methods: names in the order of the tables; other methods found come after them.
     :param classes: names, the background first.
+    :param budgets: how those of the methods were chosen, in Markdown.
     """
     if not results:
         return
@@ -133,7 +136,7 @@ def write_tables(
     table = _Table(results, methods, classes)
     _write_rows(os.path.join(folder, "runs.csv"), table.run_rows())
     _write_rows(os.path.join(folder, "table.csv"), table.rows())
-    _write_text(os.path.join(folder, "table.md"), table.markdown())
+    _write_text(os.path.join(folder, "table.md"), table.markdown() + budgets)
     _write_text(os.path.join(folder, "commands.sh"), "".join(map(_commands, results)))
     if picture:
         _plot(os.path.join(folder, "curves.png"), table)
@@ -172,8 +175,15 @@ class _Table:
         pairs = [(found.get(self.methods[0]), found.get(method)) for found in scores.values()]
         return [a - b for a, b in pairs if a is not None and b is not None]
 
-    def _advantage(self, method: str, k: int) -> Spread:
-        return spread(self.ahead(method, k))
+    def _advantage(self, method: str, k: int) -> str:
+        found = spread(self.ahead(method, k))
+        if found.runs < 2:
+            return str(found)
+        return f"{found.mean:+.3f} ± {found.deviation / found.runs**0.5:.3f}"
+
+    def _seconds(self, method: str, k: int) -> str:
+        chosen = [r["seconds"] for r in self.results if r["method"] == method and r["k"] == k]
+        return f"{np.mean(chosen):.0f}" if chosen else ""
 
     def _significance(self, method: str, k: int) -> str:
         found = self.ahead(method, k)
@@ -222,8 +232,9 @@ class _Table:
                 f"A difference with p of {SIGNIFICANCE} or more, or n below {FEWEST_PAIRS}, may be"
                 " chance.",
             ]
-            title = f"Mean Dice of {first} minus that of the method, on the same images"
-            lines += self._grid(title, self._advantage, self.methods[1:])
+            title = f"Mean Dice of {first} minus that of the method, on the same images, ± its"
+            lines += self._grid(f"{title} standard error", self._advantage, self.methods[1:])
+        lines += self._grid("Seconds of training, mean", self._seconds, self.methods)
         return "\n".join(lines) + "\n"
 
     def _grid(

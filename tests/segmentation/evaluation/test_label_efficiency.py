@@ -178,8 +178,8 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
     report = (tmp_path / "out/table.md").read_text()
     assert f"| {statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f} |" in report
     ahead = [one - other for one, other in zip(others, scores)]
-    last = report.splitlines()[-2]
-    assert last == f"| quick |  | {statistics.mean(ahead):.3f} ± {statistics.stdev(ahead):.3f} |"
+    error = statistics.stdev(ahead) / 2**0.5
+    assert f"| quick |  | {statistics.mean(ahead):+.3f} ± {error:.3f} |" in report
 
     lines = (tmp_path / "out/commands.sh").read_text().splitlines()
     for title, expected in (("quick, k", scores[1]), ("quick+late, k", late[1])):
@@ -192,6 +192,38 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
         again = read_json("again/metrics.json")
         assert again["mean_dice"] == pytest.approx(expected, abs=1e-6)
     assert late[1] != scores[1]
+
+
+def test_every_method_gets_its_best_budget(compare, tmp_path):
+    """Chosen without the test images, and once."""
+    argv = ["--k", "1,2,3", "--seeds", "4", "--methods", "quick,scratch", "--steps", 0]
+    argv += ["--tune_steps", "1,6", "--tune_lr", "1e-4,1e-2"]
+    ended = compare(*argv)
+    assert ended.code == 0, ended.err
+    report = (tmp_path / "out/table.md").read_text()
+    tried = rows("out/budgets/runs.csv")
+    assert {r["k"] for r in tried} == {"1", "2"}
+    assert {r["seed"] for r in tried} == {"4"}
+    assert {r["fold"] for r in tried} == {"0", "1"}
+    assert not any(str(tmp_path / "TEST") in r["command"] for r in tried)
+    scores = {}
+    for r in tried:
+        scores.setdefault(r["method"], []).append(float(r["mean_dice"]))
+    scores = {name: statistics.mean(found) for name, found in scores.items()}
+    assert len(scores) == 6  # of each: two numbers of steps at 1e-2, then 1e-4 at the better one
+    for method in ("quick", "scratch"):
+        own = {name: score for name, score in scores.items() if name.startswith(f"{method}.")}
+        _, steps, rate = max(own, key=own.get).split(".", 2)
+        assert f"| {method} | {steps} steps at {rate} |" in report
+        commands = [r["command"] for r in rows("out/runs.csv") if r["method"] == method]
+        assert len(commands) == 3
+        assert all(command.endswith(f"--steps {steps} --lr {rate}") for command in commands)
+    results = list((tmp_path / "out").rglob("result.json"))
+    before = [path.stat().st_mtime_ns for path in results]
+    ended = compare(*argv)
+    assert ended.code == 0, ended.err
+    assert [path.stat().st_mtime_ns for path in results] == before
+    assert (tmp_path / "out/table.md").read_text() == report
 
 
 def test_runs_at_a_time_give_the_same_figures(compare):
@@ -231,6 +263,9 @@ def test_folds_never_train_on_what_they_evaluate(compare, tmp_path):
         ("--k 0", "--k 0"),
         ("--seeds a", "--seeds a"),
         ("--folds 2", "either TEST_IMG"),
+        ("--folds 2 --steps 0", "--folds needs --steps"),
+        ("--steps 0 --tune_lr 1,x", "--tune_lr 1,x"),
+        ("--steps 0 --tune_steps 0", "--tune_steps 0"),
         ("--common=--no_such_flag", "method quick: .*no_such_flag"),
         ("--common=--unfreeze_encoder=7", "unfreeze_encoder"),
     ],
