@@ -33,6 +33,8 @@ METHODS = {
     " --augmentation light",
     "scratch": "--random_init True",
     "smp": "baseline_train.py --network smp --encoder resnet34 --encoder_weights none --lr 1e-3",
+    "imagenet": "baseline_train.py --network smp --encoder tu-tf_efficientnet_lite0"
+    " --encoder_weights imagenet --lr 1e-3",
     "features": "baseline_train.py --network features --lr 1e-3",
     "mask_diffusion": "mask_diffusion_train.py --lr 1e-3 --ema_rate 0.99 --sample_interval 0",
 }

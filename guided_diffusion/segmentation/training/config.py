@@ -54,9 +54,15 @@ class BaselineConfig(LearningConfig):
     )
     amp: bool = flag(False, "mixed precision (fp16) on a GPU; see --precision")
     encoder: str = flag("resnet34", "encoder of the smp network")
-    encoder_weights: str = flag("none", "imagenet (downloaded), a weights file, or none")
+    encoder_weights: str = flag(
+        "none",
+        "imagenet (downloaded; that of tu-tf_efficientnet_lite0 comes with the extra [imagenet]), a"
+        " weights file, or none",
+    )
     feature_blocks: str = flag(
-        "5,6,7,8,12", "decoder blocks whose outputs are the features; 0 is the deepest"
+        "",
+        "decoder blocks whose outputs are the features, 0 being the deepest; '': the last at 1/8,"
+        " 1/4 and 1/2 of the image's size",
     )
     feature_timesteps: str = flag(
         "", "diffusion steps at which features are taken; '': 5, 15 and 25 % of all steps"

@@ -85,6 +85,7 @@ def test_methods_are_scripts_and_flags():
     recipe, smp, own = parse_methods("recipe, smp,own", ["own: --lr 1e-2 --loss 'ce'"])
     assert (recipe.script, recipe.flags) == ("finetune.py", ())
     assert smp.script == "baseline_train.py"
+    assert "imagenet" in parse_methods("imagenet")[0].flags
     assert (own.script, own.flags) == ("finetune.py", ("--lr", "1e-2", "--loss", "ce"))
 
 

