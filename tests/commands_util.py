@@ -75,6 +75,10 @@ _FEATURES = (
     " --epochs 1 --weights_save OUT.pth"
 )
 _CREATE = "--action create-sample --output_dir OUT --num_samples 2 --image_size 32"
+_SELECT = (
+    "--action select --image_dir TRAIN/IMG --output_dir OUT --k 1 --checkpoint"
+    " diffusion/ema_0.9_000010.pt"
+)
 VARIANTS = {
     "unlabeled_weight": _UNLABELLED,
     "unlabeled_batch_size": _UNLABELLED,
@@ -96,6 +100,7 @@ VARIANTS = {
         f"prepare_data.py {flag}": _CREATE
         for flag in ("image_size", "num_samples", "num_unlabelled", "train_images", "train_split")
     },
+    **{f"prepare_data.py {flag}": _SELECT for flag in ("checkpoint", "k", "skip_bad_images")},
     **dict.fromkeys(
         ["predict.py num_samples", "predict.py steps", "predict.py seed"], "masks.pth TRAIN/IMG OUT"
     ),

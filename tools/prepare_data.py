@@ -1,8 +1,9 @@
-"""Analyse, validate and repair a data set, divide it into TRAIN and VAL, or generate one.
+"""Analyse, validate and repair a data set, divide it, choose what to label of it, or generate one.
 
 prepare_data.py --action analyze        statistics, and the settings they suggest
 prepare_data.py --action validate       faults; --fix-issues writes a repaired copy
 prepare_data.py --action organize       Split/TRAIN/{IMG,MASK} and Split/VAL/{IMG,MASK}
+prepare_data.py --action select         which radiographs to label first
 prepare_data.py --action create-sample  synthetic bitewings with exact masks
 """
 

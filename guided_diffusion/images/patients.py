@@ -32,11 +32,12 @@ _NOBODY = re.compile(r"anon\w*|unknown|none|n/?a|[0x\W]*|removed|de-?identified"
 class Patients:
     """groups: of each image, the index of the first image of the same patient.
 
-    said: what tells them apart, as a sentence.
+    said: what tells them apart, as a sentence. known: whether anything does.
     """
 
     groups: list[int]
     said: str
+    known: bool
 
 
 def find_patients(names: Sequence[str], paths: Sequence[str]) -> Patients:
@@ -69,7 +70,7 @@ def find_patients(names: Sequence[str], paths: Sequence[str]) -> Patients:
             "warning: nothing tells which images are of one patient, so each counts as a patient"
             " of its own; if a patient has several, scores on VAL will be too high"
         )
-    return Patients(groups, said)
+    return Patients(groups, said, named or len(sizes) < len(names))
 
 
 def merge(groups: Sequence[int], pairs: Iterable[tuple[int, int]]) -> list[int]:

@@ -15,7 +15,7 @@ class PrepareConfig:
 
     TITLE = "Preparation"
 
-    action: str = flag("", "analyze, validate, organize or create-sample")
+    action: str = flag("", "analyze, validate, organize, select or create-sample")
     image_dir: str = flag("", "folder of radiographs")
     mask_dir: str = flag("", "folder of their masks")
     source_dir: str = flag("", "data set in any known layout, instead of the two folders")
@@ -42,11 +42,15 @@ class PrepareConfig:
     )
     group: str = flag(
         "",
-        "organize: how to identify the patient, so that none is in both TRAIN and VAL: a regular"
+        "organize, select: how to identify the patient, so that none is in both TRAIN and VAL, or"
+        " chosen twice: a regular"
         " expression searched for in the names (its first capture group, if any, is the patient),"
         " or a CSV file of lines NAME,PATIENT; '': as DICOM's PatientID or the names tell",
     )
     seed: int = flag(0, "organize, create-sample: random seed", least=0, most=MOST_SEED)
+    checkpoint: str = flag("", "select: pretrained network, model*.pt or ema_*.pt")
+    k: int = flag(10, "select: number of radiographs to label", least=1, most=10**6)
+    skip_bad_images: bool = flag(False, "select: skip unreadable images, and list them")
     num_samples: int = flag(20, "create-sample: labelled radiographs", least=2, most=10**6)
     num_unlabelled: int = flag(
         -1, "create-sample: unlabelled radiographs; -1: as many as labelled", least=-1, most=10**6

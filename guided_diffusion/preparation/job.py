@@ -1,4 +1,4 @@
-"""What tools/prepare_data.py does: analyse, validate, organise, or generate a data set."""
+"""What tools/prepare_data.py does: analyse, validate, divide or generate a data set, or choose."""
 
 import dataclasses
 import os
@@ -28,6 +28,7 @@ ACTIONS = {
     "analyze": (*PLACES, *CLASSES),
     "validate": (*PLACES, *CLASSES, "fix_issues"),
     "organize": (*PLACES, "train_split", "train_images", "group", "seed"),
+    "select": ("image_dir", "output_dir", "checkpoint", "k", "group", "skip_bad_images"),
     "create-sample": (
         *("output_dir", "num_samples", "num_unlabelled", "image_size"),
         *("train_split", "train_images", "seed"),
@@ -53,6 +54,10 @@ def run(overrides: Overrides) -> int:
         raise UserError(f"no effect with --action {action}: {flags}; leave out what is not needed")
     if action == "create-sample":
         return create_sample(config)
+    if action == "select":
+        from guided_diffusion.preparation.selection import select  # the only one that needs torch
+
+        return select(config)
     if config.output_dir:
         check_output(config.output_dir, folder=True)
     sources = layouts.sources(config.source_dir, config.image_dir, config.mask_dir)

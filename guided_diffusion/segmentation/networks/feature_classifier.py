@@ -21,6 +21,7 @@ from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.segmentation.model_file import SegmentationConfig
+from guided_diffusion.segmentation.networks.decoder_features import decoder_features
 from guided_diffusion.segmentation.networks.kind import (
     Member,
     MemberOptions,
@@ -139,21 +140,9 @@ class FeatureClassifier(nn.Module):
     def _compute(self, images: th.Tensor) -> list[th.Tensor]:
         noise = rng.normal(self.noise_seed, "features", [0], images.shape[1:]).to(images)
         found: list[th.Tensor] = []
-        hooks = [
-            self.backbone.output_blocks[block].register_forward_hook(
-                lambda _module, _inputs, output: found.append(output)
-            )
-            for block in self.blocks
-        ]
-        try:
-            for signal, network_timesteps in zip(self.signal, self.network_timesteps):
-                noised = signal * images + (1 - signal**2) ** 0.5 * noise
-                self.backbone(
-                    noised, th.full((len(images),), network_timesteps, device=images.device)
-                )
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for signal, timestep in zip(self.signal, self.network_timesteps):
+            noised = signal * images + (1 - signal**2) ** 0.5 * noise
+            found += decoder_features(self.backbone, self.blocks, noised, timestep)
         return found
 
 

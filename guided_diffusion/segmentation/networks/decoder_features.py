@@ -1,0 +1,32 @@
+"""What a diffusion network's decoder computes on the way to its output."""
+
+from collections.abc import Sequence
+
+import torch as th
+
+from guided_diffusion.unet import UNetModel
+
+
+def decoder_features(
+    network: UNetModel, blocks: Sequence[int], images: th.Tensor, timestep: float
+) -> list[th.Tensor]:
+    """Outputs of decoder blocks, `[N x width x h x w]` each, in the order of the blocks.
+
+    :param network: one without classes.
+    :param blocks: in ascending order, 0 being the deepest.
+    :param images: network input `[N x C x H x W]`.
+    :param timestep: in the network's units.
+    """
+    found: list[th.Tensor] = []
+    hooks = [
+        network.output_blocks[block].register_forward_hook(
+            lambda _module, _inputs, output: found.append(output)
+        )
+        for block in blocks
+    ]
+    try:
+        network(images, th.full((len(images),), timestep, device=images.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,0 +1,1 @@
+"""Which radiographs to label, before any is labelled."""
