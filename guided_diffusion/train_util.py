@@ -110,6 +110,9 @@ class TrainLoop:
     :param start: where to begin; by default found by `find_start` in the folder.
     :param sample_fn: called as `sample_fn(network with averaged weights, step)` on rank 0, every
         `sample_interval` steps.
+    :param probe_fn: called likewise every `probe_interval` steps, and at the end; what it logs is
+        in the row of that step. The other ranks go on meanwhile, to their next collective call.
+    :param probe_interval: 0: never; the same on all ranks.
     :param progress: show a progress bar on rank 0.
     """
 
@@ -135,6 +138,8 @@ class TrainLoop:
         folder: str = "",
         start: Start | None = None,
         sample_fn: Callable[[th.nn.Module, int], None] | None = None,
+        probe_fn: Callable[[th.nn.Module, int], None] | None = None,
+        probe_interval: int = 0,
         progress: bool = False,
         **fields: Any,
     ):
@@ -146,6 +151,8 @@ class TrainLoop:
         self.diffusion = diffusion
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.sample_fn = sample_fn
+        self.probe_fn = probe_fn
+        self.probe_interval = probe_interval
         self.progress = progress
         self.microbatch = settings.microbatch if settings.microbatch > 0 else settings.batch_size
         self.global_batch = settings.batch_size * dist_util.world_size()
@@ -234,13 +241,16 @@ class TrainLoop:
                 bar.update()
                 if self.device.type == "cpu" or self.step % settings.log_interval == 0:
                     self._check_skipped(batch, cond)
-                if self.step % settings.log_interval == 0:
+                probing = self._probes_now()
+                if probing:
+                    self._call_with_averages(self.probe_fn)
+                if probing or self.step % settings.log_interval == 0:
                     since = self._log_speed(*since)
                     row = logger.dumpkvs()
                     if "loss" in row:
                         bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
                 if settings.sample_interval and self.step % settings.sample_interval == 0:
-                    self._sample()
+                    self._call_with_averages(self.sample_fn)
                 if self.step % settings.save_interval == 0:
                     self.save()
                 # agreed a step late, so that no rank waits for the others' answers
@@ -380,8 +390,15 @@ class TrainLoop:
             return f"{where}; all layers finite, but not the gradient from {broken[-1]} backwards"
         return f"{where}; all layers finite" if bad else ""
 
-    def _sample(self) -> None:
-        if self.sample_fn is None or not dist_util.is_main():
+    def _probes_now(self) -> bool:
+        """Whether this step is one to probe at, the last one included."""
+        if not self.probe_interval:
+            return False
+        return self.step % self.probe_interval == 0 or self.step == self.max_steps
+
+    def _call_with_averages(self, function: Callable[[th.nn.Module, int], None] | None) -> None:
+        """On rank 0, call `sample_fn` or `probe_fn` with the network of averaged weights."""
+        if function is None or not dist_util.is_main():
             return
         rate = max(self.ema_rates.values(), default=None)
         context = (
@@ -390,7 +407,7 @@ class TrainLoop:
             else self.stepper.averaged_weights(rate)
         )
         with context as network, th.no_grad(), self.stepper.autocast():
-            self.sample_fn(network, self.step)
+            function(network, self.step)
 
     def save(self) -> None:
         """Write a complete checkpoint; prune old ones. Collective."""

@@ -7,11 +7,19 @@ from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
+from guided_diffusion.segmentation.evaluation.probe_config import TrainingProbeConfig
 from guided_diffusion.training.config import GuidedTrainConfig
 
 
 def main() -> int:
-    parser = make_parser(__doc__, GuidedTrainConfig, GuidedConfig, DiffusionConfig, ReadingConfig)
+    parser = make_parser(
+        __doc__,
+        GuidedTrainConfig,
+        TrainingProbeConfig,
+        GuidedConfig,
+        DiffusionConfig,
+        ReadingConfig,
+    )
     overrides = parse_flags(parser)
 
     from guided_diffusion import dist_util
@@ -23,12 +31,17 @@ def main() -> int:
         guidance.refuse_guidance(overrides)
     dist_util.setup_dist()
     with dist_util.failure_guard():
+        probe = None
+        if any(name.startswith("probe_") for name in overrides):
+            from guided_diffusion.segmentation.evaluation.probing import training_probe
+
+            probe = training_probe(overrides)
         if overrides.get("dry_run"):
             estimate = dry_run(overrides, GuidedConfig if guided else ModelConfig)
             if dist_util.is_main():
                 print(estimate)
             return 0
-        return guidance.train(overrides) if guided else diffusion.train(overrides)
+        return guidance.train(overrides) if guided else diffusion.train(overrides, probe)
 
 
 if __name__ == "__main__":

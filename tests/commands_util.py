@@ -47,6 +47,7 @@ COMMANDS = {
     " --weights_save OUT.pth",
     "label_efficiency.py": f"{_LABELLED} --checkpoint diffusion/ema_0.9_000010.pt --k 1 --seeds 0"
     " --methods plain --steps 1 -o OUT",
+    "probe.py": "diffusion . -o OUT",
     "predict.py": "segm.pth TRAIN/IMG OUT --save_uncertainty True",
     "evaluate.py": "VAL/IMG VAL/MASK --model segm.pth --output OUT --bootstrap 20",
     "evaluate_guidance.py": "segm.pth VAL --output OUT",
@@ -91,6 +92,8 @@ VARIANTS = {
     "window_width": "+ --intensity window --window_width 10 --window_center 5",
     "eta": "+ --sampler ddim",
     "image_train.py num_head_channels": "+ --attention_resolutions 16",
+    "probe_interval": "+ --probe_dir .",
+    "probe_categories": "+ --probe_dir .",
     "samples_per_mask": _GUIDED,
     "ablate_classes": _GUIDED,
     "seg_split": _GUIDED,

@@ -18,27 +18,33 @@ from guided_diffusion.training.run import Run, grid_path, open_run, run_training
 
 # from a network in eval mode to images [N x C x H x W] in [-1, 1] and the columns of their grid
 DrawGrid = Callable[[th.nn.Module], tuple[th.Tensor, int]]
+# from a run to the arguments of TrainLoop that make it probe
+MakeProbe = Callable[[Run[ModelConfig, TrainConfig]], dict[str, Any]]
 # samples in a grid
 GRID_IMAGES = 16
 
 
-def train(overrides: Overrides) -> int:
+def train(overrides: Overrides, probe: MakeProbe | None = None) -> int:
     """Train a network on images; returns the command's exit code.
 
     :param overrides: the flags on the command line.
+    :param probe: makes what measures the network meanwhile.
     """
     run = open_run(overrides, "diffusion", ModelConfig, TrainConfig)
-    return train_with_grids(run, partial(diffusion_batches, run), partial(_draw_samples, run))
+    batches, grid = partial(diffusion_batches, run), partial(_draw_samples, run)
+    return train_with_grids(run, batches, grid, **(probe(run) if probe else {}))
 
 
 def train_with_grids(
     run: Run[UNetConfig, TrainConfig],
     batches: Callable[[int], Iterator[Batch]],
     draw_grid: DrawGrid,
+    **more: Any,
 ) -> int:
     """Train a run's network, saving a grid of samples every `sample_interval` steps.
 
     :param batches: from a step to the batches from that step on.
+    :param more: further arguments of TrainLoop.
     :return: the command's exit code.
     """
 
@@ -46,7 +52,7 @@ def train_with_grids(
         images, columns = draw_grid(network)
         save_grid(grid_path(run.folder, step), images, columns)
 
-    return run_training(run.loop(TrainLoop, run.build(), batches, save_samples), run)
+    return run_training(run.loop(TrainLoop, run.build(), batches, save_samples, **more), run)
 
 
 def diffusion_batches(

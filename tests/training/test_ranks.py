@@ -1,6 +1,7 @@
 """Training by several processes: what comes out is what one process computes."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from conftest import draw_pairs
 from PIL import Image
 from process_util import (
     LAUNCHERS,
@@ -159,6 +161,33 @@ class TestTwoRanksAreOneProcess:
             assert (state["seen"] > 10).all()
         for key in weights[0]:
             th.testing.assert_close(weights[0][key], weights[1][key], rtol=0, atol=1e-6)
+
+
+def test_rank_0_probes_while_others_go_on(images, alone, tmp_path):
+    draw_pairs(tmp_path / "Split" / "TRAIN", 2)
+    draw_pairs(tmp_path / "Split" / "VAL", 1, seed=1)
+    probe = ("--probe_dir", tmp_path / "Split", "--probe_interval", 10)
+    finish(train(tmp_path / "run", flags(images, *probe), 2))
+    points = json.loads((tmp_path / "run" / "probe.json").read_text())["points"]
+    assert [point["step"] for point in points] == [10, 20]
+    found = [(row["step"], row["probe_dice"]) for row in rows(tmp_path / "run")]
+    assert found == [
+        ("5", ""),
+        ("10", str(points[0]["dice"])),
+        ("15", ""),
+        ("20", str(points[1]["dice"])),
+    ]
+    one, other = (checkpoint.load(str(run / "model000020.pt")) for run in (tmp_path / "run", alone))
+    for key in one:
+        th.testing.assert_close(one[key], other[key], rtol=0, atol=1e-6)
+
+
+def test_labelled_images_that_cannot_be_used_stop_all_ranks(images, tmp_path):
+    commands = train(tmp_path / "run", flags(images, "--probe_dir", tmp_path), 2)
+    assert [command.wait() for command in commands] == [2, 2]
+    said = "".join(command.said for command in commands)
+    assert said.count("error: ") == 1
+    assert "TRAIN/IMG is missing" in said
 
 
 def spoil_rank_1() -> None:

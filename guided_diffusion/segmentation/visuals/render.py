@@ -237,9 +237,16 @@ def _curve_style(name: str, categories: Sequence[Category]) -> dict[str, Any]:
         return {"color": "black", "linewidth": 2.5}
     for category in sorted(categories, key=lambda c: -len(c.name)):
         if name.endswith(category.name):
-            color = tuple(v / 255 * 0.85 for v in category.color)  # bright yellow is lost on white
-            return {"color": color, "linestyle": ":" if category.index == 0 else "-"}
+            return {
+                "color": curve_color(category),
+                "linestyle": ":" if category.index == 0 else "-",
+            }
     return {}
+
+
+def curve_color(category: Category) -> tuple[float, ...]:
+    """The colour of a class's curve: its own, darkened, as bright yellow is lost on white."""
+    return tuple(v / 255 * 0.85 for v in category.color)
 
 
 def plot_confusion(confusion: np.ndarray, categories: Sequence[Category], png_path: str) -> None:
