@@ -145,7 +145,7 @@ def _smp(
     from guided_diffusion.segmentation.networks.smp_unet import SmpUnet, is_packaged, options_of
 
     weights = settings.encoder_weights
-    is_file = weights not in ("", "none") and (os.path.exists(weights) or "." in weights)
+    is_file = weights not in ("", "none") and (os.path.isfile(weights) or "." in weights)
     name = None if is_file or weights in ("", "none") else weights
     model = SmpUnet(settings.encoder, config.in_channels, len(config.categories), name)
     if is_file:

