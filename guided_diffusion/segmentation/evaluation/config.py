@@ -69,6 +69,12 @@ class LabelEfficiencyConfig:
     checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
     k: str = flag("1,2,5,10", "numbers of labelled images, comma-separated")
     seeds: str = flag("0,1,2", "seeds of the drawn images and of training, comma-separated")
+    choose: str = flag(
+        "draw",
+        "which images are labelled: draw them by the seed, or select those that stand for the"
+        " others, as prepare_data.py --action select does",
+        choices=("draw", "select"),
+    )
     methods: str = flag(
         "recipe,plain,scratch,smp,features", "built in or from --method, comma-separated"
     )

@@ -1,7 +1,8 @@
 """The runs of a comparison by the number of labelled images: which, on what, with which flags.
 
 A run is one method, trained on k images and evaluated on images that it never saw. The seed
-determines which k images, and a draw of more images contains the draws of fewer.
+determines which k images, unless they are selected, and a draw of more images contains the draws of
+fewer.
 """
 
 import functools
@@ -45,6 +46,7 @@ from guided_diffusion.segmentation.evaluation.run_origin import (
     digests_of_pairs,
     origin_of,
 )
+from guided_diffusion.segmentation.evaluation.selected import Selector
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.dataset import shows_foreground
@@ -108,6 +110,7 @@ class Plan:
         most = len(self.train.names) - max(map(len, self.parts), default=0)
         if max(self.numbers) > most:
             raise UserError(f"--k {max(self.numbers)}: there are {most} images to draw from")
+        self.selected = self._select() if settings.choose == "select" else {}
         self.runs = [
             Run(method, k, seed, fold)
             for seed in self.seeds
@@ -129,8 +132,22 @@ class Plan:
 
     def images_of(self, run: Run) -> list[str]:
         """Names of the images that a run trains on."""
+        if self.selected:
+            return self.selected[run.fold, run.k]
         held_out = [] if run.fold is None else self.parts[run.fold]
         return draw([n for n in self.train.names if n not in held_out], run.k, run.seed)
+
+    def _select(self) -> dict[tuple[int | None, int], list[str]]:
+        """Names of the images to label, by fold and number: the same for all seeds."""
+        selector = Selector(self.train, self.settings.checkpoint)
+        parts: dict[int | None, list[str]] = {None: []}
+        if self.parts:
+            parts = dict(enumerate(self.parts))
+        return {
+            (fold, k): selector.choose(k, held_out)
+            for fold, held_out in parts.items()
+            for k in self.numbers
+        }
 
     def training_arguments(self, run: Run) -> list[str]:
         """The command-line arguments of the run's script."""

@@ -257,6 +257,26 @@ def test_folds_never_train_on_what_they_evaluate(compare, tmp_path):
         assert f"folds/{run['fold']}/IMG" in (tmp_path / "out/commands.sh").read_text()
 
 
+def test_selected_images_are_those_of_prepare_data(compare, prepare, pretrained, tmp_path):
+    flags = ("--methods", "quick", "--choose", "select")
+    ended = compare(*flags, "--k", "1,3", "--seeds", "0,1")
+    assert ended.code == 0, ended.err
+    runs = rows("out/runs.csv")
+    for k in ("1", "3"):
+        code, _, error = prepare(
+            *("--action", "select", "--image_dir", tmp_path / "TRAIN/IMG", "--k", k),
+            *("--checkpoint", pretrained, "--output_dir", tmp_path / f"select{k}"),
+        )
+        assert code == 0, error
+        chosen = [row["file"][:2] for row in rows(tmp_path / f"select{k}" / "selection.csv")]
+        assert [r["images"].split() for r in runs if r["k"] == k] == [chosen, chosen]
+    ended = compare(*flags, "--k", 2, "--seeds", 0, "--folds", 2, "-o", "folds", test=[])
+    assert ended.code == 0, ended.err
+    for run in rows("folds/runs.csv"):
+        held_out = {path.stem for path in (tmp_path / f"folds/folds/{run['fold']}/IMG").iterdir()}
+        assert not held_out & set(run["images"].split())
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
