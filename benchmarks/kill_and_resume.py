@@ -1,7 +1,7 @@
 """Kill a training run repeatedly with SIGKILL and check that it ends as an undisturbed run does.
 
     python benchmarks/kill_and_resume.py [--kills 20] [--ranks 1,2] [--starts 20] [--precision bf16]
-        [--json OUT.json]
+        [--more "--align_encoder efficientnet-lite0"] [--json OUT.json]
 
 Trains once undisturbed and once killed at random moments, every other time in the middle of saving,
 rerunning the same command to resume. Weights, EMA, optimizer state and logged losses must be
@@ -16,6 +16,7 @@ import csv
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -224,8 +225,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400, help="length of the training run")
     parser.add_argument("--precision", default="", help="of the runs, see image_train.py")
     parser.add_argument("--json", help="also write the results to this JSON file")
+    parser.add_argument("--more", default="", help="further flags of the runs, in quotes")
     args = parser.parse_args()
-    FLAGS.extend(["--precision", args.precision])
+    FLAGS.extend(["--precision", args.precision, *shlex.split(args.more)])
     reports, failed = [], False
     for ranks in map(int, args.ranks.split(",")):
         with tempfile.TemporaryDirectory() as work:

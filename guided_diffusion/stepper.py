@@ -8,6 +8,7 @@ device: decisions that depend on a number (is the gradient finite?) are made on 
 import contextlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ class Stepper:
     :param ema_rates: one moving average is kept per rate.
     :param ema_warmup: start with lower rates, min(rate, (1 + n) / (10 + n)) at step n, so that the
         random initial weights are soon forgotten.
+    :param wrapper: a module that calls `model`, to be called in its place. Parameters of its own
+        are trained too, but are neither averaged nor part of the network's weights.
     :raises UserError: for an unknown precision.
     """
 
@@ -82,6 +85,7 @@ class Stepper:
         max_grad_norm: float = 0.0,
         ema_rates: Sequence[float] = (),
         ema_warmup: bool = True,
+        wrapper: nn.Module | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
@@ -95,14 +99,19 @@ class Stepper:
         self.ema_warmup = ema_warmup
         self.steps = 0
 
-        self.model = model  # what to call: exchanges gradients between ranks in `backward`
+        self.wrapper = model if wrapper is None else wrapper
+        self.model = self.wrapper  # what to call: exchanges gradients between ranks in `backward`
         if dist_util.world_size() > 1:
-            dist_util.sync_params(model.parameters())
+            dist_util.sync_params(self.wrapper.parameters())
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(
-                model, device_ids=ids, gradient_as_bucket_view=True
+                self.wrapper, device_ids=ids, gradient_as_bucket_view=True
             )
-        groups = param_groups or [{"params": list(model.parameters())}]
+        own = set(model.parameters())
+        self._beside = {n: p for n, p in self.wrapper.named_parameters() if p not in own}
+        groups = list(param_groups or [{"params": list(model.parameters())}])
+        if self._beside:
+            groups.append({"params": list(self._beside.values())})
         self.opt = _AdamW(groups, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
         self.scaler = th.amp.GradScaler(
             self.device.type,
@@ -222,13 +231,24 @@ class Stepper:
         for name, average in zip(self._averaged, self.ema[rate]):
             average.copy_(state[name])
 
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state_dict, without what is trained beside the network."""
+        whole = self.opt.state_dict()
+        if self._beside:
+            beside = whole["param_groups"].pop()["params"]
+            whole["state"] = {i: v for i, v in whole["state"].items() if i not in beside}
+        return whole
+
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Load the moments of AdamW, from any of its implementations; hyperparameters stay ours.
+
+        What is trained beside the network starts without moments, see `load_state_dict`.
 
         :param state: state_dict of an AdamW optimizer.
         :raises UserError: if it belongs to another network.
         """
-        ours, theirs = self.opt.param_groups, state["param_groups"]
+        ours, theirs = list(self.opt.param_groups), state["param_groups"]
+        beside = [ours.pop()] if self._beside else []
         our_sizes = [len(group["params"]) for group in ours]
         their_sizes = [len(group["params"]) for group in theirs]
         params = [p for group in ours for p in group["params"]]
@@ -244,22 +264,54 @@ class Stepper:
                 " weights of the original package; remove the opt file to start without it"
             )
         groups = [{**our, "params": their["params"]} for our, their in zip(ours, theirs)]
+        for group in beside:
+            first = 1 + max(indices, default=-1)
+            groups.append({**group, "params": list(range(first, first + len(group["params"])))})
         self.opt.load_state_dict({"state": state["state"], "param_groups": groups})
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs besides weights, averages and optimizer; plain values."""
-        return {
+        """What resuming needs besides weights, averages and `optimizer_state`.
+
+        Plain values, and tensors of what is trained beside the network.
+        """
+        state = {
             "steps": self.steps,
             "skipped": self._skipped.tolist(),
             "scaler": self.scaler.state_dict(),
         }
+        if self._beside:
+            state["beside"] = {
+                name: {"weight": param.detach(), "moments": dict(self.opt.state[param])}
+                for name, param in self._beside.items()
+            }
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        :raises UserError: if what was trained beside the network has other shapes.
+        """
         self.steps = state["steps"]
         self._skipped = th.tensor(state["skipped"], device=self.device)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        if self._beside and (beside := state.get("beside")):
+            self._load_beside(beside)
+
+    @th.no_grad()
+    def _load_beside(self, state: Mapping[str, Any]) -> None:
+        theirs = {name: saved["weight"].shape for name, saved in state.items()}
+        if theirs != {name: param.shape for name, param in self._beside.items()}:
+            raise UserError(
+                "the checkpoint's heads have other shapes: they were trained for another encoder;"
+                " align with the same one, or start from the checkpoint's averaged weights, ema_*"
+            )
+        for name, param in self._beside.items():
+            param.copy_(state[name]["weight"])
+            self.opt.state[param] = {
+                sys.intern(key): value.to(self.device, copy=True)  # so that equal files are written
+                for key, value in state[name]["moments"].items()
+            }
 
 
 def annealed(lr: float, step: int, steps: int) -> float:

@@ -114,6 +114,7 @@ class TrainLoop:
         in the row of that step. The other ranks go on meanwhile, to their next collective call.
     :param probe_interval: 0: never; the same on all ranks.
     :param progress: show a progress bar on rank 0.
+    :param wrapper: see Stepper.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class TrainLoop:
         probe_fn: Callable[[th.nn.Module, int], None] | None = None,
         probe_interval: int = 0,
         progress: bool = False,
+        wrapper: th.nn.Module | None = None,
         **fields: Any,
     ):
         names = {f.name for f in dataclasses.fields(LoopConfig)}
@@ -180,6 +182,7 @@ class TrainLoop:
             max_grad_norm=settings.max_grad_norm,
             ema_rates=list(self.ema_rates.values()),
             ema_warmup=settings.ema_warmup,
+            wrapper=wrapper,
         )
         self.device = self.stepper.device
         self.step = self._saved_step = start.step
@@ -371,15 +374,15 @@ class TrainLoop:
         terms: dict[str, th.Tensor] = {}
 
         def forward() -> None:
-            terms.update(self.losses(self.model, batch, cond, rows)[2])
+            terms.update(self.losses(self.stepper.wrapper, batch, cond, rows)[2])
 
-        layer = first_not_finite(self.model, forward)
+        layer = first_not_finite(self.stepper.wrapper, forward)
         bad = [name for name, value in terms.items() if not th.isfinite(value).all()]
         where = f"loss terms {', '.join(bad)}" if bad else "all loss terms finite"
         if layer:
             return f"{where}; layer {layer} is the first whose output is not finite"
         loss = self.stepper.scaler.scale(terms["loss"].mean())
-        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        named = [(n, p) for n, p in self.stepper.wrapper.named_parameters() if p.requires_grad]
         grads = th.autograd.grad(loss, [p for _, p in named], allow_unused=True)
         broken = [
             name
@@ -418,7 +421,7 @@ class TrainLoop:
             for name, rate in self.ema_rates.items():
                 averages = self.stepper.ema[rate]
                 parts[checkpoint.ema_prefix(name)] = self.stepper.weights_as_state_dict(averages)
-            parts["opt"] = self.stepper.opt.state_dict()
+            parts["opt"] = self.stepper.optimizer_state()
             state = {
                 "seed": self.settings.seed,
                 "global_batch": self.global_batch,

@@ -36,7 +36,9 @@ def batches(first: int = 0, size: int = 4, **extra):
         yield th.from_numpy(images).float(), {k: v(step, size) for k, v in extra.items()}
 
 
-def new_loop(config: ModelConfig = TINY, size: int = 4, **options) -> TrainLoop:
+def new_loop(
+    config: ModelConfig = TINY, size: int = 4, loop_type: type[TrainLoop] = TrainLoop, **options
+) -> TrainLoop:
     th.manual_seed(1)
     defaults = {
         "model": config.build(),
@@ -51,7 +53,7 @@ def new_loop(config: ModelConfig = TINY, size: int = 4, **options) -> TrainLoop:
         "start": Start(),
         "max_grad_norm": 1.0,
     }
-    return TrainLoop(**{**defaults, **options})
+    return loop_type(**{**defaults, **options})
 
 
 def weights(loop: TrainLoop) -> dict[str, th.Tensor]:

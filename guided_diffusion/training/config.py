@@ -37,6 +37,22 @@ class TrainConfig(LoopConfig, DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class AlignedTrainConfig(TrainConfig):
+    """Training."""
+
+    TITLE = "Alignment with a pretrained encoder (arXiv 2410.06940)"
+
+    align_encoder: str = flag(
+        "",
+        "also train the features to predict an ImageNet encoder's: efficientnet-lite0, whose"
+        " weights a package holds, or one of timm's, which downloads them; '': no alignment",
+    )
+    align_weight: float = flag(
+        0.5, "weight of the distance to the encoder's features, 0 to 2, in the loss", least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class ConditionalTrainConfig(TrainConfig):
     """Training."""
 

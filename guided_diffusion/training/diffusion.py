@@ -8,12 +8,15 @@ import torch as th
 
 from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import Batch
+from guided_diffusion.networks.alignment import ENCODER_SIDE
 from guided_diffusion.networks.config import ModelConfig, UNetConfig
+from guided_diffusion.networks.encoders import open_encoder
 from guided_diffusion.runtime import rng
-from guided_diffusion.runtime.flags import Overrides
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.sampling.images import preview_images, save_grid
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.config import TrainConfig
+from guided_diffusion.training.alignment import AlignedLoop, alignment
+from guided_diffusion.training.config import AlignedTrainConfig, TrainConfig
 from guided_diffusion.training.run import Run, grid_path, open_run, run_training
 
 # from a network in eval mode to images [N x C x H x W] in [-1, 1] and the columns of their grid
@@ -30,21 +33,31 @@ def train(overrides: Overrides, probe: MakeProbe | None = None) -> int:
     :param overrides: the flags on the command line.
     :param probe: makes what measures the network meanwhile.
     """
-    run = open_run(overrides, "diffusion", ModelConfig, TrainConfig)
+    name = from_flags(AlignedTrainConfig, overrides).align_encoder
+    encoder = open_encoder(name, ENCODER_SIDE) if name else None
+    run = open_run(overrides, "diffusion", ModelConfig, AlignedTrainConfig)
     batches, grid = partial(diffusion_batches, run), partial(_draw_samples, run)
-    return train_with_grids(run, batches, grid, **(probe(run) if probe else {}))
+    more = probe(run) if probe else {}
+    if encoder is None:
+        return train_with_grids(run, batches, grid, **more)
+    network = run.build()
+    more |= alignment(network, run.model, encoder, run.train.align_weight)
+    return train_with_grids(run, batches, grid, AlignedLoop, network, **more)
 
 
 def train_with_grids(
     run: Run[UNetConfig, TrainConfig],
     batches: Callable[[int], Iterator[Batch]],
     draw_grid: DrawGrid,
+    loop_type: type[TrainLoop] = TrainLoop,
+    network: th.nn.Module | None = None,
     **more: Any,
 ) -> int:
     """Train a run's network, saving a grid of samples every `sample_interval` steps.
 
     :param batches: from a step to the batches from that step on.
-    :param more: further arguments of TrainLoop.
+    :param network: by default built here.
+    :param more: further arguments of `loop_type`.
     :return: the command's exit code.
     """
 
@@ -52,7 +65,8 @@ def train_with_grids(
         images, columns = draw_grid(network)
         save_grid(grid_path(run.folder, step), images, columns)
 
-    return run_training(run.loop(TrainLoop, run.build(), batches, save_samples, **more), run)
+    built = run.build() if network is None else network
+    return run_training(run.loop(loop_type, built, batches, save_samples, **more), run)
 
 
 def diffusion_batches(

@@ -81,6 +81,8 @@ def dry_run(
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(folder, _log_formats()):
         precision = precision_of(run.train.precision, run.model.use_fp16)
         run = replace(run, train=replace(run.train, precision=precision))
+        if overrides.get("align_encoder"):
+            logger.log("--align_encoder is left out: its first epoch takes longer")
         trial = Trial(run, clock)
         start = imported + clock() - began - trial.counting_seconds
         start += seconds_of_checking(paths, run.train, clock)

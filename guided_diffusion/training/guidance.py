@@ -63,6 +63,10 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
 
     :raises UserError: for masks that do not belong to the images, or hold too many classes.
     """
+    if overrides.get("align_encoder"):
+        raise UserError(
+            "--align_encoder does not apply to --segmentation_guided True: omit one of them"
+        )
     if not overrides.get("seg_dir"):
         raise UserError("--seg_dir is missing: name the folder of the masks")
     classes = overrides.get("num_segmentation_classes", 0)

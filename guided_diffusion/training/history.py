@@ -25,6 +25,10 @@ _FREE = {
 }
 
 
+# flags that cannot change within a folder, and what runs of older versions amount to
+_FIXED = {"align_encoder": ""}
+
+
 @dataclasses.dataclass(frozen=True)
 class Contents:
     """What a run learns from.
@@ -78,8 +82,9 @@ def training_sections(
 
     :param train: the flags, a dataclass.
     :param stored: the folder's own config.json, None for a new run.
-    :raises UserError: if nothing is left to train with what has changed, if a labelled image has
-        changed, or if the run began from another checkpoint than the flags name.
+    :raises UserError: if nothing is left to train with what has changed, if a labelled image or
+        the encoder to align with has changed, or if the run began from another checkpoint than the
+        flags name.
     """
     flags = dataclasses.asdict(train) | {"global_batch": train.batch_size * ranks}
     named = getattr(train, "init_checkpoint", "") or train.resume_checkpoint
@@ -96,6 +101,14 @@ def training_sections(
             f" than {named}: set OPENAI_LOGDIR (or --weights_save) to another place"
         )
     before = stored.get("training", {})
+    for name, default in _FIXED.items():
+        value, known_value = (source.get(name, default) for source in (flags, before))
+        if value != known_value:
+            raise UserError(
+                f"--{name} {value!r} contradicts the run in {folder}, which says {known_value!r}:"
+                " give the same, or continue from its model*.pt in another folder, with"
+                " OPENAI_LOGDIR and --resume_checkpoint"
+            )
     settings = [
         text
         for name, value in flags.items()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from alignment_util import use_tiny_encoder
 from conftest import draw_pairs
 from PIL import Image
 from process_util import (
@@ -188,6 +189,24 @@ def test_labelled_images_that_cannot_be_used_stop_all_ranks(images, tmp_path):
     said = "".join(command.said for command in commands)
     assert said.count("error: ") == 1
     assert "TRAIN/IMG is missing" in said
+
+
+def test_heads_of_an_alignment_are_those_of_one_process(images, tmp_path):
+    """Two ranks, one process in microbatches, and both by turns."""
+    aligned = [*flags(images), "--align_encoder", "efficientnet-lite0"]
+    folders = [tmp_path / name for name in ("one", "two", "turns")]
+    finish(train(folders[0], [*aligned, "--microbatch", "3"], 1, use_tiny_encoder))
+    finish(train(folders[1], aligned, 2, use_tiny_encoder))
+    finish(train(folders[2], [*aligned, "--max_steps", "7"], 2, use_tiny_encoder))
+    finish(train(folders[2], aligned, 1, use_tiny_encoder))
+    one, *others = (
+        checkpoint.load(str(folder / "state000020.pt"))["stepper"]["beside"] for folder in folders
+    )
+    for folder, other in zip(folders[1:], others):
+        assert_same_run(folder, folders[0])
+        assert list(other) == list(one)
+        for name, saved in one.items():
+            th.testing.assert_close(other[name]["weight"], saved["weight"], rtol=0, atol=1e-6)
 
 
 def spoil_rank_1() -> None:
