@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import blobfile as bf
+import numpy as np
 import torch as th
 
 from . import dist_util, logger
@@ -113,6 +114,7 @@ class TrainLoop:
     :param probe_fn: called likewise every `probe_interval` steps, and at the end; what it logs is
         in the row of that step. The other ranks go on meanwhile, to their next collective call.
     :param probe_interval: 0: never; the same on all ranks.
+    :param mse_weights: [T] of the term "mse" of the loss, by timestep; all 1 by default.
     :param progress: show a progress bar on rank 0.
     :param wrapper: see Stepper.
     """
@@ -141,6 +143,7 @@ class TrainLoop:
         sample_fn: Callable[[th.nn.Module, int], None] | None = None,
         probe_fn: Callable[[th.nn.Module, int], None] | None = None,
         probe_interval: int = 0,
+        mse_weights: np.ndarray | None = None,
         progress: bool = False,
         wrapper: th.nn.Module | None = None,
         **fields: Any,
@@ -185,6 +188,9 @@ class TrainLoop:
             wrapper=wrapper,
         )
         self.device = self.stepper.device
+        self.mse_weights = None
+        if mse_weights is not None:
+            self.mse_weights = th.from_numpy(mse_weights).float().to(self.device)
         self.step = self._saved_step = start.step
         self._resume(start)
         self.data = data(self.step) if callable(data) else data
@@ -339,7 +345,10 @@ class TrainLoop:
         :param images: `[N x C x H x W]` in [-1, 1]; :param ts: `[N]` timesteps.
         :param kwargs: the network's further arguments; :param noise: like `images`.
         """
-        return self.diffusion.training_losses(model, images, ts, kwargs, noise)
+        terms = self.diffusion.training_losses(model, images, ts, kwargs, noise)
+        if self.mse_weights is not None:
+            terms["loss"] = terms["loss"] + (self.mse_weights[ts] - 1) * terms["mse"]
+        return terms
 
     def log_step(self) -> None:
         """Log the steps done and the images seen."""

@@ -8,14 +8,14 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.segmentation.evaluation.probe_config import TrainingProbeConfig
-from guided_diffusion.training.config import AlignedTrainConfig, GuidedTrainConfig
+from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig
 
 
 def main() -> int:
     parser = make_parser(
         __doc__,
         GuidedTrainConfig,
-        AlignedTrainConfig,
+        PretrainConfig,
         TrainingProbeConfig,
         GuidedConfig,
         DiffusionConfig,

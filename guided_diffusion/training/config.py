@@ -37,15 +37,21 @@ class TrainConfig(LoopConfig, DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class AlignedTrainConfig(TrainConfig):
-    """Training."""
+class PretrainConfig(TrainConfig):
+    """Training on images alone."""
 
-    TITLE = "Alignment with a pretrained encoder (arXiv 2410.06940)"
+    TITLE = "Training on images alone"
 
+    loss_weighting: str = flag(
+        "none",
+        "of the squared error by noise level: p2 (arXiv 2204.00227) or min_snr (arXiv 2303.09556)",
+        choices=("none", "p2", "min_snr"),
+    )
     align_encoder: str = flag(
         "",
-        "also train the features to predict an ImageNet encoder's: efficientnet-lite0, whose"
-        " weights a package holds, or one of timm's, which downloads them; '': no alignment",
+        "also train the features to predict an ImageNet encoder's (arXiv 2410.06940):"
+        " efficientnet-lite0, whose weights a package holds, or one of timm's, which downloads"
+        " them; '': no alignment",
     )
     align_weight: float = flag(
         0.5, "weight of the distance to the encoder's features, 0 to 2, in the loss", least=0

@@ -47,6 +47,8 @@ _GUIDED_FLAGS = (
     "use_ablated_segmentations",
     "init_checkpoint",
 )
+# flags that mean nothing with it
+_UNGUIDED_FLAGS = ("align_encoder", "loss_weighting")
 
 
 def train(overrides: Overrides) -> int:
@@ -63,10 +65,11 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
 
     :raises UserError: for masks that do not belong to the images, or hold too many classes.
     """
-    if overrides.get("align_encoder"):
-        raise UserError(
-            "--align_encoder does not apply to --segmentation_guided True: omit one of them"
-        )
+    for name in _UNGUIDED_FLAGS:
+        if overrides.get(name) not in (None, "", "none"):
+            raise UserError(
+                f"--{name} does not apply to --segmentation_guided True: omit one of them"
+            )
     if not overrides.get("seg_dir"):
         raise UserError("--seg_dir is missing: name the folder of the masks")
     classes = overrides.get("num_segmentation_classes", 0)
