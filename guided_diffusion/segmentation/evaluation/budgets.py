@@ -75,7 +75,7 @@ class BudgetChooser:
 
     def choose(self) -> dict[str, Choice]:
         """The choice of each method, by name; incomplete if `stopped_by` names a signal."""
-        rate = self.rates[len(self.rates) // 2]
+        rate = self.rates[(len(self.rates) - 1) // 2]
         scores = self._measure(
             {m.name: [Budget(n, rate) for n in self.steps] for m in self.methods}
         )

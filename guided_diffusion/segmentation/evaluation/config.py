@@ -86,7 +86,7 @@ class LabelEfficiencyConfig:
     )
     tune_steps: str = flag("200,400,800", "with --steps 0: steps to choose from, comma-separated")
     tune_lr: str = flag(
-        "3e-4,1e-3,3e-3", "with --steps 0: learning rates to choose from, comma-separated"
+        "3e-4,1e-3,3e-3,1e-2", "with --steps 0: learning rates to choose from, comma-separated"
     )
     batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
     common: str = flag("", "further flags for every method, in quotes")

@@ -211,7 +211,7 @@ def test_every_method_gets_its_best_budget(compare, tmp_path):
     for r in tried:
         scores.setdefault(r["method"], []).append(float(r["mean_dice"]))
     scores = {name: statistics.mean(found) for name, found in scores.items()}
-    assert len(scores) == 6  # of each: two numbers of steps at 1e-2, then 1e-4 at the better one
+    assert len(scores) == 6  # of each: two numbers of steps at 1e-4, then 1e-2 at the better one
     for method in ("quick", "scratch"):
         own = {name: score for name, score in scores.items() if name.startswith(f"{method}.")}
         _, steps, rate = max(own, key=own.get).split(".", 2)
