@@ -55,9 +55,10 @@ def gain(before: Point, after: Point) -> tuple[float, float]:
 
 
 def levelled_off(points: Sequence[Point]) -> Point | None:
-    """The best of the earlier probes, if none of the last 3 beats it; None while the curve rises.
+    """The best of the earlier probes, if none of the last 3 beats it, else None.
 
-    A probe beats it if it gains more than the standard error of that gain over the images.
+    None also if there are no earlier ones. A probe beats it if it gains more than the standard
+    error of that gain over the images.
     """
     earlier, last = points[:-PATIENCE], points[-PATIENCE:]
     if not earlier:
@@ -130,7 +131,9 @@ class ProbeCurve:
         return f"{text}; {self.verdict()}"
 
     def verdict(self) -> str:
-        """Whether the curve still rises."""
+        """Whether the curve has stopped rising."""
+        if len(self.points) <= PATIENCE:
+            return f"too few probes to say whether the Dice still rises: {PATIENCE + 1} at least"
         best = levelled_off(self.points)
         if best is None:
             return "the probe's Dice still rises"

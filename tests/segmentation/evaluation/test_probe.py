@@ -75,27 +75,31 @@ class TestLinearProbe:
         assert np.nanmean(scores.per_image) > 0.5
 
     @pytest.mark.parametrize(
-        ("mult", "blocks", "expected"),
+        ("mult", "blocks", "size", "expected"),
         [
-            # two blocks a level, whose second enlarges, from 1/8 to 1
-            ("1,1,1,1", 1, [0, 1, 2, 3, 4]),
-            ("1,1,1,1,1", 1, [1, 2, 3, 4, 5, 6]),
-            ("1,1,1", 2, [0, 1, 2, 3, 4]),
-            ("1", 1, [0, 1]),
+            # a level's last block enlarges to the next
+            ("1,1,1,1", 1, 128, [0, 1, 2, 3, 4]),
+            ("1,1,1,1", 1, 64, [1, 2, 3, 4]),
+            ("1,1,1,1,1", 1, 128, [1, 2, 3, 4, 5, 6]),
+            ("1,1,1", 2, 64, [0, 1, 2, 3, 4]),
+            ("1,1", 1, 16, [0, 1, 2, 3]),
+            ("1", 1, 64, [0, 1]),
         ],
     )
-    def test_blocks_from_an_eighth_to_half_of_the_image(self, mult, blocks, expected):
+    def test_blocks_of_a_suitable_size(self, mult, blocks, size, expected):
         config = dataclasses.replace(
-            TINY, channel_mult=mult, num_res_blocks=blocks, attention_resolutions=""
+            TINY,
+            image_size=size,
+            channel_mult=mult,
+            num_res_blocks=blocks,
+            attention_resolutions="",
         )
         network = config.build()
-        found = probes.probe_blocks(network)
+        found = probes.probe_blocks(network, size)
         assert found == expected
-        sides = [
-            16 // one.shape[-1]
-            for one in probes.decoder_features(network, found, th.zeros(1, 1, 16, 16), 1)
-        ]
-        assert mult == "1" or set(sides) <= {2, 4, 8}
+        maps = probes.decoder_features(network, found, th.zeros(1, 1, size, size), 1)
+        sides = {one.shape[-1] for one in maps}
+        assert len(found) == len(network.output_blocks) or sides <= {16, 32, 64} - {size}
 
     def test_values_at_places_are_those_of_interpolation(self):
         maps = [th.randn(1, 3, 4, 6), th.randn(1, 2, 8, 12)]
@@ -328,7 +332,7 @@ class TestCheckpoints:
         ended = script("probe.py", tmp_path / "run", split, "--output", tmp_path / "again")
         assert ended.code == 0, ended.err
         assert curve_of(tmp_path / "again") == curve_of(tmp_path / "run")
-        assert "the probe's Dice still rises" in ended.out
+        assert "too few probes to say whether the Dice still rises: 4 at least" in ended.out
 
     def test_a_rerun_probes_only_what_is_new(self, script, train, split, tmp_path, monkeypatch):
         assert train(tmp_path / "run", 3, probes=False).code == 0
