@@ -36,6 +36,7 @@ KINDS = {
     "smp": "guided_diffusion.segmentation.networks.smp_unet",
     "features": "guided_diffusion.segmentation.networks.feature_classifier",
     "mask_diffusion": "guided_diffusion.segmentation.networks.mask_diffusion",
+    "union": "guided_diffusion.segmentation.networks.union",
 }
 
 
