@@ -5,6 +5,7 @@ import functools
 import io
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -35,6 +36,7 @@ from guided_diffusion.segmentation.evaluation.methods import RUNNERS
 from guided_diffusion.segmentation.evaluation.scoring import evaluate
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
+from guided_diffusion.segmentation.training.learning import LearningConfig
 
 # runs at a time that --jobs 0 chooses at most: each holds a network, its gradients and torch
 _MOST_JOBS = 4
@@ -138,6 +140,7 @@ def train_and_evaluate(plan: Plan, run: Run) -> Outcome:
     os.remove(finetuner.last_path if finetuner else path.replace(".pth", "_last.pth"))
     if not plan.settings.keep_models:
         os.remove(path)
+        shutil.rmtree(LearningConfig(weights_save=path).stages_folder, ignore_errors=True)
     dice = score_text(result["mean_dice"])
     messages.append(f"{run.name}: mean Dice {dice}, {time.monotonic() - began:.0f} s")
     if th.cuda.is_available():

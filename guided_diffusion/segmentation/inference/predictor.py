@@ -215,7 +215,7 @@ def load_predictor(
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         predictors.append(predictor)
-        _check_agreement(paths[0], predictors[0].config, path, config)
+        check_agreement(paths[0], predictors[0].config, path, config)
     if not predictors:
         raise UserError(f"{model_path!r} names no model file")
     return predictors[0] if len(predictors) == 1 else Ensemble(predictors)
@@ -231,10 +231,14 @@ def _views(
     return views_for(tta, swaps or ())
 
 
-def _check_agreement(
+def check_agreement(
     first: str, one: SegmentationConfig, path: str, other: SegmentationConfig
 ) -> None:
-    """Colours and sizes may differ, what a class is and how a file is read may not."""
+    """Colours and sizes may differ, what a class is and how a file is read may not.
+
+    :raises UserError: if they do.
+    :param first, path: the names of the two, for messages.
+    """
     names, theirs = ([c.name for c in config.categories] for config in (one, other))
     if len(names) != len(theirs):
         raise UserError(

@@ -1,5 +1,6 @@
 """Baselines to compare with fine-tuning: other networks, the same images and training loop."""
 
+import copy
 import dataclasses
 import os
 from typing import Any
@@ -16,6 +17,7 @@ from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
@@ -28,12 +30,13 @@ from guided_diffusion.segmentation.training.config import TRAIN_FOLDERS, Baselin
 from guided_diffusion.segmentation.training.dataset import LabelledImages
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.job import (
+    TrainingRun,
     read_data,
     reading_of_pairs,
-    start_run,
 )
 from guided_diffusion.segmentation.training.layers import parameter_groups
-from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
+from guided_diffusion.segmentation.training.loop import InitialNetwork
+from guided_diffusion.segmentation.training.self_training import start
 
 # input sizes derived from --scale are rounded up to this many pixels, which suits every network
 _MULTIPLE = 32
@@ -43,7 +46,7 @@ _FEATURE_SCALES = (8, 4, 2)
 _FEATURE_TIMESTEPS = (50, 150, 250)
 
 
-def prepare(overrides: Overrides) -> Finetuner | None:
+def prepare(overrides: Overrides) -> TrainingRun | None:
     """Check everything, then build the run.
 
     :param overrides: the flags and arguments that the user gave.
@@ -71,20 +74,16 @@ def prepare(overrides: Overrides) -> Finetuner | None:
         train.require_foreground(f"{folders.train[1]} without the images held out")
         val.require_foreground(f"{folders.train[1]}, the images held out with --seed")
         data = dataclasses.replace(data, train=train, val=val)
-    th.manual_seed(settings.seed)
-    if loaded is not None:
-        initial = _continue(settings, overrides, loaded[0], loaded[1], len(data.categories))
-    else:
-        config = SegmentationConfig(None, reading, data.categories)
-        build = {"smp": _smp, "unet": _unet, "features": _features}[settings.network]
-        initial = build(config, settings, overrides, pretrained)
-    model = initial.model
-    if isinstance(model, FeatureClassifier) and settings.augmentation == settings.flip == "none":
-        model.remember_features()
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    about_model = f"{initial.config.kind}: {trainable} trainable parameters"
-    messages = [*initial.messages, *about_reading, about_model]
-    initial = dataclasses.replace(initial, messages=messages)
+
+    def build(settings: BaselineConfig) -> InitialNetwork:
+        initial = _initial_network(
+            settings, overrides, reading, data.categories, loaded, pretrained
+        )
+        trainable = sum(p.numel() for p in initial.model.parameters() if p.requires_grad)
+        about_model = f"{initial.config.kind}: {trainable} trainable parameters"
+        messages = [*initial.messages, *about_reading, about_model]
+        return dataclasses.replace(initial, messages=messages)
+
     weights = settings.encoder_weights if settings.network == "smp" else ""
     sources = {
         "checkpoint": settings.checkpoint,
@@ -92,7 +91,32 @@ def prepare(overrides: Overrides) -> Finetuner | None:
         "encoder_weights": weights,
     }
     use_fp16 = settings.amp or bool(overrides.get("use_fp16"))
-    return start_run(initial, settings, data, sources, use_fp16)
+    return start(build, settings, data, sources, use_fp16)
+
+
+def _initial_network(
+    settings: BaselineConfig,
+    overrides: Overrides,
+    reading: ReadingConfig,
+    categories: ClassTable,
+    loaded: tuple[th.nn.Module, SegmentationConfig, dict[str, Any]] | None,
+    pretrained: Trained[ModelConfig] | None,
+) -> InitialNetwork:
+    """The network of --load or --network before its first step."""
+    th.manual_seed(settings.seed)
+    if loaded is not None:
+        model, config, _ = loaded
+        initial = _continue(settings, overrides, copy.deepcopy(model), config, len(categories))
+    else:
+        config = SegmentationConfig(None, reading, categories)
+        build = {"smp": _smp, "unet": _unet, "features": _features}[settings.network]
+        initial = build(config, settings, overrides, pretrained)
+    model = initial.model
+    unchanged = settings.augmentation == settings.flip == "none"
+    unchanged = unchanged and settings.pseudo_augmentation in ("same", "none")
+    if isinstance(model, FeatureClassifier) and unchanged:
+        model.remember_features()
+    return initial
 
 
 def split(data: LabelledImages, percent: float, seed: int) -> tuple[LabelledImages, LabelledImages]:

@@ -21,6 +21,7 @@ from guided_diffusion.images.image_io import check_images, read_image
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.images.swaps import Swaps
 from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.contents import digests
 from guided_diffusion.segmentation.training.augment import Augmentation, strong_intensity
 from guided_diffusion.segmentation.training.dataset import LabelledImages, draw_order
 
@@ -52,6 +53,8 @@ class _OnDemand(Sequence[np.ndarray]):
 def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
     """The radiographs under a folder, read on demand; masks are 0 inside them, IGNORE in padding.
 
+    Their names are their paths, their digests those of the radiographs alone.
+
     :raises UserError: if there are none.
     """
     paths, note = list_radiographs(folder)
@@ -69,7 +72,7 @@ def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
     images = _OnDemand(len(paths), lambda index: cached(index)[0])
     masks = _OnDemand(len(paths), lambda index: cached(index)[1])
     window = reading.geometry().height_width if reading.resize == "native" else None
-    return LabelledImages(tuple(paths), images, masks, window)
+    return LabelledImages(tuple(paths), images, masks, window, tuple(digests(paths)))
 
 
 class Consistency:

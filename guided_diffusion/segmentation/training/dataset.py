@@ -76,11 +76,12 @@ class LabelledImages:
     def batch(
         self,
         numbers: Sequence[int],
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | Sequence[Augmentation] | None = None,
         seeds: Sequence[int] = (),
     ) -> tuple[th.Tensor, th.Tensor]:
         """Images float32 `[B x C x H x W]` in [-1, 1] and masks int64 `[B x H x W]`.
 
+        :param augmentation: of all images, or one per image.
         :param seeds: one per image, for augmentation and random crops.
         """
         images, masks = [], []
@@ -89,7 +90,8 @@ class LabelledImages:
             if self.window:
                 image, mask = _random_crop(image, mask, self.window, seeds[place] if seeds else 0)
             if augmentation is not None:
-                image, mask = augmentation(image, mask, seeds[place])
+                each = augmentation if callable(augmentation) else augmentation[place]
+                image, mask = each(image, mask, seeds[place])
             images.append(image)
             masks.append(mask)
         return normalize(np.stack(images)), th.from_numpy(np.stack(masks)).long()
@@ -101,7 +103,7 @@ class TrainingData:
 
     categories: the classes of all masks. val: to validate on, if any. synthetic: further pairs to
     train on. unlabelled: radiographs without masks, see `consistency.load_unlabelled`. shared: a
-    warning of patients that train and val have in common.
+    warning of patients that train and val have in common. pseudo: radiographs with pseudo-labels.
     """
 
     categories: ClassTable
@@ -110,6 +112,12 @@ class TrainingData:
     synthetic: LabelledImages | None = None
     unlabelled: LabelledImages | None = None
     shared: str = ""
+    pseudo: LabelledImages | None = None
+
+    @property
+    def more(self) -> LabelledImages | None:
+        """Pairs to mix with those of `train`."""
+        return self.synthetic if self.pseudo is None else self.pseudo
 
 
 def load_labelled(
@@ -214,6 +222,7 @@ def training_batches(
     step: int,
     more: LabelledImages | None = None,
     share: float = 0.0,
+    augmentation_of_more: Augmentation | None = None,
 ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
     """Endless batches from step number `step` on, each a function of (seed, step).
 
@@ -221,7 +230,9 @@ def training_batches(
     several augmentations of an image.
 
     :param more: further images, which make up the fraction `share` of all, evenly spread.
+    :param augmentation_of_more: of these; None: the same.
     """
+    other = augmentation_of_more or augmentation
     everything = data if more is None else data.join(more)
     while True:
         numbers = range(step * batch_size, (step + 1) * batch_size)
@@ -233,7 +244,8 @@ def training_batches(
             else:
                 chosen.append(draw_order(n - before, len(data), seed, "order"))
         seeds = [rng.derive_seed(seed, "augment", n) for n in numbers]
-        yield everything.batch(chosen, augmentation, seeds)
+        augmentations = [augmentation if n < len(data) else other for n in chosen]
+        yield everything.batch(chosen, augmentations, seeds)
         step += 1
 
 

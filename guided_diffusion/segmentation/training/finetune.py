@@ -15,14 +15,15 @@ from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.job import (
+    TrainingRun,
     read_data,
     reading_of_pairs,
-    start_run,
 )
 from guided_diffusion.segmentation.training.layers import freeze, parameter_groups
 from guided_diffusion.segmentation.training.learning import FinetuneConfig
-from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
+from guided_diffusion.segmentation.training.loop import InitialNetwork
 from guided_diffusion.segmentation.training.noised_input import NoisedInput, parse_range
+from guided_diffusion.segmentation.training.self_training import start
 from guided_diffusion.training.config import TrainConfig
 
 # flags of pretraining that users may pass along, and that have no effect here
@@ -32,7 +33,7 @@ _NO_EFFECT = sorted(
 )
 
 
-def prepare(overrides: Overrides) -> Finetuner | None:
+def prepare(overrides: Overrides) -> TrainingRun | None:
     """Check everything, then build the run.
 
     :param overrides: the flags and arguments that the user gave.
@@ -50,16 +51,18 @@ def prepare(overrides: Overrides) -> Finetuner | None:
     flags = {k: v for k, v in overrides.items() if k != "in_channels"}  # the network's is fixed
     reading, about_reading = reading_of_pairs(pretrained.reading, flags)
     data = read_data(settings, folders, reading)
-    initial = _initial_network(settings, pretrained, reading, data.categories)
     ignored = [name for name in _NO_EFFECT if name in overrides]
     messages = [
-        *initial.messages,
         *about_reading,
         *(f"--{n} is for pretraining and ignored here" for n in ignored),
     ]
-    initial = dataclasses.replace(initial, messages=messages)
+
+    def build(settings: FinetuneConfig) -> InitialNetwork:
+        initial = _initial_network(settings, pretrained, reading, data.categories)
+        return dataclasses.replace(initial, messages=[*initial.messages, *messages])
+
     sources = {"checkpoint": pretrained.path}
-    return start_run(initial, settings, data, sources, bool(overrides.get("use_fp16")))
+    return start(build, settings, data, sources, bool(overrides.get("use_fp16")))
 
 
 def _initial_network(

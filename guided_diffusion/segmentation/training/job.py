@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch as th
 
@@ -34,6 +34,7 @@ from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import Finetuner, InitialNetwork
 from guided_diffusion.segmentation.training.resume import (
     Origin,
+    SavedRun,
     contents_of,
     in_saved_order,
     load_interrupted,
@@ -127,40 +128,77 @@ def shared_with_validation(
     return shared and f"warning: scores on VAL will be too high: {shared}"
 
 
+class TrainingRun(Protocol):
+    """A training that a command runs: of one network, or in stages.
+
+    stopped_by: the signal that stopped it, if any.
+    """
+
+    stopped_by: str | None
+
+    @property
+    def last_path(self) -> str:
+        """The file that only resuming needs."""
+
+    def run(self) -> None:
+        """Train to the end or until a signal."""
+
+    def outcome(self) -> str:
+        """The result of a run to its end, in lines of the log."""
+
+
+def origin_of(
+    initial: InitialNetwork,
+    settings: LearningConfig,
+    data: TrainingData,
+    sources: Mapping[str, str],
+    use_fp16: bool,
+) -> Origin:
+    """What identifies a run; parameters as of `start_run`."""
+    val = data.val.names if data.val else ()
+    more: dict[str, Any] = {"use_fp16": use_fp16}
+    if initial.noised_input is not None:
+        more["diffusion"] = dataclasses.asdict(initial.noised_input.diffusion)
+    return Origin(
+        os.path.basename(sources.get("load") or sources["checkpoint"]),
+        *(data.train.names, val, settings, initial.config),
+        contents_of(sources, data),
+        more,
+    )
+
+
+def is_complete(interrupted: SavedRun | None, settings: LearningConfig, images: int) -> bool:
+    """Whether an earlier run of the same command, on that many images, came to its end."""
+    return interrupted is not None and interrupted["epoch"] >= settings.length(images).epochs
+
+
 def start_run(
     initial: InitialNetwork,
     settings: LearningConfig,
     data: TrainingData,
     sources: Mapping[str, str],
     use_fp16: bool,
+    stage: str = "",
 ) -> Finetuner | None:
     """Begin a run, or resume what an earlier run of the same command left; open the log.
 
     :param sources: files that the network was made from, by flag; "" for none.
     :param use_fp16: float16 on a GPU, if neither the settings nor the earlier run name a precision.
+    :param stage: see `Finetuner`.
     :return: None if the run is complete already.
     """
     swaps = swaps_of_training(settings.flip, settings.flip_swap)
     initial = dataclasses.replace(
         initial, config=dataclasses.replace(initial.config, flip_swaps=swaps)
     )
-    val = data.val.names if data.val else ()
-    more: dict[str, Any] = {"use_fp16": use_fp16}
-    if initial.noised_input is not None:
-        more["diffusion"] = dataclasses.asdict(initial.noised_input.diffusion)
-    origin = Origin(
-        os.path.basename(sources.get("load") or sources["checkpoint"]),
-        *(data.train.names, val, settings, initial.config),
-        contents_of(sources, data),
-        more,
-    )
+    origin = origin_of(initial, settings, data, sources, use_fp16)
     interrupted = load_interrupted(settings, origin)
     files = interrupted["origin"].get("files") if interrupted else {}
     unknown = (
         f"{settings.last_path} is of an older version, which recorded the names of its images and"
         " of its checkpoint, but not their contents: these may have changed since"
     )
-    if interrupted and interrupted["epoch"] >= settings.length(len(data.train)).epochs:
+    if is_complete(interrupted, settings, len(data.train)):
         if files is None:
             print(unknown)
         return None
@@ -180,7 +218,7 @@ def start_run(
     if files:
         data = in_saved_order(data, files)
         origin = dataclasses.replace(origin, files=files)
-    finetuner = Finetuner(initial, settings, data, origin)
+    finetuner = Finetuner(initial, settings, data, origin, stage)
     if interrupted:
         finetuner.resume(interrupted)
         logger.log(f"resuming after epoch {finetuner.epoch}")
@@ -200,13 +238,18 @@ def _open_log(settings: LearningConfig, step: int) -> None:
 def log_data(data: TrainingData) -> None:
     """Log how many images there are, of which classes, and which classes no mask shows."""
     logger.log(f"{len(data.train)} training images, {len(data.val or ())} for validation")
-    for kind, images in (("synthetic", data.synthetic), ("unlabelled", data.unlabelled)):
+    others = {
+        "synthetic": data.synthetic,
+        "unlabelled": data.unlabelled,
+        "pseudo-labelled": data.pseudo,
+    }
+    for kind, images in others.items():
         if images is not None:
             logger.log(f"{len(images)} {kind} images")
     if data.shared:
         logger.log(data.shared)
     logger.log(describe_classes(data.categories))
-    train = data.train if data.synthetic is None else data.train.join(data.synthetic)
+    train = data.train if data.more is None else data.train.join(data.more)
     if absent := _absent(train, data.categories):
         logger.log(f"absent from all training masks, so cannot be learnt: {absent}")
     if data.val and (absent := _absent(data.val, data.categories)):
@@ -233,24 +276,18 @@ def require_one_process() -> None:
         )
 
 
-def train(finetuner: Finetuner | None) -> int:
+def train(run: TrainingRun | None) -> int:
     """Train and report the outcome.
 
-    :param finetuner: None for a run that is complete.
+    :param run: None for one that is complete.
     :return: the command's exit code.
     """
-    if finetuner is None:
+    if run is None:
         print("this run is complete: nothing to do")
         return 0
-    finetuner.run()
-    if finetuner.stopped_by:
-        logger.log(f"stopped by {finetuner.stopped_by}: rerun the command to resume")
+    run.run()
+    if run.stopped_by:
+        logger.log(f"stopped by {run.stopped_by}: rerun the command to resume")
         return EXIT_STOPPED
-    best = finetuner.best
-    if finetuner.data.val:
-        logger.log(
-            f"best network: epoch {best['epoch']}, mean IoU {best['mean_iou']:.4f},"
-            f" mean Dice {best['mean_dice']:.4f} of the foreground"
-        )
-    logger.log(f"saved {finetuner.settings.weights_save}; curves in {finetuner.curves_path}")
+    logger.log(run.outcome())
     return 0

@@ -16,6 +16,8 @@ LEVELS = ("none", "light", "medium", "heavy", "strong")
 FLIPS = ("none", "horizontal", "vertical", "both")
 LOSSES = ("ce+dice", "ce", "dice")
 WEIGHTINGS = ("none", "sqrt", "inverse")
+# ways to learn from radiographs without masks
+UNLABELLED = ("self_training", "consistency")
 
 # the best learning rate for a pretrained network of this width, by experiment; Adam's best rate
 # falls in proportion as the width grows (arXiv 2203.03466, table 3)
@@ -95,21 +97,54 @@ class LearningConfig:
         "", "folder with IMG and MASK: synthetic image-mask pairs to train on as well"
     )
     synthetic_weight: float = flag(
-        0.5, "fraction of the training images that are synthetic", above=0, below=1
-    )
+        0.5, "fraction of the training images that are synthetic, or pseudo-labelled", above=0,
+        below=1,
+    )  # fmt: skip
     unlabeled_dir: str = flag(
-        "", "folder of radiographs without masks, pseudo-labelled by the averaged weights"
+        "", "folder of radiographs without masks, to learn from as well; see unlabeled_method"
     )
-    unlabeled_weight: float = flag(1.0, "weight of the loss on pseudo-labels", least=0)
-    unlabeled_batch_size: int = flag(
-        4, "radiographs without masks per step", least=1, most=MOST_BATCH
+    unlabeled_method: str = flag(
+        "self_training",
+        "self_training: networks trained on the masks label the radiographs, and a new one learns"
+        " from both; consistency: the averaged weights label them in every step",
+        choices=UNLABELLED,
     )
-    unlabeled_ramp: float = flag(
-        0.3, "fraction of the steps over which that weight rises from 0", least=0, most=1
+    teachers: int = flag(
+        3, "self-training: networks that label, which differ in their seed", least=0, most=100
+    )
+    teacher_models: str = flag(
+        "", "self-training: further segmentation models that label, of any kind: comma-separated"
+    )
+    unlabeled_images: int = flag(
+        400, "self-training: radiographs to label, drawn by seed; 0: all", least=0
+    )
+    drop_uncertain: float = flag(
+        0.3, "self-training: fraction of them not learnt from, the least certain", least=0, below=1
     )
     confidence: float = flag(
         0.9, "lowest class probability that makes a pseudo-label", least=0, most=1
     )
+    pseudo_augmentation: str = flag(
+        "same",
+        "self-training: augmentation of the radiographs without masks; same: as --augmentation",
+        choices=("same", *LEVELS),
+    )
+    student_steps: int = flag(
+        0, "self-training: optimisation steps of the network that learns from both; 0: as many as"
+        " show it each labelled image as often as the others see it", least=0,
+    )  # fmt: skip
+    rounds: int = flag(
+        1, "self-training: times that radiographs are labelled and learnt from; from the 2nd on the"
+        " new network labels as well", least=1, most=10,
+    )  # fmt: skip
+    unlabeled_weight: float = flag(1.0, "consistency: weight of the loss on pseudo-labels", least=0)
+    unlabeled_batch_size: int = flag(
+        4, "consistency: radiographs without masks per step", least=1, most=MOST_BATCH
+    )
+    unlabeled_ramp: float = flag(
+        0.3, "consistency: fraction of the steps over which that weight rises from 0", least=0,
+        most=1,
+    )  # fmt: skip
     weights_save: str = flag("segm.pth", "where to save the best network")
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never", least=0)
     precision: str = precision_flag()
@@ -131,8 +166,13 @@ class LearningConfig:
 
     def check(self) -> None:
         """:raises UserError: for flags that contradict each other or the files."""
-        if self.unlabeled_dir and not self.ema_rate:
-            raise UserError("--unlabeled_dir needs averaged weights: set --ema_rate, such as 0.99")
+        if self.self_training:
+            self._check_self_training()
+        elif self.unlabeled_dir and not self.ema_rate:
+            raise UserError(
+                "--unlabeled_method consistency needs averaged weights: set --ema_rate, such as"
+                " 0.99"
+            )
         if os.path.isdir(self.weights_save) or not os.path.splitext(self.weights_save)[1]:
             raise UserError(f"--weights_save {self.weights_save}: name a file such as segm.pth")
         check_output(self.weights_save)
@@ -142,6 +182,25 @@ class LearningConfig:
                 f"--resume_checkpoint {self.resume_checkpoint}: an interrupted run resumes by"
                 " itself; pass auto or none"
             )
+
+    def _check_self_training(self) -> None:
+        if not self.teachers and not self.teacher_models:
+            raise UserError("--teachers 0: name other networks that label with --teacher_models")
+        if self.synthetic_dir:
+            raise UserError(
+                "--synthetic_dir and --unlabeled_dir: self-training mixes one set of images with"
+                " the labelled ones; leave out either"
+            )
+
+    @property
+    def self_training(self) -> bool:
+        """Whether networks trained on the masks label radiographs for another one."""
+        return bool(self.unlabeled_dir) and self.unlabeled_method == "self_training"
+
+    @property
+    def stages_folder(self) -> str:
+        """The folder of what self-training needs before its last stage."""
+        return os.path.join(self.log_folder, "self_training")
 
     @property
     def last_path(self) -> str:
@@ -156,12 +215,15 @@ class LearningConfig:
 
     def length(self, images: int) -> "Length":
         """How long a run on that many images is."""
-        synthetic = self.synthetic_weight if self.synthetic_dir else 0.0
-        epoch = math.ceil(images / (self.batch_size * (1 - synthetic)))
-        if not self.steps:
+        more = self.synthetic_weight if self.synthetic_dir or self.self_training else 0.0
+        epoch = math.ceil(images / (self.batch_size * (1 - more)))
+        steps = self.steps
+        if self.self_training:
+            steps = self.student_steps or math.ceil(steps / (1 - more))
+        if not steps:
             return Length(self.epochs, epoch, self.epochs * epoch)
-        epoch = max(epoch, math.ceil(self.steps / _MOST_EPOCHS))
-        return Length(math.ceil(self.steps / epoch), epoch, self.steps)
+        epoch = max(epoch, math.ceil(steps / _MOST_EPOCHS))
+        return Length(math.ceil(steps / epoch), epoch, steps)
 
 
 class Length(NamedTuple):

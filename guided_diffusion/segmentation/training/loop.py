@@ -67,6 +67,7 @@ class Finetuner:
     :param settings: the flags.
     :param data: images to train and to validate on.
     :param origin: what identifies the run; a resume is refused if it differs.
+    :param stage: what the run is part of, for the progress bar.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Finetuner:
         settings: LearningConfig,
         data: TrainingData,
         origin: Origin,
+        stage: str = "",
     ):
         self.model = initial.model
         self.config = initial.config
@@ -82,9 +84,14 @@ class Finetuner:
         self.settings = settings
         self.data = data
         self.origin = origin
+        self.stage = stage
         self.device = next(self.model.parameters()).device
         swaps = parse_swaps(settings.flip_swap)
         self.augmentation = augment.Augmentation(settings.augmentation, settings.flip, swaps)
+        level = settings.pseudo_augmentation if data.pseudo is not None else "same"
+        self.augmentation_of_more = (
+            None if level == "same" else augment.Augmentation(level, settings.flip, swaps)
+        )
         weights = losses.class_weights(
             data.train.class_pixels(len(self.config.categories)), settings.class_weighting
         )
@@ -100,7 +107,7 @@ class Finetuner:
         )
         self.length = settings.length(len(data.train))
         self.consistency = None
-        if data.unlabelled is not None:
+        if data.unlabelled is not None and not settings.self_training:
             self.consistency = Consistency(
                 data.unlabelled,
                 settings.unlabeled_batch_size,
@@ -134,21 +141,25 @@ class Finetuner:
             self.stepper.load_ema(rate, saved["ema"])
         self.epoch, self.best = saved["epoch"], saved["best"]
 
-    def run(self) -> None:
-        """Train to the last epoch or until a signal, which `stopped_by` then names."""
+    def run(self, stop: StopRequest | None = None) -> None:
+        """Train to the last epoch or until a signal, which `stopped_by` then names.
+
+        :param stop: of a larger run that this one is a stage of, which records signals already.
+        """
         batches = training_batches(
             self.data.train,
             self.settings.batch_size,
             self.augmentation,
             self.settings.seed,
             self.stepper.steps,
-            self.data.synthetic,
+            self.data.more,
             self.settings.synthetic_weight,
+            self.augmentation_of_more,
         )
         epochs = self.length.epochs
-        bar = progress_bar(epochs, "epoch", initial=self.epoch)
+        bar = progress_bar(epochs, "epoch", initial=self.epoch, desc=self.stage or None)
         saved_at = time.monotonic()
-        with StopRequest() as stop, bar:
+        with StopRequest() if stop is None else contextlib.nullcontext(stop) as stop, bar:
             while self.epoch < epochs and not stop.requested:
                 self._train_epoch(batches)
                 self.epoch += 1
@@ -168,6 +179,17 @@ class Finetuner:
                 )
             self.save()
         self.stopped_by = stop.requested if self.epoch < epochs else None
+
+    def outcome(self) -> str:
+        """The result of a run to its end, in lines of the log."""
+        saved = f"saved {self.settings.weights_save}; curves in {self.curves_path}"
+        if not self.data.val:
+            return saved
+        best = self.best
+        return (
+            f"best network: epoch {best['epoch']}, mean IoU {best['mean_iou']:.4f},"
+            f" mean Dice {best['mean_dice']:.4f} of the foreground\n{saved}"
+        )
 
     def _train_epoch(self, batches: Iterator[tuple[th.Tensor, th.Tensor]]) -> None:
         self.model.train()

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import torch as th
 
 from guided_diffusion.runtime import checkpoint
-from guided_diffusion.runtime.contents import Files, changed_files, changes, digest, digests
+from guided_diffusion.runtime.contents import Files, changed_files, changes, digest
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.segmentation.model_file import SegmentationConfig
@@ -18,7 +18,7 @@ from guided_diffusion.segmentation.training.learning import LearningConfig
 # names of files and folders, which do not count where the contents are known
 _BY_NAME = (
     *("checkpoint", "load", "encoder_weights", "train", "val"),
-    *("train_names", "synthetic_dir", "unlabeled_dir"),
+    *("train_names", "synthetic_dir", "unlabeled_dir", "teacher_models"),
 )
 
 
@@ -65,6 +65,8 @@ class Origin:
         files = theirs.get("files")
         found = [] if files is None else changed_files(files, self.files)
         theirs = {**theirs, "precision": precision_of_origin(theirs)}
+        if theirs.get("unlabeled_dir"):  # older versions had no other method
+            theirs.setdefault("unlabeled_method", "consistency")
         if self.settings.precision in AUTO:
             ours["precision"] = theirs["precision"]
         for name in ours.keys() - {"files", *(_BY_NAME if files is not None else ())}:
@@ -84,20 +86,27 @@ def precision_of_origin(origin: Mapping[str, Any]) -> str:
 def contents_of(sources: Mapping[str, str], data: TrainingData) -> Files:
     """The contents that a run learns from.
 
-    :param sources: paths of weights by flag; what is no file, such as "imagenet", counts as it is.
+    :param sources: paths of weights by flag, some with commas between; what is no file, such as
+        "imagenet", counts as it is.
     """
-    files = {
-        flag: {os.path.basename(path): digest(path) if os.path.isfile(path) else path}
-        for flag, path in sources.items()
-        if path
-    }
+    files: Files = {}
+    for flag, text in sources.items():
+        if text:
+            paths = split_paths(text)
+            names = paths if len(paths) > 1 else [os.path.basename(text)]
+            contents = [digest(path) if os.path.isfile(path) else path for path in paths]
+            files[flag] = dict(zip(names, contents))
     for part in ("train", "val", "synthetic"):
         if (images := getattr(data, part)) is not None:
             files[part] = dict(zip(images.names, images.digests))
     if data.unlabelled is not None:
-        paths = data.unlabelled.names
-        files["unlabeled_dir"] = dict(zip(paths, digests(paths)))
+        files["unlabeled_dir"] = dict(zip(data.unlabelled.names, data.unlabelled.digests))
     return files
+
+
+def split_paths(text: str) -> list[str]:
+    """The files in a comma-separated list; a file whose name holds a comma is named alone."""
+    return [text] if os.path.exists(text) else [path for path in text.split(",") if path]
 
 
 def in_saved_order(data: TrainingData, files: Files) -> TrainingData:

@@ -109,6 +109,7 @@ def test_runs_with_everything_on_go_on_exactly(
     argv += ["--ema_rate", 0.9, "--layer_decay", 0.8, "--head_lr_scale", 3, "--weight_decay", 0.1]
     argv += ["--timestep_range", "0,9", "--noise_at_timestep", "--augmentation", "strong"]
     argv += ["--unlabeled_dir", unlabelled, "--unlabeled_batch_size", 3, "--confidence", 0.4]
+    argv += ["--unlabeled_method", "consistency"]
     argv += ["--synthetic_dir", unlabelled.parent, "--microbatch", 2, "--unlabeled_ramp", 0.5]
     ended = script("finetune.py", *argv, "--weights_save", "whole/segm.pth")
     assert ended.code == 0, ended.err
@@ -140,7 +141,8 @@ def test_runs_with_everything_on_go_on_exactly(
 
 
 def test_unlabelled_radiographs_change_the_network(script, pretrained, split, unlabelled):
-    argv = [pretrained, *folders(split)[:2], "--steps", 2, "--ema_rate", 0.9]
+    argv = [pretrained, *folders(split)[:2], "--steps", 2, "--unlabeled_method", "consistency"]
+    argv += ["--ema_rate", 0.9]
     for name, flags in (("without", []), ("with", ["--unlabeled_dir", unlabelled])):
         more = ["--confidence", 0.3, "--unlabeled_ramp", 0, "--weights_save", f"{name}.pth"]
         ended = script("finetune.py", *argv, *flags, *more)

@@ -138,6 +138,7 @@ def test_radiographs_without_masks_and_synthetic_pairs_count(script, pretrained,
     draw_pairs(tmp_path / "more", 2, seed=5)
     flags = (*TRAINING, "--ema_rate", 0.5, "--unlabeled_batch_size", 1)
     flags += ("--unlabeled_dir", tmp_path / "more" / "IMG", "--synthetic_dir", tmp_path / "more")
+    flags += ("--unlabeled_method", "consistency")
 
     def run():
         return script("finetune.py", pretrained, *paths(split), *flags)
