@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch as th
 
 from guided_diffusion import dist_util, logger
@@ -252,6 +253,11 @@ def log_data(data: TrainingData) -> None:
     train = data.train if data.more is None else data.train.join(data.more)
     if absent := _absent(train, data.categories):
         logger.log(f"absent from all training masks, so cannot be learnt: {absent}")
+    if lacking := _lacking(data.train, data.categories):
+        logger.log(
+            f"classes that most masks show: {lacking}. If they can be seen there, complete these"
+            " masks, or pass --absent_classes unknown"
+        )
     if data.val and (absent := _absent(data.val, data.categories)):
         logger.log(f"absent from all validation masks, so not in the mean scores: {absent}")
 
@@ -260,6 +266,18 @@ def _absent(images: LabelledImages, categories: Sequence[Category]) -> str:
     """The names of the classes that no mask shows."""
     pixels = images.class_pixels(len(categories))
     return ", ".join(c.name for c in categories if not pixels[c.index])
+
+
+def _lacking(images: LabelledImages, categories: Sequence[Category]) -> str:
+    """The classes that at least half of the masks show, but not all, and which do not."""
+    shown = [set(np.unique(mask).tolist()) for mask in images.masks]
+    found = []
+    for category in categories:
+        names = [n for n, values in zip(images.names, shown) if category.index not in values]
+        if category.index and 0 < len(names) <= len(shown) / 2:
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            found.append(f"{category.name} (not {some})")
+    return "; ".join(found)
 
 
 def describe_classes(categories: Sequence[Category]) -> str:

@@ -16,6 +16,8 @@ LEVELS = ("none", "light", "medium", "heavy", "strong")
 FLIPS = ("none", "horizontal", "vertical", "both")
 LOSSES = ("ce+dice", "ce", "dice")
 WEIGHTINGS = ("none", "sqrt", "inverse")
+# what a class is in an image whose mask does not show it
+ABSENT = ("background", "unknown")
 # ways to learn from radiographs without masks
 UNLABELLED = ("self_training", "consistency")
 
@@ -86,6 +88,12 @@ class LearningConfig:
         "none", "weigh classes in the cross-entropy by inverse frequency or its square root",
         choices=WEIGHTINGS,
     )  # fmt: skip
+    absent_classes: str = flag(
+        "background",
+        "what it means that a mask does not show a class. background: it is not there; unknown: it"
+        " may be there without having been drawn, so that image says nothing about it",
+        choices=ABSENT,
+    )
     augmentation: str = flag(
         "medium", "strength of the augmentation of image and mask", choices=LEVELS
     )

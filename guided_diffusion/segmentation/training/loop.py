@@ -95,7 +95,9 @@ class Finetuner:
         weights = losses.class_weights(
             data.train.class_pixels(len(self.config.categories)), settings.class_weighting
         )
-        self.loss = losses.SegmentationLoss(settings.loss, weights).to(self.device)
+        self.loss = losses.SegmentationLoss(settings.loss, weights, settings.absent_classes).to(
+            self.device
+        )
         self.stepper = Stepper(
             self.model,
             lr=settings.lr,

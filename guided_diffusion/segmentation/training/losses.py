@@ -47,16 +47,25 @@ class SegmentationLoss(nn.Module):
 
     :param kind: "ce+dice", "ce" or "dice".
     :param weights: class weights of the cross-entropy, `[C]`; None for equal ones.
+    :param absent: what a class means that a mask does not show: "background" where it is not there;
+        "unknown" where it may be, but was not drawn. Then it and the background count as one in
+        that image (the marginal loss of arXiv 2007.03868, section 3.1).
     :raises UserError: for any other kind.
     """
 
     weights: th.Tensor | None
 
-    def __init__(self, kind: str = "ce+dice", weights: th.Tensor | None = None):
+    def __init__(
+        self,
+        kind: str = "ce+dice",
+        weights: th.Tensor | None = None,
+        absent: str = "background",
+    ):
         super().__init__()
         if kind not in LOSSES:
             raise UserError(f"--loss {kind}: choose one of {', '.join(LOSSES)}")
         self.parts = kind.split("+")  # "ce" is in "dice" too
+        self.absent_is_unknown = absent == "unknown"
         self.weights: th.Tensor | None
         self.register_buffer("weights", weights)
 
@@ -73,6 +82,8 @@ class SegmentationLoss(nn.Module):
         scores = scores.float()
         known = masks != IGNORE
         classes = masks.where(known, 0)
+        if self.absent_is_unknown:
+            scores = _with_background(scores, classes)
         entropy = F.cross_entropy(scores, masks, self.weights, ignore_index=IGNORE, reduction="sum")
         counted = known.float() if self.weights is None else self.weights[classes] * known
         truth = F.one_hot(classes, scores.shape[1]).movedim(-1, 1) * known[:, None]
@@ -90,3 +101,14 @@ class SegmentationLoss(nn.Module):
             overlap, sizes = sums[2:].chunk(2)
             loss = loss + 1 - ((2 * overlap + _SMOOTH) / (sizes + _SMOOTH)).mean()
         return loss
+
+
+def _with_background(scores: th.Tensor, classes: th.Tensor) -> th.Tensor:
+    """Logits `[N x C x H x W]` in which classes that an image lacks have joined its background."""
+    count = scores.shape[1]
+    shown = F.one_hot(classes.flatten(1), count).any(1)  # [N x C]
+    shown[:, 0] = False
+    lacking = ~shown[:, :, None, None]
+    background = scores.masked_fill(~lacking, -th.inf).logsumexp(1, keepdim=True)
+    joined = scores.masked_fill(lacking, -th.inf)
+    return th.cat([background, joined[:, 1:]], 1)

@@ -11,6 +11,7 @@ from PIL import Image
 from guided_diffusion import logger
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.runtime.flags import parse_flags
+from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.training import losses
 from guided_diffusion.segmentation.training.config import finetune_flags
 from guided_diffusion.segmentation.training.dataset import LabelledImages
@@ -164,6 +165,20 @@ def test_a_class_absent_from_validation_is_named(script, pretrained, split):
     assert ended.code == 0, ended.err
     assert "absent from all validation masks, so not in the mean scores: class 2" in ended.out
     assert "cannot be learnt" not in ended.out
+
+
+def test_a_mask_without_a_class_of_the_others_is_named(script, pretrained, split):
+    path = split / "TRAIN/MASK/r1.png"
+    mask = np.asarray(Image.open(path))
+    Image.fromarray(np.where(mask == 2, 0, mask).astype(np.uint8)).save(path)
+    argv = [pretrained, *folders(split)[:2], "--epochs", 1, "--out_channels", 3]
+    ended = script("finetune.py", *argv)
+    assert ended.code == 0, ended.err
+    assert "classes that most masks show: class 2 (not r1). If they can be seen" in ended.out
+    unknown = ("--absent_classes", "unknown", "--weights_save", "unknown.pth")
+    assert script("finetune.py", *argv, *unknown).code == 0
+    one, other = (load_model(name)[0].state_dict() for name in ("segm.pth", "unknown.pth"))
+    assert not all(th.equal(one[name], other[name]) for name in one)
 
 
 def test_images_held_out_need_foreground(script, split):

@@ -51,6 +51,35 @@ class TestLoss:
         assert float(loss(scores, self.masks)) == pytest.approx(0, abs=1e-4)
         assert float(loss(-scores.float(), self.masks)) > 0.5
 
+    @pytest.mark.parametrize("kind", losses.LOSSES)
+    def test_an_unknown_class_is_one_with_the_background(self, kind):
+        """Only in the image whose mask does not show it."""
+        masks = th.tensor([[[0, 1], [0, IGNORE]], [[2, 2], [1, 0]]])
+        scores = th.randn(2, 3, 2, 2, generator=th.Generator().manual_seed(3), requires_grad=True)
+        found = losses.SegmentationLoss(kind, absent="unknown")(scores, masks)
+        known = scores.softmax(1).detach().clone()
+        known[0, 0] += known[0, 2]
+        known[0, 2] = 0
+        expected = losses.SegmentationLoss(kind)(known.log().nan_to_num(neginf=-1e4), masks)
+        th.testing.assert_close(found, expected)
+        assert found.item() != pytest.approx(losses.SegmentationLoss(kind)(scores, masks).item())
+        found.backward()
+        assert th.isfinite(scores.grad).all()
+        # more of the one at the cost of the other changes nothing
+        mass = scores.softmax(1)[0, [0, 2]].detach()
+        there = (scores.grad[0, 0] / mass[0] - scores.grad[0, 2] / mass[1])[masks[0] != IGNORE]
+        assert there.abs().max() < 1e-5
+
+    @pytest.mark.parametrize("kind", losses.LOSSES)
+    def test_where_masks_show_every_class_none_is_unknown(self, kind):
+        masks = th.tensor([[[0, 1], [2, 1]]])
+        scores = th.randn(1, 3, 2, 2, generator=th.Generator().manual_seed(4))
+        one, other = (
+            losses.SegmentationLoss(kind, absent=absent)(scores, masks)
+            for absent in ("background", "unknown")
+        )
+        th.testing.assert_close(one, other)
+
     def test_weights_favour_the_rare(self):
         pixels = np.array([900, 90, 10, 0])
         inverse = losses.class_weights(pixels, "inverse")
