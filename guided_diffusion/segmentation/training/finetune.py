@@ -23,7 +23,8 @@ from guided_diffusion.segmentation.training.layers import freeze, parameter_grou
 from guided_diffusion.segmentation.training.learning import FinetuneConfig
 from guided_diffusion.segmentation.training.loop import InitialNetwork
 from guided_diffusion.segmentation.training.noised_input import NoisedInput, parse_range
-from guided_diffusion.segmentation.training.self_training import start
+from guided_diffusion.segmentation.training.partner import imagenet_partner
+from guided_diffusion.segmentation.training.start import start
 from guided_diffusion.training.config import TrainConfig
 
 # flags of pretraining that users may pass along, and that have no effect here
@@ -62,7 +63,10 @@ def prepare(overrides: Overrides) -> TrainingRun | None:
         return dataclasses.replace(initial, messages=[*initial.messages, *messages])
 
     sources = {"checkpoint": pretrained.path}
-    return start(build, settings, data, sources, bool(overrides.get("use_fp16")))
+    partner = None
+    if settings.partner == "imagenet":
+        partner = imagenet_partner(reading, data.categories, settings.partner_lr)
+    return start(build, settings, data, sources, bool(overrides.get("use_fp16")), partner)
 
 
 def _initial_network(

