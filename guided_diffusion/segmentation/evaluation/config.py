@@ -76,7 +76,7 @@ class LabelEfficiencyConfig:
         choices=("draw", "select"),
     )
     methods: str = flag(
-        "recipe,plain,scratch,smp,features", "built in or from --method, comma-separated"
+        "recipe,partner,imagenet,scratch,features", "built in or from --method, comma-separated"
     )
     steps: int = flag(
         0,

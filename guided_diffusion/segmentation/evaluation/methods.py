@@ -25,16 +25,17 @@ RUNNERS = {
     ),
 }
 # a script, by default finetune.py, and its flags; the baselines learn at Adam's default rate,
-# whatever the recipe's is
+# whatever the recipe's is, and the pretrained one at the rate that folds have chosen
 METHODS = {
     "recipe": "",
     "plain": "--loss ce --schedule constant --warmup 0 --lr 1e-3 --weight_decay 0 --ema_rate 0"
     " --layer_decay 1 --head_lr_scale 1 --timestep 1 --noise_at_timestep False"
     " --augmentation light",
+    "partner": "--partner imagenet",
     "scratch": "--random_init True",
     "smp": "baseline_train.py --network smp --encoder resnet34 --encoder_weights none --lr 1e-3",
     "imagenet": "baseline_train.py --network smp --encoder tu-tf_efficientnet_lite0"
-    " --encoder_weights imagenet --lr 1e-3",
+    " --encoder_weights imagenet --lr 3e-3",
     "features": "baseline_train.py --network features --lr 1e-3",
     "mask_diffusion": "mask_diffusion_train.py --lr 1e-3 --ema_rate 0.99 --sample_interval 0",
 }
