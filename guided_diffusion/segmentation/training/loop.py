@@ -92,12 +92,11 @@ class Finetuner:
         self.augmentation_of_more = (
             None if level == "same" else augment.Augmentation(level, settings.flip, swaps)
         )
-        weights = losses.class_weights(
-            data.train.class_pixels(len(self.config.categories)), settings.class_weighting
-        )
-        self.loss = losses.SegmentationLoss(settings.loss, weights, settings.absent_classes).to(
-            self.device
-        )
+        pixels = data.train.class_pixels(len(self.config.categories))
+        weights = losses.class_weights(pixels, settings.class_weighting)
+        # a class that no mask shows cannot be learnt: there it is background
+        unknown = th.from_numpy(pixels > 0) if settings.absent_classes == "unknown" else None
+        self.loss = losses.SegmentationLoss(settings.loss, weights, unknown).to(self.device)
         self.stepper = Stepper(
             self.model,
             lr=settings.lr,

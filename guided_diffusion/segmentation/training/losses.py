@@ -47,27 +47,29 @@ class SegmentationLoss(nn.Module):
 
     :param kind: "ce+dice", "ce" or "dice".
     :param weights: class weights of the cross-entropy, `[C]`; None for equal ones.
-    :param absent: what a class means that a mask does not show: "background" where it is not there;
-        "unknown" where it may be, but was not drawn. Then it and the background count as one in
-        that image (the marginal loss of arXiv 2007.03868, section 3.1).
+    :param unknown: bool `[C]`, the classes that may be there though a mask does not show them.
+        Where it does not, they and the background count as one in that image (the marginal loss of
+        arXiv 2007.03868, section 3.1); None for none.
     :raises UserError: for any other kind.
     """
 
     weights: th.Tensor | None
+    unknown: th.Tensor | None
 
     def __init__(
         self,
         kind: str = "ce+dice",
         weights: th.Tensor | None = None,
-        absent: str = "background",
+        unknown: th.Tensor | None = None,
     ):
         super().__init__()
         if kind not in LOSSES:
             raise UserError(f"--loss {kind}: choose one of {', '.join(LOSSES)}")
         self.parts = kind.split("+")  # "ce" is in "dice" too
-        self.absent_is_unknown = absent == "unknown"
         self.weights: th.Tensor | None
         self.register_buffer("weights", weights)
+        self.unknown: th.Tensor | None
+        self.register_buffer("unknown", unknown)
 
     def forward(self, scores: th.Tensor, masks: th.Tensor) -> th.Tensor:
         """Loss, a scalar, of logits `[N x C x H x W]` for class indices `[N x H x W]`."""
@@ -82,8 +84,8 @@ class SegmentationLoss(nn.Module):
         scores = scores.float()
         known = masks != IGNORE
         classes = masks.where(known, 0)
-        if self.absent_is_unknown:
-            scores = _with_background(scores, classes)
+        if self.unknown is not None:
+            scores = _with_background(scores, classes, self.unknown)
         entropy = F.cross_entropy(scores, masks, self.weights, ignore_index=IGNORE, reduction="sum")
         counted = known.float() if self.weights is None else self.weights[classes] * known
         truth = F.one_hot(classes, scores.shape[1]).movedim(-1, 1) * known[:, None]
@@ -103,12 +105,13 @@ class SegmentationLoss(nn.Module):
         return loss
 
 
-def _with_background(scores: th.Tensor, classes: th.Tensor) -> th.Tensor:
-    """Logits `[N x C x H x W]` in which classes that an image lacks have joined its background."""
-    count = scores.shape[1]
-    shown = F.one_hot(classes.flatten(1), count).any(1)  # [N x C]
-    shown[:, 0] = False
-    lacking = ~shown[:, :, None, None]
-    background = scores.masked_fill(~lacking, -th.inf).logsumexp(1, keepdim=True)
-    joined = scores.masked_fill(lacking, -th.inf)
-    return th.cat([background, joined[:, 1:]], 1)
+def _with_background(scores: th.Tensor, classes: th.Tensor, unknown: th.Tensor) -> th.Tensor:
+    """Logits `[N x C x H x W]` in which unknown classes have joined the background.
+
+    In each image, of the unknown classes those that its classes `[N x H x W]` do not show.
+    """
+    shown = F.one_hot(classes.flatten(1), scores.shape[1]).any(1)  # [N x C]
+    joining = (unknown & ~shown)[:, :, None, None]
+    joining[:, 0] = True
+    background = scores.masked_fill(~joining, -th.inf).logsumexp(1, keepdim=True)
+    return th.cat([background, scores.masked_fill(joining, -th.inf)[:, 1:]], 1)

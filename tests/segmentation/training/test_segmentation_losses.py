@@ -56,7 +56,7 @@ class TestLoss:
         """Only in the image whose mask does not show it."""
         masks = th.tensor([[[0, 1], [0, IGNORE]], [[2, 2], [1, 0]]])
         scores = th.randn(2, 3, 2, 2, generator=th.Generator().manual_seed(3), requires_grad=True)
-        found = losses.SegmentationLoss(kind, absent="unknown")(scores, masks)
+        found = losses.SegmentationLoss(kind, unknown=th.tensor([True] * 3))(scores, masks)
         known = scores.softmax(1).detach().clone()
         known[0, 0] += known[0, 2]
         known[0, 2] = 0
@@ -75,10 +75,21 @@ class TestLoss:
         masks = th.tensor([[[0, 1], [2, 1]]])
         scores = th.randn(1, 3, 2, 2, generator=th.Generator().manual_seed(4))
         one, other = (
-            losses.SegmentationLoss(kind, absent=absent)(scores, masks)
-            for absent in ("background", "unknown")
+            losses.SegmentationLoss(kind, unknown=unknown)(scores, masks)
+            for unknown in (None, th.tensor([True] * 3))
         )
         th.testing.assert_close(one, other)
+
+    def test_only_classes_that_may_be_unknown_join_the_background(self):
+        masks = th.tensor([[[0, 1], [0, 1]]])
+        scores = th.randn(1, 4, 2, 2, generator=th.Generator().manual_seed(5))
+        unknown = th.tensor([True, True, False, True])
+        joined = scores.clone()
+        joined[:, 0] = scores[:, [0, 3]].logsumexp(1)
+        joined[:, 3] = -1e4
+        expected = losses.SegmentationLoss()(joined, masks)
+        found = losses.SegmentationLoss(unknown=unknown)(scores, masks)
+        th.testing.assert_close(found, expected)
 
     def test_weights_favour_the_rare(self):
         pixels = np.array([900, 90, 10, 0])
