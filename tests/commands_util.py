@@ -46,7 +46,7 @@ COMMANDS = {
     "baseline_train.py": f"{_LABELLED} --network unet --image_size 16 {_NETWORK} --epochs 1"
     " --weights_save OUT.pth",
     "label_efficiency.py": f"{_LABELLED} --checkpoint diffusion/ema_0.9_000010.pt --k 1 --seeds 0"
-    " --methods plain --steps 1 -o OUT",
+    " --methods plain --steps 1 --tune_steps 1 --tune_lr 1e-3 -o OUT",
     "probe.py": "diffusion . -o OUT",
     "predict.py": "segm.pth TRAIN/IMG OUT --save_uncertainty True",
     "evaluate.py": "VAL/IMG VAL/MASK --model segm.pth --output OUT --bootstrap 20",

@@ -37,7 +37,7 @@ def batches(first: int = 0, size: int = 4, **extra):
 
 
 def new_loop(
-    config: ModelConfig = TINY, size: int = 4, loop_type: type[TrainLoop] = TrainLoop, **options
+    config: ModelConfig = TINY, size: int = 4, loop_type: type[TrainLoop] | None = None, **options
 ) -> TrainLoop:
     th.manual_seed(1)
     defaults = {
@@ -53,7 +53,7 @@ def new_loop(
         "start": Start(),
         "max_grad_norm": 1.0,
     }
-    return loop_type(**{**defaults, **options})
+    return (loop_type or TrainLoop)(**{**defaults, **options})
 
 
 def weights(loop: TrainLoop) -> dict[str, th.Tensor]:

@@ -25,7 +25,8 @@ from guided_diffusion.segmentation.training import loop
 WITHOUT_NETWORK = {"prepare_data.py", "rgb2tif.py"}
 # their figures are compared between machines
 ALWAYS_FP32 = {"image_nll.py", "evaluate_samples.py"}
-COMPUTING = sorted(set(all_commands()) - WITHOUT_NETWORK - {"export_onnx.py"})
+# as are the probe's, which is always float32
+COMPUTING = sorted(set(all_commands()) - WITHOUT_NETWORK - {"export_onnx.py", "probe.py"})
 SAYS_DEFAULT = "precision bf16: this processor computes it faster than fp32; --precision fp32"
 
 
