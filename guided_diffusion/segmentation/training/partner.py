@@ -9,7 +9,9 @@ import dataclasses
 import os
 
 from guided_diffusion.images.reading import ReadingConfig
+from guided_diffusion.networks import imagenet
 from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
 from guided_diffusion.segmentation.networks.union import join
@@ -26,6 +28,8 @@ def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) 
     """
     from guided_diffusion.segmentation.networks.smp_unet import LITE0
 
+    if not imagenet.installed():
+        raise UserError(f"--partner imagenet needs its weights: {imagenet.REMEDY}")
     config = SegmentationConfig(None, reading, categories)
 
     def build(settings: LearningConfig) -> InitialNetwork:
