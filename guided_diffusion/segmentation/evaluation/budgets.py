@@ -55,7 +55,7 @@ class BudgetChooser:
     def __init__(
         self, settings: LabelEfficiencyConfig, methods: Sequence[Method], train: tuple[str, str]
     ):
-        self.methods, self.train = methods, train
+        self.methods = methods
         self.steps = positive_integers("tune_steps", settings.tune_steps)
         self.rates = _rates(settings.tune_lr)
         half = len(find_pairs(*train).names) // _FOLDS
@@ -63,7 +63,7 @@ class BudgetChooser:
         if not half:
             raise UserError(f"{train[0]}: one image cannot choose a budget: give --steps")
         self.numbers = numbers[-_MOST_NUMBERS:] or [half]
-        self.settings = dataclasses.replace(
+        within = dataclasses.replace(
             settings,
             k=",".join(map(str, self.numbers)),
             seeds=settings.seeds.split(",")[0],
@@ -71,6 +71,7 @@ class BudgetChooser:
             output=os.path.join(settings.output, "budgets"),
             keep_models=False,
         )
+        self.plan = Plan(within, (), train, None)
         self.stopped_by: str | None = None
 
     def choose(self) -> dict[str, Choice]:
@@ -112,9 +113,8 @@ class BudgetChooser:
             dataclasses.replace(budget.applied(method), name=name)
             for name, (method, budget) in named.items()
         ]
-        plan = Plan(self.settings, methods, self.train, None)
-        self.stopped_by = run_all(plan)
-        results = read_results(self.settings.output)
+        self.stopped_by = run_all(self.plan.with_methods(methods))
+        results = read_results(self.plan.settings.output)
         scores: dict[str, dict[Budget, float]] = {method.name: {} for method in self.methods}
         for name, (method, budget) in named.items():
             found = [r for r in results if r["method"] == name and r["k"] in self.numbers]

@@ -5,6 +5,7 @@ determines which k images, unless they are selected, and a draw of more images c
 fewer.
 """
 
+import copy
 import functools
 import os
 import shlex
@@ -111,12 +112,23 @@ class Plan:
         if max(self.numbers) > most:
             raise UserError(f"--k {max(self.numbers)}: there are {most} images to draw from")
         self.selected = self._select() if settings.choose == "select" else {}
-        self.runs = [
+        self.runs = self._runs()
+
+    def with_methods(self, methods: Sequence[Method]) -> "Plan":
+        """The plan for other methods, on the same images."""
+        plan = copy.copy(self)
+        plan.methods = methods
+        plan.runs = plan._runs()
+        return plan
+
+    def _runs(self) -> list[Run]:
+        folds = range(self.settings.folds) if self.settings.folds else [None]
+        return [
             Run(method, k, seed, fold)
             for seed in self.seeds
-            for fold in (range(settings.folds) if settings.folds else [None])
+            for fold in folds
             for k in self.numbers
-            for method in methods
+            for method in self.methods
         ]
 
     def _check(self, test: tuple[str, str] | None) -> None:

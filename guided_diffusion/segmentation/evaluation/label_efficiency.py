@@ -53,7 +53,7 @@ def label_efficiency(
             budgets = chooser.describe(choices)
             print(budgets)
             compared = [choices[method.name].budget.applied(method) for method in compared]
-            plan = Plan(settings, compared, train, held_out, evaluations)
+            plan = plan.with_methods(compared)
     if not stopped_by:
         stopped_by = run_all(plan, budgets)
     if stopped_by:

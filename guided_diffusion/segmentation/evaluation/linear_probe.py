@@ -19,7 +19,7 @@ from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.segmentation.metrics import confusion_matrix, nan_mean, present_scores
-from guided_diffusion.segmentation.networks.decoder_features import decoder_features
+from guided_diffusion.segmentation.networks.decoder_features import block_scales, decoder_features
 from guided_diffusion.segmentation.training.dataset import LabelledImages
 from guided_diffusion.unet import UNetModel
 
@@ -84,18 +84,13 @@ def linear_probe(
 
 def probe_blocks(network: UNetModel, image_size: int) -> list[int]:
     """The decoder blocks whose outputs are the features; all if none are of a suitable size."""
-    levels, count = len(network.channel_mult), network.num_res_blocks + 1
-    factors = [
-        2 ** (level - (level > 0 and block == count - 1))  # a level's last block enlarges
-        for level in reversed(range(levels))
-        for block in range(count)
-    ]
+    scales = block_scales(len(network.channel_mult), network.num_res_blocks + 1)
     found = [
         number
-        for number, factor in enumerate(factors)
-        if 2 <= factor <= COARSEST and image_size // factor >= SMALLEST
+        for number, scale in enumerate(scales)
+        if 2 <= scale <= COARSEST and image_size // scale >= SMALLEST
     ]
-    return found or list(range(len(factors)))
+    return found or list(range(len(scales)))
 
 
 class _Features:

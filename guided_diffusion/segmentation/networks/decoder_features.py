@@ -30,3 +30,15 @@ def decoder_features(
         for hook in hooks:
             hook.remove()
     return found
+
+
+def block_scales(levels: int, per_level: int) -> list[int]:
+    """How many times smaller than the image the output of each decoder block is.
+
+    The last block of a level doubles its maps, except on the finest level.
+    """
+    return [
+        2 ** max(level - (block == per_level - 1), 0)
+        for level in reversed(range(levels))
+        for block in range(per_level)
+    ]

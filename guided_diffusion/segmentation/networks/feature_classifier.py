@@ -180,22 +180,10 @@ def existing_blocks(wanted: Sequence[int], count: int) -> list[int]:
     return found
 
 
-def block_scales(levels: int, per_level: int) -> list[int]:
-    """How many times smaller than the image the output of each decoder block is.
-
-    The last block of a level doubles its maps, except on the finest level.
-    """
-    return [
-        2 ** max(level - (block == per_level - 1), 0)
-        for level in reversed(range(levels))
-        for block in range(per_level)
-    ]
-
-
 def blocks_by_scale(scales: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """The last block of each wanted scale that a decoder has; its last block if it has none.
 
-    :param scales: of its blocks, see `block_scales`.
+    :param scales: of its blocks, see `decoder_features.block_scales`.
     """
     last = {scale: block for block, scale in enumerate(scales)}
     return sorted(last[scale] for scale in wanted if scale in last) or [len(scales) - 1]

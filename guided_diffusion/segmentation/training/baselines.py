@@ -18,9 +18,9 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
+from guided_diffusion.segmentation.networks.decoder_features import block_scales
 from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
-    block_scales,
     blocks_by_scale,
     existing_blocks,
 )
@@ -165,9 +165,7 @@ def _smp(
     overrides: Overrides,
     pretrained: Trained[ModelConfig] | None,
 ) -> InitialNetwork:
-    return smp_network(
-        config, settings.encoder, settings.encoder_weights, settings.seed, settings.head_lr_scale
-    )
+    return smp_network(config, settings.encoder, settings.encoder_weights, settings.head_lr_scale)
 
 
 def _unet(

@@ -255,8 +255,8 @@ def log_data(data: TrainingData) -> None:
         logger.log(f"absent from all training masks, so cannot be learnt: {absent}")
     if lacking := _lacking(data.train, data.categories):
         logger.log(
-            f"classes that most masks show: {lacking}. If they can be seen there, complete these"
-            " masks, or pass --absent_classes unknown"
+            f"classes missing from some masks: {lacking}. If they can be seen there, complete the"
+            " masks or pass --absent_classes unknown"
         )
     if data.val and (absent := _absent(data.val, data.categories)):
         logger.log(f"absent from all validation masks, so not in the mean scores: {absent}")
@@ -269,14 +269,14 @@ def _absent(images: LabelledImages, categories: Sequence[Category]) -> str:
 
 
 def _lacking(images: LabelledImages, categories: Sequence[Category]) -> str:
-    """The classes that at least half of the masks show, but not all, and which do not."""
+    """The classes that at least half of the masks show, but not all, and which masks lack them."""
     shown = [set(np.unique(mask).tolist()) for mask in images.masks]
     found = []
     for category in categories:
         names = [n for n, values in zip(images.names, shown) if category.index not in values]
         if category.index and 0 < len(names) <= len(shown) / 2:
             some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            found.append(f"{category.name} (not {some})")
+            found.append(f"{category.name} (from {some})")
     return "; ".join(found)
 
 

@@ -84,11 +84,11 @@ class SegmentationLoss(nn.Module):
         scores = scores.float()
         known = masks != IGNORE
         classes = masks.where(known, 0)
+        truth = F.one_hot(classes, scores.shape[1]).movedim(-1, 1) * known[:, None]
         if self.unknown is not None:
-            scores = _with_background(scores, classes, self.unknown)
+            scores = _with_background(scores, truth, self.unknown)
         entropy = F.cross_entropy(scores, masks, self.weights, ignore_index=IGNORE, reduction="sum")
         counted = known.float() if self.weights is None else self.weights[classes] * known
-        truth = F.one_hot(classes, scores.shape[1]).movedim(-1, 1) * known[:, None]
         probabilities = scores.softmax(1) * known[:, None]
         overlap = (probabilities * truth).sum((0, 2, 3))
         sizes = (probabilities + truth).sum((0, 2, 3))
@@ -105,12 +105,12 @@ class SegmentationLoss(nn.Module):
         return loss
 
 
-def _with_background(scores: th.Tensor, classes: th.Tensor, unknown: th.Tensor) -> th.Tensor:
+def _with_background(scores: th.Tensor, truth: th.Tensor, unknown: th.Tensor) -> th.Tensor:
     """Logits `[N x C x H x W]` in which unknown classes have joined the background.
 
-    In each image, of the unknown classes those that its classes `[N x H x W]` do not show.
+    In each image, of the unknown classes those that its one-hot mask, of the same shape, lacks.
     """
-    shown = F.one_hot(classes.flatten(1), scores.shape[1]).any(1)  # [N x C]
+    shown = truth.flatten(2).any(2)  # [N x C]
     joining = (unknown & ~shown)[:, :, None, None]
     joining[:, 0] = True
     background = scores.masked_fill(~joining, -th.inf).logsumexp(1, keepdim=True)

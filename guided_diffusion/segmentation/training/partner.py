@@ -8,6 +8,8 @@ better than either (measured in docs/label-efficiency.md).
 import dataclasses
 import os
 
+import torch as th
+
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import imagenet
 from guided_diffusion.runtime import checkpoint
@@ -33,7 +35,8 @@ def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) 
     config = SegmentationConfig(None, reading, categories)
 
     def build(settings: LearningConfig) -> InitialNetwork:
-        return smp_network(config, LITE0, "imagenet", settings.seed, settings.head_lr_scale)
+        th.manual_seed(settings.seed)
+        return smp_network(config, LITE0, "imagenet", settings.head_lr_scale)
 
     return Partner(build, lr)
 

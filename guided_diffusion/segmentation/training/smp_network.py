@@ -3,27 +3,23 @@
 import dataclasses
 import os
 
-import torch as th
-
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.layers import parameter_groups
 from guided_diffusion.segmentation.training.loop import InitialNetwork
 
 
 def smp_network(
-    config: SegmentationConfig, encoder: str, weights: str, seed: int, head_lr_scale: float
+    config: SegmentationConfig, encoder: str, weights: str, head_lr_scale: float
 ) -> InitialNetwork:
     """The network, for the classes and the reading of a configuration.
 
     :param encoder: one of the package's encoders.
     :param weights: of the encoder: "none", a name that the package downloads, or a file.
-    :param seed: of the fresh weights.
     :param head_lr_scale: factor on the learning rate of what is fresh, where the rest is not.
     :raises UserError: if package or weights are not there.
     """
     from guided_diffusion.segmentation.networks.smp_unet import SmpUnet, is_packaged, options_of
 
-    th.manual_seed(seed)
     is_file = weights not in ("", "none") and (os.path.isfile(weights) or "." in weights)
     name = None if is_file or weights in ("", "none") else weights
     model = SmpUnet(encoder, config.in_channels, len(config.categories), name)

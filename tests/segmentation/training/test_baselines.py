@@ -7,6 +7,7 @@ import pytest
 import torch as th
 import torch.nn.functional as F
 from conftest import TINY, TINY_DIFFUSION, draw_pairs
+from finetuning_util import folders
 from golden_util import fill_parameters
 from PIL import Image
 
@@ -18,20 +19,16 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks import smp_unet
+from guided_diffusion.segmentation.networks.decoder_features import block_scales
 from guided_diffusion.segmentation.networks.feature_classifier import (
     FeatureClassifier,
     PixelHead,
-    block_scales,
     blocks_by_scale,
     existing_blocks,
 )
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple
 from guided_diffusion.segmentation.training import baselines
 from guided_diffusion.segmentation.training.dataset import load_labelled
-
-
-def folders(split):
-    return [str(split / part / kind) for part in ("TRAIN", "VAL") for kind in ("IMG", "MASK")]
 
 
 def classifier(shared=False, timesteps=(2, 30), blocks=(1, 3)):

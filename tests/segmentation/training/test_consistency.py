@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import draw_pairs
+from finetuning_util import folders
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule
@@ -96,10 +97,6 @@ def test_the_weight_rises(unlabelled):
     assert found.weight(5) == pytest.approx(2 * math.exp(-5 / 4))
     assert found.weight(10) == found.weight(99) == 2
     assert consistency(unlabelled, ramp=0).weight(0) == 2
-
-
-def folders(split):
-    return [str(split / part / kind) for part in ("TRAIN", "VAL") for kind in ("IMG", "MASK")]
 
 
 def test_runs_with_everything_on_go_on_exactly(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import TINY, TINY_DIFFUSION, draw_pairs
+from finetuning_util import folders, same, weights
 from golden_util import fill_parameters
 
 from guided_diffusion.images.geometry import IGNORE
@@ -22,18 +23,6 @@ from guided_diffusion.segmentation.training.dataset import load_labelled, traini
 from guided_diffusion.segmentation.training.layers import freeze, parameter_groups
 from guided_diffusion.segmentation.training.learning import FinetuneConfig
 from guided_diffusion.segmentation.training.noised_input import NoisedInput
-
-
-def folders(split):
-    return [str(split / part / kind) for part in ("TRAIN", "VAL") for kind in ("IMG", "MASK")]
-
-
-def weights(path):
-    return th.load(path, weights_only=True)["state_dict"]
-
-
-def same(one, other):
-    return all(th.equal(one[k], other[k]) for k in one)
 
 
 @pytest.mark.parametrize(("width", "lr"), [(16, 1e-3), (32, 1e-3), (64, 5e-4), (128, 2.5e-4)])

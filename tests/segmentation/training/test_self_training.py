@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import digests, draw_pairs
+from finetuning_util import folders, same, weights
 
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.inference.uncertainty import entropy_map
@@ -28,18 +29,6 @@ STAGES = "segm_logs/stages"
 def unlabelled(tmp_path):
     draw_pairs(tmp_path / "more", 5, seed=7)
     return tmp_path / "more" / "IMG"
-
-
-def folders(split):
-    return [str(split / part / kind) for part in ("TRAIN", "VAL") for kind in ("IMG", "MASK")]
-
-
-def weights(path):
-    return th.load(path, weights_only=True)["state_dict"]
-
-
-def same(one, other):
-    return all(th.equal(one[k], other[k]) for k in one)
 
 
 class TestDraw:
