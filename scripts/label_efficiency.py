@@ -17,7 +17,8 @@ def main() -> int:
         "--method",
         action="append",
         metavar="'NAME: FLAGS'",
-        help="define a method: flags of finetune.py, or another training script and its flags",
+        help="define a method: flags of finetune.py, another training script and its flags, or the"
+        " union of methods, 'NAME: METHOD + METHOD'",
     )
     parser.add_argument(
         "--variant",

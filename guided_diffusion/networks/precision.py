@@ -119,7 +119,7 @@ def _note(precision: str, device: th.device, given: bool = False, began: bool = 
         return ""
     why = ", in which this began" if began and not given else ""
     if default_on(device) != "bf16":
-        return f"precision bf16{why}: this processor computes it more slowly than fp32"
+        return f"precision bf16{why}: this processor gains little or nothing from it"
     if given:
         return ""
     if began:

@@ -375,7 +375,7 @@ def _expose(rng: np.random.Generator, scene: _Scene) -> np.ndarray:
     x, y = scene.x[middle::s, middle::s], scene.y[middle::s, middle::s]
     grain = rng.standard_normal((2, *film.shape)).astype(np.float32)
     grain = grain[0] + 1.5 * _blur(grain[1], 0.8)
-    film = film ** rng.uniform(1.0, 1.5)
+    film = np.maximum(film, 0) ** rng.uniform(1.0, 1.5)  # rounding leaves values just below 0
     film = rng.uniform(0.0, 0.08) + film * rng.uniform(0.85, 1.0)
     film *= 1 + rng.uniform(-0.1, 0.1) * x + rng.uniform(-0.1, 0.1) * y
     film += rng.uniform(0.01, 0.025) * grain

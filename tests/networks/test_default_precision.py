@@ -122,12 +122,12 @@ def test_a_training(on, kind, units, flags, chosen):
         (
             False,
             {"began": "bf16"},
-            "precision bf16, in which this began: this processor computes it more slowly than fp32",
+            "precision bf16, in which this began: this processor gains little or nothing from it",
         ),
         (
             False,
             {"precision": "bf16"},
-            "precision bf16: this processor computes it more slowly than fp32",
+            "precision bf16: this processor gains little or nothing from it",
         ),
         (False, {"use_fp16": True}, "float16 needs CUDA: training in float32 on the CPU"),
         (True, {"use_fp16": True}, "float16 needs CUDA: training in bfloat16 on the CPU"),

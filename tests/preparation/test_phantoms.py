@@ -43,6 +43,12 @@ def test_seeds_differ():
     assert len(pictures) == 20
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_that_rounding_left_below_zero_are_black():
+    image, _ = make_phantom(9855708175428278621, (64, 64))
+    assert image.std() > 10
+
+
 def test_size_is_checked():
     with pytest.raises(UserError, match="0x5"):
         make_phantom(0, (0, 5))

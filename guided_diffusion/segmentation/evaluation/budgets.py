@@ -55,7 +55,7 @@ class BudgetChooser:
     def __init__(
         self, settings: LabelEfficiencyConfig, methods: Sequence[Method], train: tuple[str, str]
     ):
-        self.methods = methods
+        self.methods = [method for method in methods if not method.members]
         self.steps = positive_integers("tune_steps", settings.tune_steps)
         self.rates = _rates(settings.tune_lr)
         half = len(find_pairs(*train).names) // _FOLDS

@@ -1,11 +1,12 @@
 """The runs of a comparison by the number of labelled images: which, on what, with which flags.
 
-A run is one method, trained on k images and evaluated on images that it never saw. The seed
-determines which k images, unless they are selected, and a draw of more images contains the draws of
-fewer.
+A run is one method, trained on k images and evaluated on images that it never saw, or the union of
+several, which needs their networks and no training. The seed determines which k images, unless they
+are selected, and a draw of more images contains the draws of fewer.
 """
 
 import copy
+import dataclasses
 import functools
 import os
 import shlex
@@ -31,6 +32,7 @@ from guided_diffusion.segmentation.evaluation.draws import (
     split_patients,
 )
 from guided_diffusion.segmentation.evaluation.efficiency_tables import (
+    RunResult,
     read_result,
     results_by_folder,
 )
@@ -46,6 +48,7 @@ from guided_diffusion.segmentation.evaluation.run_origin import (
     check_origin,
     digests_of_pairs,
     origin_of,
+    union_of,
 )
 from guided_diffusion.segmentation.evaluation.selected import Selector
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
@@ -131,6 +134,19 @@ class Plan:
             for method in self.methods
         ]
 
+    @property
+    def trainings(self) -> list[Run]:
+        return [run for run in self.runs if not run.method.members]
+
+    @property
+    def unions(self) -> list[Run]:
+        return [run for run in self.runs if run.method.members]
+
+    def members(self, union: Run) -> list[Run]:
+        """The runs whose networks a union consists of."""
+        methods = {method.name: method for method in self.methods}
+        return [dataclasses.replace(union, method=methods[name]) for name in union.method.members]
+
     def _check(self, test: tuple[str, str] | None) -> None:
         settings = self.settings
         if bool(settings.folds) == bool(test):
@@ -187,11 +203,14 @@ class Plan:
     def commands(self, run: Run) -> list[str]:
         """The commands that repeat a run: training, evaluation, evaluation of each variant."""
         test, model = self.tests[run.fold or 0], self.model_path(run)
-        train = [f"scripts/{run.method.script}", *self.training_arguments(run)]
         evaluate = ["scripts/evaluate.py", test.images, test.masks, "--model", model]
         evaluate += [*self._mask_flags(), *self.precision]
-        lines = [train, evaluate, *([*evaluate, *flags] for flags in self.variants.values())]
-        return [shlex.join(["python", *words]) for words in lines]
+        lines = [evaluate, *([*evaluate, *flags] for flags in self.variants.values())]
+        if run.method.members:
+            train = f"# after the trainings of {' and '.join(m.name for m in self.members(run))}"
+        else:
+            train = _python([f"scripts/{run.method.script}", *self.training_arguments(run)])
+        return [train, *map(_python, lines)]
 
     def _mask_flags(self) -> list[str]:
         """How to read masks, as flags of both the training and the evaluation scripts."""
@@ -201,14 +220,17 @@ class Plan:
         return binary + (ignore if settings.ignore_index >= 0 else [])
 
     def model_path(self, run: Run) -> str:
-        return os.path.join(self.settings.output, "runs", run.name, "segm.pth")
+        """Of the network of a run; of a union those of its members, with commas between."""
+        if run.method.members:
+            return ",".join(map(self.model_path, self.members(run)))
+        return os.path.join(self.folder(run), "segm.pth")
 
     def check_flags(self) -> None:
         """:raises UserError: for wrong flags of a run."""
         for flags in self.variants.values():
             swaps = parse_flags(make_parser("", AveragingConfig), flags).get("flip_swap")
             check_swaps(self.categories, parse_swaps(swaps or ""), chosen=True)
-        for run in self.runs:
+        for run in self.trainings:
             given = self.parse_arguments(run)
             check_flips(self.categories, given.get("flip", "none"), given.get("flip_swap", ""))
 
@@ -218,7 +240,7 @@ class Plan:
         """
         self.check_flags()
         for run in self.runs:
-            found = read_result(self.folder(run))
+            found = self.result(run)
             if found and "origin" in found:
                 check_origin(self.folder(run), found["origin"], self.origin(run))
             elif found and found["commands"] != run_precision.without(self.commands(run)):
@@ -248,10 +270,12 @@ class Plan:
         return {} if self.parts else digests_of_pairs(self.tests[0].images, self.tests[0].masks)
 
     def origin(self, run: Run) -> RunOrigin:
+        variants = {name: list(flags) for name, flags in self.variants.items()}
+        if run.method.members:
+            return union_of({m.method.name: self.origin(m) for m in self.members(run)}, variants)
         train = {name: self._train_digests[name] for name in self.images_of(run)}
         fold = [] if run.fold is None else self.parts[run.fold]
         test = {name: self._train_digests[name] for name in fold} or self._test_digests
-        variants = {name: list(flags) for name, flags in self.variants.items()}
         more = {"script": run.method.script, "common": self.settings.common, "variants": variants}
         return origin_of(self.parse_arguments(run), train, test, **more)
 
@@ -280,7 +304,14 @@ class Plan:
                 )
 
     def folder(self, run: Run) -> str:
-        return os.path.dirname(self.model_path(run))
+        return os.path.join(self.settings.output, "runs", run.name)
+
+    def result(self, run: Run) -> RunResult | None:
+        """What a run left; None if it has not finished."""
+        return read_result(self.folder(run))
+
+    def finished(self, run: Run) -> bool:
+        return self.result(run) is not None
 
     def parse_arguments(self, run: Run) -> dict[str, Any]:
         make_flags, _ = RUNNERS[run.method.script]
@@ -288,6 +319,10 @@ class Plan:
             return parse_flags(make_flags(), self.training_arguments(run))
         except UserError as error:
             raise UserError(f"method {run.method.name}: {error}") from error
+
+
+def _python(words: Sequence[str]) -> str:
+    return shlex.join(["python", *words])
 
 
 def positive_integers(name: str, text: str) -> list[int]:

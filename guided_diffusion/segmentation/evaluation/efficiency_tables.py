@@ -38,15 +38,17 @@ class VariantFigures(Figures):
 class _Recorded(TypedDict, total=False):
     origin: RunOrigin
     precision: str
+    kept: bool
 
 
 class RunResult(Figures, _Recorded):
     """What a finished run leaves in result.json.
 
     fold: None if the test images were evaluated. variants: by name. seconds: of training. images:
-    names of those that it was trained on. commands: to train, to evaluate, and to evaluate each
-    variant. origin: absent from results of older versions. precision: of the comparison, absent
-    where none was fixed.
+    names of those that it was trained on. commands: to train (of a union a comment), to evaluate,
+    and to evaluate each variant. origin: absent from results of older versions. precision: of the
+    comparison, absent where none was fixed. kept: whether its network is to stay, absent from
+    results of older versions.
     """
 
     method: str

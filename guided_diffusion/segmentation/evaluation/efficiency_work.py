@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 import math
 import os
 import shutil
@@ -19,6 +20,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import save_json, writing
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.runtime.workers import Outcome, side_by_side
 from guided_diffusion.segmentation.evaluation.draws import Pairs
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Plan, Run
@@ -26,7 +28,6 @@ from guided_diffusion.segmentation.evaluation.efficiency_tables import (
     RESULT_NAME,
     Figures,
     RunResult,
-    read_result,
     read_results,
     score_text,
     write_tables,
@@ -38,6 +39,8 @@ from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
 from guided_diffusion.segmentation.training.learning import LearningConfig
 
+# seconds between looks at the runs of other processes
+_LOOK_EVERY = 0.5
 # runs at a time that --jobs 0 chooses at most: each holds a network, its gradients and torch
 _MOST_JOBS = 4
 
@@ -54,8 +57,9 @@ def run_all(plan: Plan, budgets: str = "") -> str | None:
 
 
 def _make(plan: Plan, after_each: Callable[[], None]) -> str | None:
-    todo = [run for run in plan.runs if read_result(plan.folder(run)) is None]
-    with progress_bar(len(plan.runs), unit="run", initial=len(plan.runs) - len(todo)) as bar:
+    todo = _todo(plan)
+    done = max(0, len(plan.runs) - len(todo))
+    with progress_bar(done + len(todo), unit="run", initial=done) as bar:
 
         def report(run: Run, outcome: Outcome) -> None:
             if not outcome.stopped_by:
@@ -66,15 +70,42 @@ def _make(plan: Plan, after_each: Callable[[], None]) -> str | None:
         jobs = min(len(todo), plan.settings.jobs or _parallel_runs())
         if jobs > 1:
             tqdm.write(f"{jobs} runs at a time")
-            work = functools.partial(train_and_evaluate, plan)
+            work = functools.partial(make_run, plan)
             return side_by_side(work, todo, jobs, functools.partial(_share_cores, jobs), report)
         for run in todo:
             bar.set_description(run.name)
-            outcome = train_and_evaluate(plan, run)
+            outcome = make_run(plan, run)
             report(run, outcome)
             if outcome.stopped_by:
                 return outcome.stopped_by
     return None
+
+
+def _todo(plan: Plan) -> list[Run]:
+    """The runs that have not finished, and those whose network a union lacks.
+
+    A union comes after its members and the trainings that follow them, so that it hardly waits.
+    """
+    needed = {
+        member
+        for union in plan.unions
+        if not plan.finished(union)
+        for member in plan.members(union)
+    }
+    todo: list[Run] = []
+    late: list[Run] = []
+    for _, runs in itertools.groupby(plan.runs, lambda run: (run.seed, run.fold, run.k)):
+        unions = late
+        late = []
+        for run in runs:
+            if run.method.members:
+                late += [] if plan.finished(run) else [run]
+            elif not plan.finished(run) or (
+                run in needed and not os.path.exists(plan.model_path(run))
+            ):
+                todo.append(run)
+        todo += unions
+    return todo + late
 
 
 def _write_tables(plan: Plan, budgets: str, picture: bool = True) -> None:
@@ -99,22 +130,51 @@ def _share_cores(jobs: int) -> None:
     th.set_num_threads(max(1, min(th.get_num_threads(), dist_util.cores() // jobs)))
 
 
-def train_and_evaluate(plan: Plan, run: Run) -> Outcome:
-    """Make a run and leave its figures in its folder."""
+def make_run(plan: Plan, run: Run) -> Outcome:
+    """Train and evaluate, or evaluate a union, and leave the figures in the run's folder."""
     began = time.monotonic()
-    _, module = RUNNERS[run.method.script]
-    prepare = import_module(module).prepare
     with writing(plan.folder(run)):
         os.makedirs(plan.folder(run), exist_ok=True)
+    stopped_by = _wait_for(plan, plan.members(run)) if run.method.members else _train(plan, run)
+    if stopped_by:
+        return Outcome(stopped_by)
+    seconds = time.monotonic() - began
+    if run.method.members:
+        found = [plan.result(member) for member in plan.members(run)]
+        seconds = sum(result["seconds"] for result in found if result)
+    messages = _evaluate(plan, run, seconds)
+    for training in plan.members(run) or [run]:
+        _clean_up(plan, training)
+    if th.cuda.is_available():
+        th.cuda.empty_cache()
+    messages[0] += f", {time.monotonic() - began:.0f} s"
+    return Outcome(message="\n".join(messages))
+
+
+def _train(plan: Plan, run: Run) -> str | None:
+    """Leave the network of a run; returns the signal that stopped it."""
+    _, module = RUNNERS[run.method.script]
     # its messages are in its log.txt
     with contextlib.redirect_stdout(io.StringIO()), run_lock.released():
-        finetuner = prepare(plan.parse_arguments(run))
+        finetuner = import_module(module).prepare(plan.parse_arguments(run))
         if finetuner is not None:
             finetuner.run()
         logger.reset()
-    if finetuner is not None and finetuner.stopped_by:
-        return Outcome(finetuner.stopped_by)
-    trained = time.monotonic()
+    return finetuner.stopped_by if finetuner is not None else None
+
+
+def _wait_for(plan: Plan, members: Sequence[Run]) -> str | None:
+    """Until other processes have trained them; returns the signal that stopped it."""
+    with StopRequest() as stop:
+        while not all(map(plan.finished, members)):
+            if stop.requested:
+                return stop.requested
+            time.sleep(_LOOK_EVERY)
+    return None
+
+
+def _evaluate(plan: Plan, run: Run, seconds: float) -> list[str]:
+    """Leave the figures of a run; returns what to tell the user."""
     path, commands, test = plan.model_path(run), plan.commands(run), plan.tests[run.fold or 0]
     result: RunResult = {
         "method": run.method.name,
@@ -123,29 +183,39 @@ def train_and_evaluate(plan: Plan, run: Run) -> Outcome:
         "fold": run.fold,
         **_scores(plan, path, test, ()),
         "variants": {},
-        "seconds": round(trained - began, 1),
+        "seconds": round(seconds, 1),
         "images": plan.images_of(run),
         "commands": commands,
         "origin": plan.origin(run),
+        "kept": plan.settings.keep_models,
     }
     if plan.precision:
         result["precision"] = plan.precision[1]
-    messages = []
+    messages = [f"{run.name}: mean Dice {score_text(result['mean_dice'])}"]
     for (name, flags), command in zip(plan.variants.items(), commands[2:]):
         try:
             result["variants"][name] = {**_scores(plan, path, test, flags), "command": command}
         except UserError as error:  # not every kind of network has every option
             messages.append(f"{run.name} without {name}: {error}")
     save_json(os.path.join(plan.folder(run), RESULT_NAME), result)
-    os.remove(finetuner.last_path if finetuner else path.replace(".pth", "_last.pth"))
-    if not plan.settings.keep_models:
+    return messages
+
+
+def _clean_up(plan: Plan, run: Run) -> None:
+    """Remove what a finished training needs no more; its network once all unions have used it."""
+    settings = LearningConfig(weights_save=plan.model_path(run))
+    _remove(settings.last_path)
+    if (result := plan.result(run)) is None or result.get("kept", True):
+        return
+    if any(run in plan.members(union) and not plan.finished(union) for union in plan.unions):
+        return
+    _remove(settings.weights_save)
+    shutil.rmtree(settings.stages_folder, ignore_errors=True)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
         os.remove(path)
-        shutil.rmtree(LearningConfig(weights_save=path).stages_folder, ignore_errors=True)
-    dice = score_text(result["mean_dice"])
-    messages.append(f"{run.name}: mean Dice {dice}, {time.monotonic() - began:.0f} s")
-    if th.cuda.is_available():
-        th.cuda.empty_cache()
-    return Outcome(message="\n".join(messages))
 
 
 def _scores(plan: Plan, path: str, test: Pairs, flags: Sequence[str]) -> Figures:

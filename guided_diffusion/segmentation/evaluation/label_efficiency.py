@@ -52,8 +52,9 @@ def label_efficiency(
         if not stopped_by:
             budgets = chooser.describe(choices)
             print(budgets)
-            compared = [choices[method.name].budget.applied(method) for method in compared]
-            plan = plan.with_methods(compared)
+            plan = plan.with_methods(
+                [m if m.members else choices[m.name].budget.applied(m) for m in compared]
+            )
     if not stopped_by:
         stopped_by = run_all(plan, budgets)
     if stopped_by:

