@@ -65,6 +65,7 @@ COMMANDS = {
     " OUT",
     "serve.py": "segm.pth --port 7869",
     "rgb2tif.py": "TRAIN/MASK OUT --unknown background",
+    "export_labels.py": "TRAIN/MASK TRAIN/IMG OUT --format coco,labelme,cvat,nifti,nrrd",
 }
 
 # Where a flag shows its effect, by "SCRIPT FLAG" or "FLAG": another command line, or after "+" what
@@ -95,6 +96,7 @@ VARIANTS = {
     "window_width": "+ --intensity window --window_width 10 --window_center 5",
     "eta": "+ --sampler ddim",
     "image_train.py num_head_channels": "+ --attention_resolutions 16",
+    "predict.py tolerance": "+ --export coco",
     "probe_interval": "+ --probe_dir .",
     "probe_categories": "+ --probe_dir .",
     "samples_per_mask": _GUIDED,

@@ -49,9 +49,7 @@ class DicomSegWriter(FileWriter):
         except (AttributeError, ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"no DICOM-SEG can refer to {path}: {reason}") from error
-        write_atomically(
-            self.path_of(labelled.source), lambda file: file.write(content.getvalue())
-        )
+        write_atomically(self.path_of(labelled.source), lambda file: file.write(content.getvalue()))
 
     def _segmentation(
         self, source: "pydicom.Dataset", mask: np.ndarray
@@ -128,6 +126,9 @@ def read_source(path: str) -> "pydicom.Dataset":
     for key in _MAY_BE_EMPTY:
         if key not in dataset:
             setattr(dataset, key, None)
+    if "SliceThickness" not in dataset and "FrameOfReferenceUID" not in dataset:
+        # a projection's: highdicom would copy it, and read no such sequence without a thickness
+        dataset.pop("PixelSpacing", None)
     if value_of(dataset, "Modality") is None:
         dataset.Modality = "OT"
     return dataset

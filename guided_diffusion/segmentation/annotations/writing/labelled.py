@@ -78,5 +78,5 @@ def check_text_names(sources: Sequence[Source], what: str) -> None:
         name = file_name(source)
         if not name.isprintable() or visible(name) != name:
             raise UserError(
-                f"{visible(source.path)!r}: {what} cannot hold this name; rename the file or folder"
+                f"{source.path}: {what} cannot hold this name; rename the file or folder"
             )
