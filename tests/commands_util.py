@@ -61,6 +61,7 @@ COMMANDS = {
     "image_nll.py": "--model_path diffusion/ema_0.9_000010.pt --data_dir CLASSES --num_samples 1"
     " --out_dir OUT",
     "export_onnx.py": "segm.pth OUT.onnx",
+    "pack_model.py": "segm.pth OUT",
     "prepare_data.py": "--action organize --image_dir TRAIN/IMG --mask_dir TRAIN/MASK --output_dir"
     " OUT",
     "serve.py": "segm.pth --port 7869",
