@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.inference import onnx_export
 from guided_diffusion.segmentation.inference.predictor import load_predictor
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
 from guided_diffusion.segmentation.networks.mask_diffusion import describe
@@ -111,7 +113,7 @@ class TestPretrained:
         assert script("pack_model.py", pretrained, "net").code == 0
         tune = ("finetune.py", "net", *folders(split), "--epochs", 1)
         assert script(*tune).code == 0
-        config = json.loads(open("net/config.json").read())
+        config = json.loads(Path("net/config.json").read_text())
         weights = {name: 2 * tensor for name, tensor in load_file("net/model.safetensors").items()}
         del config["weights"]
         packed.write("net", config, weights)
@@ -132,17 +134,22 @@ class TestCommands:
         compare = ("--compare", "shared", "segm.pth", "-o", "comparison")
         assert script("evaluate.py", "IMG", "MASK", *compare).code == 0
         assert script("pack_model.py", "shared", "again", "--evaluation", "evaluation").code == 0
-        card = open("again/README.md").read()
-        metrics = json.loads(open("evaluation/metrics.json").read())
+        card = Path("again/README.md").read_text()
+        metrics = json.loads(Path("evaluation/metrics.json").read_text())
         assert "On 2 images" in card
         assert f"| class 1 | {metrics['per_class']['class 1']['dice']:.3f} |" in card
         one, other = (load_file(f"{name}/model.safetensors") for name in ("shared", "again"))
         assert all(th.equal(one[name], other[name]) for name in one)
 
-    def test_onnx_stands_beside_the_folder(self, script, shared):
-        pytest.importorskip("onnxruntime")
-        assert script("export_onnx.py", "shared/").code == 0
-        assert os.path.isfile("shared.onnx")
+    @pytest.mark.parametrize(
+        ("name", "written"),
+        [("a/shared/", "a/shared.onnx"), ("hf://user/net", "net.onnx"), ("a.pth", "a.onnx")],
+    )
+    def test_onnx_stands_beside_the_folder(self, script, monkeypatch, name, written):
+        asked = []
+        monkeypatch.setattr(onnx_export, "export", lambda *paths: asked.append(paths) or {})
+        assert script("export_onnx.py", name).code == 0
+        assert asked == [(name, written)]
 
     def test_nothing_of_the_training_data_is_shared(self, shared):
         text = "".join((shared / name).read_text() for name in ("config.json", "README.md"))
@@ -159,15 +166,12 @@ class TestCommands:
 
 
 class TestBadFolders:
-    def lost(self, folder, name):
-        (folder / name).unlink()
-
     def test_without_config(self, script, shared):
-        self.lost(shared, "config.json")
+        (shared / "config.json").unlink()
         refused(script("predict.py", "shared", "IMG", "out"), "shared lacks config.json")
 
     def test_without_weights(self, script, shared):
-        self.lost(shared, "model.safetensors")
+        (shared / "model.safetensors").unlink()
         ended = script("predict.py", "shared", "IMG", "out")
         refused(ended, "shared is a folder", "model.safetensors")
 
@@ -239,8 +243,7 @@ class TestHub:
             ("hf://../../etc", "expected hf://USER/REPO"),
         ):
             refused(script("predict.py", name, "IMG", "out"), said)
-        self_lost = cache / "snapshots" / self.REVISION / "model.safetensors"
-        self_lost.unlink()
+        (cache / "snapshots" / self.REVISION / "model.safetensors").unlink()
         refused(script("predict.py", "hf://user/net", "IMG", "out"), "holds no model.safetensors")
         assert not os.path.exists("out")
 

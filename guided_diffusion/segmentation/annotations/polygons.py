@@ -113,8 +113,16 @@ def _rings(pixels: np.ndarray) -> list[Ring]:
 
     steps = np.diff(np.pad(pixels, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     (rows, starts), (_, ends) = np.nonzero(steps == 1), np.nonzero(steps == -1)
-    polygon = shapely.union_all(shapely.box(starts, rows, ends, rows + 1)).simplify(0)
-    return [np.asarray(ring.coords)[:-1] for ring in (polygon.exterior, *polygon.interiors)]
+    polygon = shapely.union_all(shapely.box(starts, rows, ends, rows + 1))
+    return [
+        _corners(np.asarray(ring.coords)[:-1]) for ring in (polygon.exterior, *polygon.interiors)
+    ]
+
+
+def _corners(ring: Ring) -> Ring:
+    """The points of a ring at which it turns."""
+    before, behind = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    return ring[(np.sign(before) != np.sign(behind)).any(axis=1)]
 
 
 def _simplified(rings: Sequence[Ring], tolerance: float) -> list[Ring]:
