@@ -1,8 +1,11 @@
 """Where a radiograph lies in space, as ITK places it, and with it 3D Slicer and ITK-SNAP."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import RESOLUTION_UNIT, X_RESOLUTION, Y_RESOLUTION
 
 from guided_diffusion.images.image_io import MAX_PIXELS, image_errors, open_image
 
@@ -29,19 +32,35 @@ class Placement:
         return np.array(self.axes) * np.array([*self.spacing, 1.0])[:, None]
 
 
+def _resolution(picture: Image.Image) -> tuple[float, float]:
+    """The size of a pixel, mm, as the dots per inch or cm of JPEG and TIFF say."""
+    x, y, unit = 0.0, 0.0, 0
+    if picture.format == "TIFF":
+        tags = getattr(picture, "tag_v2", {})
+        x, y = float(tags.get(X_RESOLUTION, 0)), float(tags.get(Y_RESOLUTION, 0))
+        unit = tags.get(RESOLUTION_UNIT, 2) - 1
+    elif picture.format in ("JPEG", "MPO"):
+        x, y = picture.info.get("jfif_density", (0, 0))
+        unit = picture.info.get("jfif_unit", 0)
+    millimetres = {1: 25.4, 2: 10.0}.get(unit)
+    known = millimetres and 0 < x < math.inf and 0 < y < math.inf
+    return (millimetres / x, millimetres / y) if millimetres and known else (1.0, 1.0)
+
+
 def find_placement(path: str) -> Placement:
-    """The placement of a file. Pictures that are not DICOM have pixels of 1 mm at the origin.
+    """The placement of a file.
 
     Of DICOM files ITK takes the spacing from ImagerPixelSpacing where the kind of file is a
     projection, at the detector, and else from PixelSpacing; from NominalScannedPixelSpacing for
-    secondary captures without it. What is missing is 1 mm.
+    secondary captures without it. Pictures lie at the origin; JPEG and TIFF may state a resolution.
+    What is missing is 1 mm.
 
     :raises ImageError: if the file cannot be read.
     """
     with image_errors(path):
         content = open_image(path)
         if not isinstance(content, bytes):
-            return Placement()
+            return Placement(_resolution(content))
         from guided_diffusion.images.dicom_file import numbers, parse, value_of
 
         dataset = parse(content, MAX_PIXELS)
