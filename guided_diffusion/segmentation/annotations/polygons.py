@@ -111,6 +111,9 @@ def _rings(pixels: np.ndarray) -> list[Ring]:
     """The rings of pixels that are connected by their sides, with points at their corners only."""
     import shapely
 
+    if pixels.all():
+        height, width = pixels.shape
+        return [np.array([[0, 0], [width, 0], [width, height], [0, height]], float)]
     steps = np.diff(np.pad(pixels, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     (rows, starts), (_, ends) = np.nonzero(steps == 1), np.nonzero(steps == -1)
     polygon = shapely.union_all(shapely.box(starts, rows, ends, rows + 1))
@@ -129,7 +132,7 @@ def _simplified(rings: Sequence[Ring], tolerance: float) -> list[Ring]:
     """Rings of fewer points; the rings themselves if the others would cross."""
     import shapely
 
-    if not tolerance:
+    if not tolerance or all(len(ring) == 4 for ring in rings):
         return list(rings)
     simple = [_Border(ring, tolerance).simplified() for ring in rings]
     if shapely.is_valid(shapely.Polygon(simple[0], simple[1:])):
