@@ -46,8 +46,9 @@ def agree(found, mask, least=1.0):
         assert iou(region, mask == label) >= least, label
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_coco_by_pycocotools(folder):
-    from pycocotools.coco import COCO
+    COCO = pytest.importorskip("pycocotools.coco").COCO
 
     coco = COCO(str(folder / "coco/annotations.json"))
     images = {image["file_name"]: image for image in coco.loadImgs(coco.getImgIds())}
@@ -90,10 +91,13 @@ def test_labelme_files_stand_beside_their_images(folder):
 
 def test_shapes_are_listed_from_the_largest_to_the_smallest(folder):
     plain = json.loads((folder / "labelme/a.json").read_text())
-    mask = np.zeros_like(MASKS["a"])
+    mask, areas = np.zeros_like(MASKS["a"]), []
     for shape in plain["shapes"]:
-        mask[by_pillow([np.array(shape["points"])], *mask.shape)] = NAMES.index(shape["label"])
+        region = by_pillow([np.array(shape["points"])], *mask.shape)
+        mask[region] = NAMES.index(shape["label"])
+        areas.append(np.count_nonzero(region))
     assert np.array_equal(mask, MASKS["a"])
+    assert areas == sorted(areas, reverse=True)
 
 
 def test_cvat_images(folder):

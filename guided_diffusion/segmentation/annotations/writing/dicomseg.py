@@ -71,6 +71,7 @@ class DicomSegWriter(FileWriter):
             manufacturer_model_name=_MAKER,
             software_versions=_version(),
             device_serial_number="0",
+            omit_empty_frames=bool(mask.any()),  # of none it would warn, and keep all frames
             series_description="segmentation",
         )
 
