@@ -2,16 +2,13 @@
 
 import re
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from commands_util import COMMANDS, VARIANTS, arguments, prepare_commands
 from conftest import run_script
 
-from guided_diffusion.segmentation.inference import serve
-
-# minutes for a single file
-SKIPPED = ("export_onnx.py", "pack_model.py")
+# slow ones that load as predict.py does, and the one that packs
+SKIPPED = ("export_onnx.py", "serve.py", "pack_model.py")
 NAMES = re.compile(r"\b(segm|masks)\.pth|\b(diffusion|classifier|super_res|guided)/ema_\S+\.pt")
 
 
@@ -49,8 +46,6 @@ def workshop(tmp_path_factory):
 def test_a_packed_model(script, workshop, tmp_path, monkeypatch, name, flag):
     monkeypatch.chdir(workshop)
     monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "log"))
-    at_once = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None))
-    monkeypatch.setattr(serve, "threading", at_once)  # serve.py would wait for Ctrl-C
     words = [
         NAMES.sub(lambda m: f"packed_{m[1] or m[2]}", word)
         for word in arguments(name, str(tmp_path / "out"), flag)

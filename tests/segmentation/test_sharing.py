@@ -1,10 +1,12 @@
 """A network packed into a folder, and used from there."""
 
+import importlib
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,13 +217,13 @@ class TestHub:
     @pytest.fixture
     def cache(self, shared, tmp_path, monkeypatch):
         """The Hub's cache with the packed model, while there is no network."""
-        hub = pytest.importorskip("huggingface_hub")
+        constants = pytest.importorskip("huggingface_hub.constants")
         place = tmp_path / "cache/models--user--net"
         shutil.copytree(shared, place / "snapshots" / self.REVISION)
         (place / "refs").mkdir()
         (place / "refs/main").write_text(self.REVISION)
-        monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         packed._download.cache_clear()
         yield place
         packed._download.cache_clear()
@@ -246,6 +248,28 @@ class TestHub:
         (cache / "snapshots" / self.REVISION / "model.safetensors").unlink()
         refused(script("predict.py", "hf://user/net", "IMG", "out"), "holds no model.safetensors")
         assert not os.path.exists("out")
+
+    @pytest.mark.parametrize(
+        ("status", "said"), [(404, "it does not exist, or is private"), (500, "downloaded: sorry")]
+    )
+    def test_what_the_hub_refuses(self, script, cache, monkeypatch, status, said):
+        hub, errors = map(importlib.import_module, ("huggingface_hub", "huggingface_hub.errors"))
+
+        class Refusal(errors.HfHubHTTPError):
+            response = SimpleNamespace(status_code=status)
+
+            def __init__(self):
+                pass
+
+            def __str__(self):
+                return "sorry"
+
+        def refuse(*arguments, **options):
+            raise Refusal
+
+        monkeypatch.setattr(hub, "snapshot_download", refuse)
+        ended = script("predict.py", "hf://user/net", "IMG", "out")
+        refused(ended, "hf://user/net cannot be downloaded", said)
 
     def test_without_its_package(self, script, cache, monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
