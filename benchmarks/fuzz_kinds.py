@@ -230,6 +230,20 @@ def samples() -> Kind:
     return Kind({"plain.npz": plain.getvalue(), "labelled.npz": compressed.getvalue()}, read)
 
 
+def packed_config() -> Kind:
+    """See `fuzz_packed.py`."""
+    import fuzz_packed
+
+    return fuzz_packed.packed_config()
+
+
+def packed_weights() -> Kind:
+    """See `fuzz_packed.py`."""
+    import fuzz_packed
+
+    return fuzz_packed.packed_weights()
+
+
 KINDS = {
     "images": images,
     "masks": masks,
@@ -240,6 +254,8 @@ KINDS = {
     "groups": groups,
     "log": log,
     "samples": samples,
+    "packed_config": packed_config,
+    "packed_weights": packed_weights,
 }
 
 
