@@ -79,7 +79,7 @@ class TestExistingMasks:
         assert script(TOOL, "MASK", "IMG", "OUT", "--format", "labelme").code == 0
         copy = np.asarray(Image.open(data / "OUT/labelme/a.png"))
         assert copy.dtype == np.uint8
-        assert np.array_equal(copy, np.rint(deep / 65535 * 255))
+        assert np.array_equal(copy, np.rint(deep / deep.max() * 255))
 
 
 class TestRefused:
