@@ -70,7 +70,6 @@ COMMANDS = {
 # Where a flag shows its effect, by "SCRIPT FLAG" or "FLAG": another command line, or after "+" what
 # COMMANDS lack.
 _UNLABELLED = "+ --unlabeled_dir VAL/IMG --teachers 1 --confidence 0.35"
-_CONSISTENCY = "+ --unlabeled_dir VAL/IMG --unlabeled_method consistency --ema_rate 0.9"
 _GUIDED = f"--model_path guided/ema_0.9_000010.pt --seg_dir VAL/MASK {_SAMPLE}"
 _FEATURES = (
     f"{_LABELLED} --network features --checkpoint diffusion/ema_0.9_000010.pt --feature_blocks 0"
@@ -83,11 +82,10 @@ _SELECT = (
 )
 VARIANTS = {
     **dict.fromkeys(
-        ["unlabeled_method", "teachers", "teacher_models", "unlabeled_images", "drop_uncertain"],
+        ["teachers", "teacher_models", "unlabeled_images", "drop_uncertain"],
         _UNLABELLED,
     ),
     **dict.fromkeys(["confidence", "pseudo_augmentation", "student_steps", "rounds"], _UNLABELLED),
-    **dict.fromkeys(["unlabeled_weight", "unlabeled_batch_size", "unlabeled_ramp"], _CONSISTENCY),
     "synthetic_weight": "+ --synthetic_dir VAL",
     "percentile_low": "+ --intensity percentile",
     "percentile_high": "+ --intensity percentile",
