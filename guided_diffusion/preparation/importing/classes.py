@@ -44,6 +44,7 @@ def plan(
     priority: str = "",
     categories: str = "",
     ignoring: bool = False,
+    source: str = "the source",
 ) -> Classes:
     """The classes of masks.
 
@@ -52,6 +53,7 @@ def plan(
     :param priority: CLASS,CLASS,..., the topmost first.
     :param categories: a class table to use; "": one is made of the names.
     :param ignoring: whether masks also mark pixels without a label.
+    :param source: what the names are from, for messages.
     :raises UserError: for a name that is not there.
     """
     targets = {name: name for name in found}
@@ -63,7 +65,7 @@ def plan(
         targets[name] = target
     table = _given(categories, ignoring) if categories else None
     if table is None:
-        table = _made(found, targets, ignoring)
+        table = _made(found, targets, ignoring, source)
     known = {category.name.casefold(): category.index for category in table.entries}
     value = {name: _value(target, table, known, categories) for name, target in targets.items()}
     order = [word for word in _split(priority) if word]
@@ -133,7 +135,7 @@ def _given(path: str, ignoring: bool) -> ClassTable:
 
 
 def _made(
-    found: Mapping[str, Color | None], targets: Mapping[str, str], ignoring: bool
+    found: Mapping[str, Color | None], targets: Mapping[str, str], ignoring: bool, source: str
 ) -> ClassTable:
     """A table of the names that remain, in their order, in their colours as far as they differ."""
     wanted: dict[str, Color | None] = {}
@@ -151,7 +153,7 @@ def _made(
         # joined classes have the colour of the one whose name they take
         wanted[target] = (found.get(target) or wanted.get(target)) or found[name]
     if not wanted:
-        raise UserError("no class is left: the source has none but those left out by --map")
+        raise UserError(f"{source}: no class is left but those that --map leaves out")
     if len(wanted) >= MAX_CATEGORIES:
         raise UserError(
             f"there are {len(wanted)} classes, {_listed(wanted)}; masks hold"

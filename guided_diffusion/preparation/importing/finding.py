@@ -40,8 +40,8 @@ class ImageFinder:
             best = self._best(wanted)
             if len(best) > 1:
                 raise UserError(
-                    f"{where}: its image {short(name)} could be {' or '.join(best[:3])}; name the folder"
-                    " of the images with --images"
+                    f"{where}: its image {short(name)} could be {' or '.join(best[:3])}; name the"
+                    " folder of the images with --images"
                 )
             if best:
                 return best[0]

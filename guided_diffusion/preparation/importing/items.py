@@ -18,6 +18,7 @@ from guided_diffusion.segmentation.annotations.reading.source import Drawing, So
 
 FIRST, VOTE = "first", "vote"
 _SHOWN = 5
+_LONG_NAME = 200  # bytes
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class ImageItem:
 
     name      of both files, without ending; it may hold sub-folders
     path      of the image file
+    origin    what to call it in messages
     drawings  of one person, or of all that vote
     """
 
     name: str
     path: str
+    origin: str
     drawings: list[Drawing]
 
 
@@ -59,15 +62,17 @@ def find_items(
     names = _names([entries[0] for entries in drawn.values()], [folder, scratch])
     items: dict[str, ImageItem] = {}
     for name, entries in zip(names, drawn.values()):
-        path = entries[0][0]
-        drawings = _choose([drawing for _, drawing in entries], path, annotator, source)
+        path, first = entries[0]
+        made = path.startswith(scratch + os.sep)
+        origin = f"the image of {first.where}" if made else path
+        drawings = _choose([drawing for _, drawing in entries], origin, annotator, source)
         if not drawings:
             continue
         if name in items:
             raise UserError(
-                f"{items[name].path} and {path} would both be {name}; rename one of them"
+                f"{items[name].origin} and {origin} would both be {name}; rename one of them"
             )
-        items[name] = ImageItem(name, path, drawings)
+        items[name] = ImageItem(name, path, origin, drawings)
     return [items[name] for name in sorted(items)]
 
 
@@ -89,6 +94,8 @@ def _file_of(drawing: Drawing, finder: ImageFinder, scratch: str) -> str | None:
                 " beside it"
             )
         name = image.name.replace("\\", "/").rpartition("/")[2]
+        if len(os.fsencode(name)) > _LONG_NAME:
+            raise UserError(f"{drawing.where}: the name of its image is too long; shorten it")
         path = _scratch_file(scratch, name.removesuffix(ending(name)) or "image", end)
         with open(path, "wb") as file:
             file.write(content)

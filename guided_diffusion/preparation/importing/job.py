@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from guided_diffusion.images.image_io import read_image
+from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending
 from guided_diffusion.preparation.config import ImportConfig
@@ -56,6 +56,7 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
         config.priority,
         config.categories,
         config.unlabelled == "ignore",
+        source,
     )
     folder = config.images or (source if os.path.isdir(source) else os.path.dirname(source) or ".")
     items = find_items(found, folder, scratch, config.empty, config.annotator, config.skip_missing)
@@ -102,7 +103,10 @@ def _read(source: str, config: ImportConfig) -> tuple[str, Source]:
     if name == "colours":
         return name, colours.read(source, config.categories)
     options = Options(config.images, config.attribute, config.line_width)
-    return name, formats.read(name, paths, options)
+    found = formats.read(name, paths, options)
+    for other in formats.others(source, paths) if name in formats.OF_FILES else ():
+        found.omit(other, f"no annotations of {formats.FORMATS[name].TITLE}")
+    return name, found
 
 
 def _checked_size(item: ImageItem) -> Size:
@@ -110,13 +114,16 @@ def _checked_size(item: ImageItem) -> Size:
 
     :raises UserError: naming both.
     """
-    height, width = read_image(item.path).shape[:2]
+    try:
+        height, width = read_image(item.path).shape[:2]
+    except ImageError as error:
+        raise ImageError(str(error).replace(item.path, item.origin)) from error
     for drawing in item.drawings:
         if drawing.size is not None and drawing.size != (height, width):
             turned = drawing.size == (width, height)
             raise UserError(
                 f"{drawing.where} was drawn on {drawing.size[0]} x {drawing.size[1]} pixels (height"
-                f" x width), {item.path} has {height} x {width}; "
+                f" x width), {item.origin} has {height} x {width}; "
                 + (
                     "is it turned by EXIF, which the tool did not apply? Remove the tag from the"
                     " image"

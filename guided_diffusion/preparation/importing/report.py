@@ -33,7 +33,7 @@ class Report:
         self.images.append(
             {
                 "name": item.name,
-                "image": item.path,
+                "image": item.origin,
                 "annotators": [d.annotator for d in item.drawings if d.annotator],
                 "annotations": sum(len(d.regions) for d in item.drawings),
                 "pixels": pixels,

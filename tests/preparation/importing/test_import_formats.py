@@ -196,6 +196,10 @@ class TestLabelMe:
         for data, said in (
             ("!!", "imageData is '!!', not a file in base64"),
             (base64.b64encode(b"#!/bin/sh").decode(), "embedded image is of no format"),
+            (
+                base64.b64encode((FILES / "a.png").read_bytes()[:90]).decode(),
+                "the image of " + str(tmp_path / "in" / "a.json cannot be read"),
+            ),
         ):
             content = labelme(("tooth", SQUARE), imageData=data)
             write_json(tmp_path / "in" / "a.json", content)
@@ -346,6 +350,12 @@ class TestLabelStudio:
         assert (bring(folder, tmp_path / "out", *flags).indices() == 255).all()
         assert not bring(folder, tmp_path / "plain", *flags[:2]).indices().any()
 
+    def test_an_image_turned_in_the_tool(self, folder, tmp_path):
+        turned = {**result("tooth", points=SQUARE), "image_rotation": 90}
+        write_json(folder / "e.json", [task(by(1, turned))])
+        line = refused(folder, tmp_path / "out")
+        assert "result[0].image_rotation is 90, not 0; turn the image file itself" in line
+
     def test_other_exports_are_named(self, folder, tmp_path):
         write_json(folder / "e.json", [{"image": "a.png", "label": []}])
         line = refused(folder / "e.json", tmp_path / "out", "--format", "labelstudio")
@@ -394,6 +404,13 @@ class TestYolo:
         assert said in refused(tmp_path / "in", tmp_path / "out")
 
 
+POLYGON = {
+    "name": "polygon",
+    "all_points_x": [x for x, _ in SQUARE],
+    "all_points_y": [y for _, y in SQUARE],
+}
+
+
 class TestVia:
     def content(self, *regions, name="a.png"):
         listed = [
@@ -402,17 +419,11 @@ class TestVia:
         ]
         return {f"{name}123": {"filename": name, "size": 123, "regions": listed}}
 
-    POLYGON = {
-        "name": "polygon",
-        "all_points_x": [x for x, _ in SQUARE],
-        "all_points_y": [y for _, y in SQUARE],
-    }
-
     @pytest.mark.parametrize("project", [True, False])
     def test_regions(self, folder, tmp_path, project):
         rectangle = {"name": "rect", "x": 20, "y": 3, "width": 5, "height": 10}
         content = self.content(
-            (self.POLYGON, {"kind": "tooth"}),
+            (POLYGON, {"kind": "tooth"}),
             (rectangle, {"kind": {"filling": True, "gap": False}}),
             ({"name": "circle", "cx": 16, "cy": 18, "r": 4}, {"kind": "disc"}),
             ({"name": "point", "cx": 1, "cy": 1}, {"kind": "dot"}),
@@ -429,7 +440,7 @@ class TestVia:
         assert "its attribute kind is empty" in found.left_out
 
     def test_which_attribute_is_the_class(self, folder, tmp_path):
-        content = self.content((self.POLYGON, {"kind": "tooth", "sure": "yes"}))
+        content = self.content((POLYGON, {"kind": "tooth", "sure": "yes"}))
         write_json(folder / "via.json", content)
         line = refused(folder, tmp_path / "out")
         assert "attributes kind, sure; name the one that is the class with --attribute" in line
@@ -442,18 +453,19 @@ def as_volume(mask):
     return np.ascontiguousarray(mask.T[..., None])
 
 
+IDENTITY = {
+    "space": "left-posterior-superior",
+    "space directions": np.eye(3),
+    "space origin": np.zeros(3),
+}
+
+
 class TestVolumes:
     """Written as 3D Slicer and ITK-SNAP do, of a radiograph that states no orientation."""
 
-    IDENTITY = {
-        "space": "left-posterior-superior",
-        "space directions": np.eye(3),
-        "space origin": np.zeros(3),
-    }
-
     def test_segmentations_of_slicer(self, folder, tmp_path):
         header = {
-            **self.IDENTITY,
+            **IDENTITY,
             "Segment0_ID": "Segment_1",
             "Segment0_Name": "tooth",
             "Segment0_LabelValue": "1",
@@ -492,12 +504,12 @@ class TestVolumes:
         elif kind == "nifti_flipped":
             nibabel.save(nibabel.Nifti1Image(values[::-1], np.diag([1.0, -1, 1, 1])), path)
         elif kind == "ras":
-            ras = {**self.IDENTITY, "space": "right-anterior-superior"}
+            ras = {**IDENTITY, "space": "right-anterior-superior"}
             nrrd.write(path, values[::-1, ::-1], ras)
         elif kind == "turned":  # first axis along the rows, second against the columns
             directions = np.array([[0, 2.0, 0], [-0.5, 0, 0], [0, 0, 1]])
             turned = values.transpose(1, 0, 2)[:, ::-1]
-            nrrd.write(path, turned, {**self.IDENTITY, "space directions": directions})
+            nrrd.write(path, turned, {**IDENTITY, "space directions": directions})
         else:
             nrrd.write(path, values[..., 0] if kind == "flat" else values)
         found = bring(folder, tmp_path / "out", "--map", "class 1=tooth,class 2=filling")
@@ -511,11 +523,11 @@ class TestVolumes:
             tmp_path / "in", grey, name="a.dcm", ImageOrientationPatient=[1, 0, 0, 0, 0, -1]
         )
         directions = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
-        header = {**self.IDENTITY, "space directions": directions}
+        header = {**IDENTITY, "space directions": directions}
         nrrd.write(str(tmp_path / "in" / "a.seg.nrrd"), as_volume(TRUTH), header)
         found = bring(tmp_path / "in", tmp_path / "out", "--map", "class 1=tooth,class 2=filling")
         assert np.array_equal(found.truth(), TRUTH)
-        nrrd.write(str(tmp_path / "in" / "a.seg.nrrd"), as_volume(TRUTH), self.IDENTITY)
+        nrrd.write(str(tmp_path / "in" / "a.seg.nrrd"), as_volume(TRUTH), IDENTITY)
         line = refused(tmp_path / "in", tmp_path / "again")
         assert "a.seg.nrrd does not lie in the plane of its radiograph" in line
 

@@ -352,6 +352,16 @@ def test_files_that_are_no_json(folder, tmp_path):
     assert "a.xml is not valid XML" in refused(folder, tmp_path / "out")
 
 
+def test_one_of_many_files_is_damaged_or_of_something_else(folder, tmp_path):
+    draw(folder, ("tooth", SQUARE))
+    (folder / "b.json").write_text("{")
+    for flags in ((), ("--format", "labelme")):
+        assert "b.json is not valid JSON" in refused(folder, tmp_path / "out", *flags)
+    (folder / "b.json").write_text("{}")
+    found = bring(folder, tmp_path / "out")
+    assert "b.json: no annotations of LabelMe" in found.left_out
+
+
 def test_a_format_that_the_files_are_not_of(folder, tmp_path):
     line = refused(FILES / "labelme.json", tmp_path / "out", "--format", "coco")
     assert "labelme.json lacks 'images'; export it again" in line

@@ -1,5 +1,7 @@
 """One pixel rule: a pixel belongs to a shape if its centre lies inside."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.path import Path
@@ -38,8 +40,8 @@ def test_neighbours_share_no_pixel_and_leave_no_gap():
     """Also where outlines run through centres of pixels."""
     x, y = [0, 4.5, 11, 20.5, 31], [0, 3.5, 9.25, 24]
     count = np.zeros(SIZE, int)
-    for left, right in zip(x, x[1:]):
-        for upper, lower in zip(y, y[1:]):
+    for left, right in itertools.pairwise(x):
+        for upper, lower in itertools.pairwise(y):
             count += drawn(rectangle(left, upper, right, lower))
     assert (count == 1).all()
     diagonal = np.array([(0, 0), (31, 24)])
@@ -66,7 +68,7 @@ def test_a_ring_in_a_ring_is_a_hole():
 def test_what_lies_outside_is_cut_off():
     everything = np.array([(-1e6, -1e6), (1e6, -1e6), (1e6, 1e6), (-1e6, 1e6)])
     assert drawn(Polygon((everything,))).all()
-    assert not drawn(Polygon((everything + [3e6, 0],))).any()
+    assert not drawn(Polygon((everything + np.array([3e6, 0]),))).any()
     assert drawn(rectangle(-5, 10, 3, 40)).sum() == 3 * 14
     assert not drawn(rectangle(40, 40, 50, 50)).any()
     assert drawn(Bitmap(np.ones((10, 10), bool), (-4, 28))).sum() == 6 * 3

@@ -84,13 +84,19 @@ def files_of(source: str, name: str) -> list[str]:
     if not os.path.isdir(source):
         return [source]
     candidates = [path for path in _files(source) if path.lower().endswith(endings)]
-    found = [path for path in candidates if _recognised(OF_FILES[name], path)]
+    found = [path for path in candidates if OF_FILES[name].recognises(path)]
     if not found:
         raise UserError(
             f"{source} holds no annotations of {OF_FILES[name].TITLE}, files that end in"
             f" {' or '.join(endings)}; name another folder or --format"
         )
     return found
+
+
+def others(source: str, paths: list[str]) -> list[str]:
+    """Files in the source that might hold annotations, but are not among those that do."""
+    known = set(paths)
+    return [] if source in known else [path for path in _files(source) if path not in known]
 
 
 def read(name: str, paths: list[str], options: Options) -> Source:
@@ -115,13 +121,6 @@ def forget() -> None:
 
 def _is_of(module: ModuleType, path: str) -> bool:
     return path.lower().endswith(module.ENDINGS) and bool(module.recognises(path))
-
-
-def _recognised(module: ModuleType, path: str) -> bool:
-    try:
-        return bool(module.recognises(path))
-    except UserError:
-        return False
 
 
 def _files(source: str) -> list[str]:

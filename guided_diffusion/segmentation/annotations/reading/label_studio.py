@@ -59,11 +59,11 @@ def read(path: str, options: Options) -> Source:
 
 def _image(data: Node) -> str:
     """The name of a task's image, without what the web adds to it."""
-    values = [value for _, value in data.items() if isinstance(value.value, str)]
-    named = [value for value in values if value.where.endswith((".image", ".img", ".ocr"))]
-    if not named and len(values) != 1:
-        raise UserError(f"{data.where} names no image: the key 'image' is missing")
-    address = (named or values)[0].path()
+    texts = {key: value for key, value in data.items() if isinstance(value.value, str)}
+    chosen = texts.get("image") or (next(iter(texts.values())) if len(texts) == 1 else None)
+    if chosen is None:
+        raise UserError(f"{data.where} lacks 'image', the address of the task's image")
+    address = chosen.path()
     parts = urlsplit(address) if "://" in address or address.startswith("/data/") else None
     if parts is None:
         return address
@@ -90,6 +90,9 @@ def _drawing(annotation: Node, image: ImageName, source: Source) -> Drawing:
         value = result.get("value")
         if kind in ("labels", "choices", "textarea", "rating") or value is None:
             continue
+        turned = result.get("image_rotation")
+        if turned is not None and turned.value:
+            raise turned.fail("0", "turn the image file itself, and draw on that")
         size = _size(result)
         label = _label(result) or names.get(_id(result), "")
         if size is None or not label:

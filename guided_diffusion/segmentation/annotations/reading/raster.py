@@ -29,23 +29,32 @@ class Polygon:
 
     def draw(self, size: Size) -> np.ndarray:
         scale = np.array([size[1], size[0]]) if self.relative else 1.0
-        toggles = np.zeros((size[0], size[1] + 1), np.uint8)
-        for ring in self.rings:
-            _toggle(toggles, np.asarray(ring, np.float64) * scale)
-        return np.bitwise_xor.accumulate(toggles[:, :-1], axis=1).astype(bool)
+        rings = [np.asarray(ring, np.float64) * scale for ring in self.rings]
+        corners = np.concatenate(rings)
+        rows, columns = _box(size, corners.min(axis=0), corners.max(axis=0))
+        toggles = np.zeros((rows.stop - rows.start, columns.stop - columns.start + 1), np.uint8)
+        for ring in rings:
+            _toggle(toggles, ring, rows.start, columns.start)
+        found = np.zeros(size, bool)
+        inside = np.bitwise_xor.accumulate(toggles[:, :-1], axis=1)
+        found[rows, columns] = inside.astype(bool)
+        return found
 
 
-def _toggle(toggles: np.ndarray, ring: np.ndarray) -> None:
+def _toggle(toggles: np.ndarray, ring: np.ndarray, top: int, left: int) -> None:
     """Flip the first pixel right of each crossing of an outline with the centre line of a row.
 
-    :param toggles: uint8 [H x (W + 1)], changed.
+    :param toggles: uint8 [H x (W + 1)], changed; its first pixel is in row `top`, column `left`.
     """
     height, width = toggles.shape[0], toggles.shape[1] - 1
-    x0, y0 = ring.T
-    x1, y1 = np.roll(ring, -1, axis=0).T
+    following = np.roll(ring, -1, axis=0)
+    # from above to below, so that an edge that two polygons share gives the same numbers
+    falls = (ring[:, 1] <= following[:, 1])[:, None]
+    x0, y0 = np.where(falls, ring, following).T
+    x1, y1 = np.where(falls, following, ring).T
     # rows whose centre r + 1/2 lies in [upper, lower)
-    first = np.ceil(np.minimum(y0, y1) - 0.5).clip(0, height).astype(np.int64)
-    last = np.ceil(np.maximum(y0, y1) - 0.5).clip(0, height).astype(np.int64)
+    first = np.ceil(y0 - 0.5).clip(top, top + height).astype(np.int64)
+    last = np.ceil(y1 - 0.5).clip(top, top + height).astype(np.int64)
     counts = last - first
     ends = np.cumsum(counts)
     start = 0
@@ -57,8 +66,8 @@ def _toggle(toggles: np.ndarray, ring: np.ndarray) -> None:
         row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
         slope = (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
         x = x0[edge] + (row + 0.5 - y0[edge]) * slope
-        column = np.ceil(x - 0.5).clip(0, width).astype(np.int64)
-        places, times = np.unique(row * (width + 1) + column, return_counts=True)
+        column = np.ceil(x - 0.5).clip(left, left + width).astype(np.int64) - left
+        places, times = np.unique((row - top) * (width + 1) + column, return_counts=True)
         toggles.reshape(-1)[places[times % 2 == 1]] ^= 1
         start = stop
 

@@ -174,7 +174,8 @@ def _read_nifti(path: str) -> Volume:
     nibabel = need("nibabel", "nibabel", "NIfTI")
     kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
     image = next((kind for kind in kinds if kind.path_maybe_image(path)[0]), kinds[0])
-    loaded = image.from_filename(path, mmap=False)
+    with nibabel.imageglobals.LoggingOutputSuppressor():  # of headers that it mends
+        loaded = image.from_filename(path, mmap=False)
     shape = loaded.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
