@@ -10,7 +10,7 @@ import numpy as np
 from guided_diffusion.images.files import list_images, open_file
 from guided_diffusion.images.image_io import MAX_PIXELS, image_errors
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.annotations.reading.node import Node
+from guided_diffusion.segmentation.annotations.reading.node import Node, short
 from guided_diffusion.segmentation.annotations.reading.source import (
     Color,
     Drawing,
@@ -45,7 +45,7 @@ def read(path: str, options: Options) -> Source:
                 Region(seg.segments[n][0], f"{file} segment {n} ({seg.segments[n][0]})", shape)
                 for n, shape in sorted((n, _Frames(file, tuple(f), n)) for n, f in frames.items())
             ]
-            source.drawings.append(Drawing(image, f"{file} (of {uid})", regions, seg.size))
+            source.drawings.append(Drawing(image, f"{file} (of {short(uid)})", regions, seg.size))
     return source
 
 

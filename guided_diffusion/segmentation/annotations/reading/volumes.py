@@ -5,9 +5,11 @@ without such a statement (PNG, most DICOM) counts as ITK, ITK-SNAP and 3D Slicer
 run to the left of the patient, rows to the back.
 """
 
+import contextlib
+import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import IO, Any
@@ -173,8 +175,8 @@ def _content(file: IO[bytes], encoding: str, needed: int, path: str) -> bytes:
 def _read_nifti(path: str) -> Volume:
     nibabel = need("nibabel", "nibabel", "NIfTI")
     kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image)
-    image = next((kind for kind in kinds if kind.path_maybe_image(path)[0]), kinds[0])
-    with nibabel.imageglobals.LoggingOutputSuppressor():  # of headers that it mends
+    with _silent(nibabel.imageglobals.logger):
+        image = next((kind for kind in kinds if kind.path_maybe_image(path)[0]), kinds[0])
         loaded = image.from_filename(path, mmap=False)
     shape = loaded.shape
     while len(shape) > 3 and shape[-1] == 1:
@@ -191,10 +193,20 @@ def _read_nifti(path: str) -> Volume:
     return Volume(values, _units(directions))
 
 
+@contextlib.contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Discard what a library prints about headers that it mends."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _units(directions: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     if not np.isfinite(directions).all() or not (lengths > 0).all():
-        raise UserError("directions of axes are missing")
+        raise ValueError("directions of axes are missing")
     return directions / lengths
 
 
