@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ def import_labels(source: str, output: str, config: ImportConfig) -> Report:
     """
     if not os.path.exists(source):
         raise UserError(f"{source} does not exist")
+    if os.path.isfile(source) and zipfile.is_zipfile(source):
+        raise UserError(f"{source} is an archive; unpack it, and name the folder")
     folder = source if os.path.isdir(source) else ""
     require_new_folder(output, folder, config.images, flag="OUTPUT")
     if config.images and not os.path.isdir(config.images):

@@ -1,6 +1,8 @@
 """Write the files in `files/` with the libraries of the annotation tools themselves.
 
-    python -m venv tools && tools/bin/pip install labelme datumaro label-studio-sdk cvat-sdk
+    python -m venv tools
+    tools/bin/pip install labelme datumaro label-studio-sdk cvat-sdk SimpleITK
+    tools/bin/pip install --no-deps nnunetv2 batchgenerators
     tools/bin/python tests/preparation/importing/make_files.py
 
 These need other versions of numpy than the package, so that the files are kept, not the libraries.
@@ -14,12 +16,14 @@ from xml.etree import ElementTree
 
 import cvat_sdk.masks
 import numpy as np
+import SimpleITK as sitk
 from datumaro.components.annotation import AnnotationType, LabelCategories, Mask, Polygon
 from datumaro.components.dataset import Dataset
 from datumaro.components.dataset_base import DatasetItem
 from datumaro.components.media import Image as DatumImage
 from label_studio_sdk.converter import Converter, brush
 from labelme._label_file import LabelFile
+from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 from PIL import Image
 
 FILES = Path(__file__).with_name("files")
@@ -168,6 +172,34 @@ def with_label_studio_converter() -> None:
     picture().save(folder / "images" / f"{label.stem}.png")
 
 
+def with_itk() -> None:
+    """What ITK-SNAP and 3D Slicer save, which are built on it, of a picture that it read."""
+    picture = sitk.ReadImage(str(FILES / "a.png"))
+    flat = sitk.GetImageFromArray(truth())
+    flat.CopyInformation(picture)
+    volume = sitk.JoinSeries(flat)  # as Slicer holds a picture
+    turned = sitk.Flip(sitk.PermuteAxes(volume, [1, 0, 2]), [True, False, False])
+    folder = FILES / "itk"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, image in (("flat", flat), ("volume", volume), ("turned", turned)):
+        for end in (".nrrd", ".nii.gz"):
+            sitk.WriteImage(image, str(folder / f"{name}{end}"), useCompression=True)
+
+
+def with_nnunet() -> None:
+    folder = FILES / "Dataset001_Teeth"
+    shutil.rmtree(folder, ignore_errors=True)
+    for part, name, image in (
+        ("imagesTr", "a_0000.png", picture()),
+        ("labelsTr", "a.png", Image.fromarray(truth())),
+    ):
+        (folder / part).mkdir(parents=True)
+        image.save(folder / part / name)
+    labels = {"background": 0, "tooth": 1, "filling": 2}
+    generate_dataset_json(str(folder), {"0": "X-ray"}, labels, 1, ".png")
+
+
 if __name__ == "__main__":
     FILES.mkdir(exist_ok=True)
     Image.fromarray(truth()).save(FILES / "truth.png")
@@ -176,3 +208,5 @@ if __name__ == "__main__":
     with_labelme()
     with_label_studio()
     with_label_studio_converter()
+    with_itk()
+    with_nnunet()

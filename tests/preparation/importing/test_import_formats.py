@@ -43,6 +43,7 @@ STAR = [16.3, 1.2, 19, 9.9, 28, 10, 21, 14.5, 24.1, 22, 16, 17.2, 8, 23.3, 11, 1
         ("label_studio.json", "labelstudio", ()),  # label-studio-sdk: brush
         ("label_studio_polygons.json", "labelstudio", ()),
         ("yolo", "yolo", ("--priority", "filling")),  # label-studio-sdk
+        ("Dataset001_Teeth", "nnunet", ()),  # nnunetv2
     ],
 )
 def test_files_of_the_tools(tmp_path, source, kind, flags):
@@ -63,6 +64,7 @@ def folder(tmp_path):
 
 
 class TestCoco:
+    @pytest.mark.filterwarnings("ignore:__array__")
     def test_polygons_are_those_of_pycocotools(self, folder, tmp_path):
         parts = [STAR, [0.5, 20, 7.7, 20.2, 3, 30], [-4, -3, 5, 2, 2, 6]]
         write_json(folder / "c.json", coco((1, 1, parts)))
@@ -356,6 +358,19 @@ class TestLabelStudio:
         line = refused(folder, tmp_path / "out")
         assert "result[0].image_rotation is 90, not 0; turn the image file itself" in line
 
+    def test_labels_apart_from_their_regions_and_bitmasks(self, folder, tmp_path):
+        plain = result("x", points=SQUARE)
+        plain = {**plain, "type": "polygon", "value": {"points": plain["value"]["points"]}}
+        label = {"id": "x", "type": "labels", "value": {"labels": ["tooth"]}}
+        encoded = io.BytesIO()
+        Image.fromarray((TRUTH == 2).astype(np.uint8) * 255).save(encoded, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
+        bits = {**result("filling", "bitmask", imageDataURL=url), "id": "y"}
+        write_json(folder / "e.json", [task(by(1, plain, label, bits))])
+        found = bring(folder, tmp_path / "out")
+        assert np.array_equal(found.of("filling"), TRUTH == 2)
+        assert np.array_equal(found.of("tooth"), square() & (TRUTH != 2))
+
     def test_other_exports_are_named(self, folder, tmp_path):
         write_json(folder / "e.json", [{"image": "a.png", "label": []}])
         line = refused(folder / "e.json", tmp_path / "out", "--format", "labelstudio")
@@ -462,6 +477,14 @@ IDENTITY = {
 
 class TestVolumes:
     """Written as 3D Slicer and ITK-SNAP do, of a radiograph that states no orientation."""
+
+    @pytest.mark.parametrize("path", sorted((FILES / "itk").iterdir()), ids=lambda path: path.name)
+    def test_files_of_itk(self, folder, tmp_path, path):
+        """Of a label map that was turned, the directions are what turns it back."""
+        shutil.copy(path, folder)
+        shutil.copy(FILES / "a.png", folder)
+        found = bring(folder, tmp_path / "out", "--map", "class 1=tooth,class 2=filling")
+        assert np.array_equal(found.truth(), TRUTH)
 
     def test_segmentations_of_slicer(self, folder, tmp_path):
         header = {

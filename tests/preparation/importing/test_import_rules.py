@@ -3,6 +3,7 @@
 import json
 import os
 import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -350,6 +351,13 @@ def test_files_that_are_no_json(folder, tmp_path):
     (folder / "a.json").unlink()
     path.write_text("<annotations><image>")
     assert "a.xml is not valid XML" in refused(folder, tmp_path / "out")
+
+
+def test_archives_are_to_be_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.writestr("a.json", "{}")
+    line = refused(tmp_path / "export.zip", tmp_path / "out")
+    assert "export.zip is an archive; unpack it, and name the folder" in line
 
 
 def test_one_of_many_files_is_damaged_or_of_something_else(folder, tmp_path):
