@@ -11,6 +11,7 @@ from PIL import Image
 from guided_diffusion.images.files import real_path
 from guided_diffusion.images.image_io import save_picture
 from guided_diffusion.images.names import ending, stem
+from guided_diffusion.preparation.config import ImportConfig
 from guided_diffusion.preparation.importing.finding import ImageFinder
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.annotations.reading.embedded import ending_of
@@ -37,9 +38,7 @@ class ImageItem:
     drawings: list[Drawing]
 
 
-def find_items(
-    source: Source, folder: str, scratch: str, empty: str, annotator: str, skip_missing: bool
-) -> list[ImageItem]:
+def find_items(source: Source, folder: str, scratch: str, config: ImportConfig) -> list[ImageItem]:
     """The images to convert, by name.
 
     :param folder: in which images are searched for.
@@ -50,7 +49,7 @@ def find_items(
     drawn: dict[str, list[tuple[str, Drawing]]] = {}
     missing: list[Drawing] = []
     for drawing in source.drawings:
-        if not drawing.regions and empty == "skip":
+        if not drawing.regions and config.empty == "skip":
             source.omit(drawing.where, "without annotations (--empty background keeps it)")
             continue
         path = _file_of(drawing, finder, scratch)
@@ -58,14 +57,14 @@ def find_items(
             missing.append(drawing)
         else:
             drawn.setdefault(real_path(path), []).append((path, drawing))
-    _report_missing(source, missing, folder, skip_missing)
+    _report_missing(source, missing, folder, config.skip_missing)
     names = _names([entries[0] for entries in drawn.values()], [folder, scratch])
     items: dict[str, ImageItem] = {}
     for name, entries in zip(names, drawn.values()):
         path, first = entries[0]
         made = path.startswith(scratch + os.sep)
         origin = f"the image of {first.where}" if made else path
-        drawings = _choose([drawing for _, drawing in entries], origin, annotator, source)
+        drawings = _choose([drawing for _, drawing in entries], origin, config.annotator, source)
         if not drawings:
             continue
         if name in items:
@@ -123,7 +122,7 @@ def _report_missing(
     for drawing in missing:
         source.omit(drawing.where, f"its image {drawing.image.name!r} is not in {folder}")
     if missing and not skip_missing:
-        shown = ", ".join(ascii(d.image.name)[1:-1][:80] for d in missing[:_SHOWN])
+        shown = ", ".join(ascii(d.image.name)[1:-1][-80:] for d in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise UserError(
             f"{missing[0].where}: {len(missing)} images are not in {folder}: {shown}{more}; name"

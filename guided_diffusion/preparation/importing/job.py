@@ -53,6 +53,8 @@ def import_labels(source: str, output: str, config: ImportConfig) -> Report:
 
 def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Report:
     name, found = _read(source, config)
+    if not found.classes:
+        raise _nothing(source, found)
     classes = plan(
         found.classes,
         config.map,
@@ -62,13 +64,9 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
         source,
     )
     folder = config.images or (source if os.path.isdir(source) else os.path.dirname(source) or ".")
-    items = find_items(found, folder, scratch, config.empty, config.annotator, config.skip_missing)
+    items = find_items(found, folder, scratch, config)
     if not items:
-        why = Counter(one.why for one in found.left_out).most_common(1)
-        raise UserError(
-            f"{source} holds no annotated image"
-            + (f": {why[0][1]} x left out, {why[0][0]}" if why else "")
-        )
+        raise _nothing(source, found)
     unlabelled = 0 if config.unlabelled == "background" else classes.table.ignored[0].index
     report = Report(name, source, classes.table)
     sizes: dict[str, Size] = {}
@@ -86,6 +84,12 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
     save_json(os.path.join(output, REPORT), report.to_plain())
     say(report, output)
     return report
+
+
+def _nothing(source: str, found: Source) -> UserError:
+    why = Counter(one.why for one in found.left_out).most_common(1)
+    reason = f": {why[0][1]} x left out, {why[0][0]}" if why else ""
+    return UserError(f"{source} holds no annotated image{reason}")
 
 
 def _read(source: str, config: ImportConfig) -> tuple[str, Source]:

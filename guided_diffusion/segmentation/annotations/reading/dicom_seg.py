@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -41,10 +42,11 @@ def read(path: str, options: Options) -> Source:
         for uid, frames in seg.frames_of.items():
             found = images.get(uid)
             image = ImageName(found or uid, path=found)
-            regions = [
-                Region(seg.segments[n][0], f"{file} segment {n} ({seg.segments[n][0]})", shape)
-                for n, shape in sorted((n, _Frames(file, tuple(f), n)) for n, f in frames.items())
-            ]
+            regions = []
+            for number in sorted(frames):
+                name = seg.segments[number][0]
+                shape = _Frames(file, tuple(frames[number]), number)
+                regions.append(Region(name, f"{file} segment {number} ({name})", shape))
             source.drawings.append(Drawing(image, f"{file} (of {short(uid)})", regions, seg.size))
     return source
 
@@ -149,14 +151,13 @@ def _only_reference(data: Any) -> list[str]:
     return list(found)
 
 
+@dataclass(frozen=True)
 class _Frames:
     """The frames of one segment on one image; decoded when they are drawn."""
 
-    def __init__(self, path: str, frames: tuple[int, ...], segment: int) -> None:
-        self.path, self.frames, self.segment = path, frames, segment
-
-    def __lt__(self, other: "_Frames") -> bool:
-        return self.segment < other.segment
+    path: str
+    frames: tuple[int, ...]
+    segment: int
 
     def draw(self, size: Size) -> np.ndarray:
         values, kind, most = _pixels(self.path)
@@ -169,7 +170,7 @@ class _Frames:
         if joined.shape != size:
             raise UserError(
                 f"{self.path} has {joined.shape[0]} x {joined.shape[1]} pixels (height x width),"
-                f" its image has {size[0]} x {size[1]}"
+                f" its image has {size[0]} x {size[1]}; export it again for this image"
             )
         return joined
 

@@ -76,15 +76,11 @@ def _image(folder: str, case: str, end: str, labels: str) -> ImageName:
         raise UserError(
             f"{labels}: its image has several channels ({second}); radiographs have one"
         )
+    if not os.path.isfile(first):
+        return ImageName(first, title=case)
     if volumes.name_of(first):
-        return ImageName(first, title=case, convert=partial(_picture, first))
+        return ImageName(first, title=case, convert=partial(volumes.picture, first))
     return ImageName(first, title=case, path=first)
-
-
-def _picture(path: str) -> np.ndarray:
-    if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist, though there are labels for it")
-    return volumes.read(path).layers(path)[0]
 
 
 def _values(path: str) -> np.ndarray:

@@ -55,7 +55,7 @@ def read(path: str, options: Options) -> Source:
             continue  # the image of another
         if base and base[1] in every:
             picture = every[base[1]]
-            image = ImageName(picture, title=base[1], convert=partial(_picture, picture))
+            image = ImageName(picture, title=base[1], convert=partial(volumes.picture, picture))
         else:
             image = _image_of(file, [name, base[1] if base else name], images)
         plane = plane_of(image.path) if image.path else volumes.AS_SEEN
@@ -189,11 +189,3 @@ def _snap_labels(folder: str, source: Source) -> dict[int, str] | None:
                 source.add_class(labels[value], (red, green, blue))
         return labels
     return None
-
-
-def _picture(path: str) -> np.ndarray:
-    """The values of a volume that is a radiograph, [H x W]."""
-    layers = volumes.read(path).layers(path)
-    if len(layers) != 1:
-        raise UserError(f"{path} has {len(layers)} layers; a radiograph has one")
-    return layers[0]

@@ -111,6 +111,14 @@ def read(path: str) -> Volume:
         raise UserError(f"{path} is damaged, or no NRRD or NIfTI file; export it again") from error
 
 
+def picture(path: str) -> np.ndarray:
+    """The values of a volume that is a radiograph, [H x W]."""
+    layers = read(path).layers(path)
+    if len(layers) != 1:
+        raise UserError(f"{path} has {len(layers)} layers; a radiograph has one")
+    return layers[0]
+
+
 @lru_cache(maxsize=2)
 def read_kept(path: str) -> Volume:
     """`read`, which keeps the last files."""

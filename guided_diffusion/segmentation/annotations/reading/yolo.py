@@ -33,7 +33,10 @@ def read(path: str, options: Options) -> Source:
     """:raises UserError: naming the file and the line, if it is not of YOLO's segmentation."""
     if not os.path.isdir(path):
         raise UserError(f"{path} is not a folder; name that of data.yaml, images and labels")
-    source, names = Source(), _names(path)
+    table = _named(path)
+    if table is None:
+        raise UserError(f"{path} lacks data.yaml, which names the classes")
+    source, names = Source(), _names(table)
     for name in names.values():
         source.add_class(name)
     images: dict[str, list[str]] = {}
@@ -50,7 +53,7 @@ def read(path: str, options: Options) -> Source:
             if not words:
                 continue
             where = f"{file} line {number}"
-            name = _class(words[0], names, where)
+            name = _class(words[0], names, where, table)
             if len(words) == 5:
                 source.omit(where, "a box without an outline")
                 boxes += 1
@@ -80,18 +83,15 @@ def _named(folder: str) -> str | None:
     return None
 
 
-def _names(folder: str) -> dict[int, str]:
+def _names(path: str) -> dict[int, str]:
     """The names of classes by number."""
-    path = _named(folder)
-    if path is None:
-        raise UserError(f"{folder} lacks data.yaml, which names the classes")
     text = read_text(path, "the class names")
     if path.endswith("classes.txt"):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return {i: Node(line, f"{path} line {i + 1}").text() for i, line in enumerate(lines)}
     yaml = need("yaml", "pyyaml", "YOLO")
     try:
-        content = Node(yaml.safe_load(text), path)
+        content = Node(yaml.safe_load(text), path, root=True)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise UserError(f"{path} is not valid YAML; export it again") from error
     names = content.need("names")
@@ -122,11 +122,12 @@ def _key(folder: str, path: str) -> str:
     return composed("/".join(part for part in parts if part not in ("images", "labels")))
 
 
-def _class(word: str, names: dict[int, str], where: str) -> str:
+def _class(word: str, names: dict[int, str], where: str, table: str) -> str:
     number = int(word) if word.isascii() and word.isdecimal() and len(word) < 6 else -1
     if number not in names:
         raise UserError(
-            f"{where}: class {short(word)} is not among the {len(names)} of data.yaml; correct one"
+            f"{where}: class {short(word)} is not among the {len(names)} of"
+            f" {os.path.basename(table)}; correct one of them"
         )
     return names[number]
 
