@@ -1,10 +1,12 @@
 """What tools/import_labels.py does: annotations of other tools to images and index masks."""
 
+import contextlib
 import os
+import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -76,14 +78,33 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
         report.add(item, mask)
     _note_left_out(found.drawings, classes, found)
     report.left_out = found.left_out
-    for item in track(items, "writing"):
-        copy_file(item.path, os.path.join(output, IMAGES, item.name + ending(item.path)))
-        mask = _mask(item, sizes[item.name], classes, unlabelled)
-        write_mask(os.path.join(output, MASKS, f"{item.name}.png"), mask)
-    save_json(os.path.join(output, CATEGORIES), to_plain(classes.table))
-    save_json(os.path.join(output, REPORT), report.to_plain())
+    with _all_or_nothing(output):
+        for item in track(items, "writing"):
+            copy_file(item.path, os.path.join(output, IMAGES, item.name + ending(item.path)))
+            mask = _mask(item, sizes[item.name], classes, unlabelled)
+            write_mask(os.path.join(output, MASKS, f"{item.name}.png"), mask)
+        save_json(os.path.join(output, CATEGORIES), to_plain(classes.table))
+        save_json(os.path.join(output, REPORT), report.to_plain())
     say(report, output)
     return report
+
+
+@contextlib.contextmanager
+def _all_or_nothing(folder: str) -> Iterator[None]:
+    """Remove what was written into a folder that was new or empty, if not all of it could be."""
+    existed = os.path.exists(folder)
+    try:
+        yield
+    except BaseException:
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            path = os.path.join(folder, name)
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.remove(path)
+        if not existed and os.path.isdir(folder):
+            os.rmdir(folder)
+        raise
 
 
 def _nothing(source: str, found: Source) -> UserError:

@@ -128,10 +128,14 @@ class TestCoco:
         for part in ("train", "valid"):
             save_image(tmp_path / "in" / part / f"{part[0]}.jpg")
             content = coco((1, 1, [STAR]), images=[(f"{part[0]}.jpg", SIZE)])
+            content["categories"][1:] = [{"id": 0, "name": "teeth", "supercategory": "none"}]
+            content["categories"][0]["supercategory"] = "teeth"
             write_json(tmp_path / "in" / part / "_annotations.coco.json", content)
         found = bring(tmp_path / "in", tmp_path / "out")
         assert found.images == ["train/t.jpg", "valid/v.jpg"]
         assert found.of("tooth", "train/t").any()
+        assert found.names == ["background", "tooth"]
+        assert "category teeth: it heads others" in found.left_out
 
 
 class TestLabelMe:

@@ -1,5 +1,6 @@
 """What becomes of classes, overlaps, images and mistakes, whatever the tool."""
 
+import errno
 import json
 import os
 import unicodedata
@@ -294,6 +295,7 @@ class TestRegions:
             ({"points": [[1, 2], [3], [4, 5]]}, "a.json shapes[0].points[1] is a list of 1, not a"),
             ({"points": [[1, 2], [3, 1e30], [4, 5]]}, "a.json shapes[0].points[1][1] is 1e+30"),
             ({"points": [[1, 2], [3, float("nan")], [4, 5]]}, "points[1][1] is nan, not a number"),
+            ({"points": [[1, 2], [3, 10**400], [4, 5]]}, "points[1][1] is 1000000"),
             ({"label": ""}, "a.json shapes[0].label is '', not a text on one line"),
             ({"label": "a\nb"}, r"a.json shapes[0].label is 'a\nb', not a text on one line"),
             ({"shape_type": "circle"}, "a.json shapes[0] (tooth): a circle has 2 points, not 4"),
@@ -322,6 +324,29 @@ class TestOutput:
             ended = refused_any(source, output)
             assert said in ended
         assert {p: p.read_bytes() for p in before} == before
+
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_what_cannot_be_written_whole_is_not_written(
+        self, folder, tmp_path, monkeypatch, exists
+    ):
+        draw(folder, ("tooth", SQUARE))
+        replace, done = os.replace, []
+
+        def fill(source, target):
+            done.append(target)
+            if len(done) > 2:
+                raise OSError(errno.ENOSPC, "")
+            replace(source, target)
+
+        if exists:
+            (tmp_path / "out").mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", fill)
+            assert "no space left" in refused_any(folder, tmp_path / "out")
+        assert len(done) == 3
+        assert list(tmp_path.glob("out*")) == [tmp_path / "out"] * exists
+        assert not list(tmp_path.glob("out/*"))
+        assert bring(folder, tmp_path / "out").images == ["a.png"]
 
     def test_the_report(self, folder, tmp_path):
         draw(folder, ("tooth", SQUARE), ("caries", INNER))

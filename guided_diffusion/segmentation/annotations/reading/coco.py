@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from guided_diffusion.images.names import composed
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.annotations.reading.node import Node, load, short
 from guided_diffusion.segmentation.annotations.reading.packages import need
@@ -93,6 +94,7 @@ def read(path: str, options: Options) -> Source:
             f"{path}: none of its {boxes.total()} annotations has an outline or mask"
             f" ({', '.join(boxes)}); export segmentations, not boxes"
         )
+    _drop_headings(content, source, {r.name for found in regions.values() for r in found})
     for number, image in images.items():
         name = image.need("file_name").path()
         size = _size(image)
@@ -115,6 +117,19 @@ def _classes(content: Node, source: Source) -> dict[Any, str]:
             )
         source.add_class(name, _color(category))
     return names
+
+
+def _drop_headings(content: Node, source: Source, used: set[str]) -> None:
+    """Leave out categories that only head others, as Roboflow lists one."""
+    categories = content.get("categories")
+    headings = set()
+    for category in () if categories is None else categories.entries():
+        heading = category.value.get("supercategory")
+        if isinstance(heading, str) and heading != category.value["name"]:
+            headings.add(composed(heading.strip()))
+    for name in [name for name in source.classes if name in headings - used]:
+        del source.classes[name]
+        source.omit(f"category {name}", "it heads others, and no annotation has it")
 
 
 def _color(category: Node) -> tuple[int, int, int] | None:

@@ -1,5 +1,6 @@
 """Values in a JSON file of unknown origin, which know where they stand for messages."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -81,9 +82,13 @@ class Node:
         return self.value
 
     def number(self) -> float:
-        if not _is_number(self.value) or not math.isfinite(self.value):
+        value = math.nan
+        if _is_number(self.value):
+            with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
+                value = float(self.value)
+        if not math.isfinite(value):
             raise self.fail("a number")
-        return float(self.value)
+        return value
 
     def coordinate(self) -> float:
         """A number that can be a place in an image."""
