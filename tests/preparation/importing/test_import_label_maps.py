@@ -60,8 +60,6 @@ class TestVolumes:
             "Segment0_Color": "1 0.5 0",
             "Segment0_Layer": "0",
             "Segment1_Name": "filling",
-            "Segment1_LabelValue": "2",
-            "Segment1_Layer": "0",
         }
         nrrd.write(str(folder / "a.seg.nrrd"), as_volume(TRUTH), header)
         found = bring(folder, tmp_path / "out")
@@ -193,11 +191,12 @@ class TestNnUNet:
 
     def test_volumes_and_the_table_of_version_1(self, tmp_path):
         folder = tmp_path / "Task01"
-        self.write(folder, {"0": "background", "1": "tooth", "2": "filling"}, ".nii.gz")
+        self.write(folder, {"0": "air", "1": "tooth", "2": "filling"}, ".nii.gz")
         for path, values in (("imagesTr/b_0000", TRUTH * 30), ("labelsTr/b", TRUTH)):
             stored = nibabel.Nifti1Image(as_volume(values), np.eye(4))
             nibabel.save(stored, str(folder / f"{path}.nii.gz"))
         found = bring(folder, tmp_path / "out")
+        assert found.names == ["background", "tooth", "filling"]
         with Image.open(tmp_path / "out/IMG/b.tif") as image:
             assert np.array_equal(np.asarray(image), found.truth("b") * 30)
         assert np.array_equal(found.truth("b"), TRUTH[::-1, ::-1])  # as its own affine says

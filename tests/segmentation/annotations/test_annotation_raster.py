@@ -54,6 +54,8 @@ def test_a_rectangle_on_the_grid_covers_what_it_encloses():
     expected[3:7, 5:11] = True
     assert np.array_equal(drawn(rectangle(5, 3, 11, 7)), expected)
     assert np.array_equal(drawn(rectangle(4.51, 2.51, 11.49, 7.49)), expected)
+    # through centres of pixels: the left and upper ones belong to it
+    assert np.array_equal(drawn(rectangle(5.5, 3.5, 11.5, 7.5)), expected)
 
 
 def test_a_ring_in_a_ring_is_a_hole():
