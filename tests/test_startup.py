@@ -84,4 +84,4 @@ def test_choices_are_those_of_the_work():
     assert list(sampling.TRAITS) == list(solvers.SAMPLERS)
     assert (*features.TORCHVISION, "ddpm") == sampling.FEATURES
     assert networks.NORMS == unet.NORMS
-    assert preparation.ANNOTATION_FORMATS == (*formats.FORMATS, "colours")
+    assert (*formats.FORMATS, "colours") == preparation.ANNOTATION_FORMATS
