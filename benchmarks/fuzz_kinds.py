@@ -230,6 +230,18 @@ def samples() -> Kind:
     return Kind({"plain.npz": plain.getvalue(), "labelled.npz": compressed.getvalue()}, read)
 
 
+def annotations() -> Kind:
+    """Files of annotation tools."""
+    import fuzz_annotations
+
+    return Kind(
+        fuzz_annotations.valid_files(),
+        fuzz_annotations.read,
+        fuzz_annotations.mutate,
+        fuzz_annotations.images(),
+    )
+
+
 KINDS = {
     "images": images,
     "masks": masks,
@@ -240,6 +252,7 @@ KINDS = {
     "groups": groups,
     "log": log,
     "samples": samples,
+    "annotations": annotations,
 }
 
 

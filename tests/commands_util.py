@@ -6,6 +6,7 @@ from pathlib import Path
 import mask_diffusion_util
 from conftest import TINY, draw_pairs
 from golden_util import fill_parameters
+from import_util import draw_annotations
 from paths import ROOT
 from sampling_util import CLASSES, CLASSIFIER, NETWORK, write_shapes, write_trained
 
@@ -65,6 +66,7 @@ COMMANDS = {
     " OUT",
     "serve.py": "segm.pth --port 7869",
     "rgb2tif.py": "TRAIN/MASK OUT --unknown background",
+    "import_labels.py": "DRAWN OUT",
 }
 
 # Where a flag shows its effect, by "SCRIPT FLAG" or "FLAG": another command line, or after "+" what
@@ -122,6 +124,7 @@ def prepare_commands(folder: Path) -> Path:
     """Fill a folder with the data and networks that COMMANDS name."""
     for seed, name in enumerate(("TRAIN", "VAL")):
         draw_pairs(folder / name, 3 - seed, size=(16, 16), seed=seed)
+    draw_annotations(folder / "DRAWN", count=2)
     write_shapes(folder / "CLASSES", count=4)
     write_shapes(folder / "SMALL", count=2, size=8)
     write_trained(folder / "diffusion", NETWORK, DIFFUSION)

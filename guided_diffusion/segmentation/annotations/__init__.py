@@ -1,0 +1,1 @@
+"""Files of annotation tools: reading them to masks, and writing masks to them."""
