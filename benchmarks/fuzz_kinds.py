@@ -244,6 +244,18 @@ def packed_weights() -> Kind:
     return fuzz_packed.packed_weights()
 
 
+def annotations() -> Kind:
+    """Files of annotation tools."""
+    import fuzz_annotations
+
+    return Kind(
+        fuzz_annotations.valid_files(),
+        fuzz_annotations.read,
+        fuzz_annotations.mutate,
+        fuzz_annotations.images(),
+    )
+
+
 KINDS = {
     "images": images,
     "masks": masks,
@@ -256,6 +268,7 @@ KINDS = {
     "samples": samples,
     "packed_config": packed_config,
     "packed_weights": packed_weights,
+    "annotations": annotations,
 }
 
 

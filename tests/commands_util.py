@@ -6,6 +6,7 @@ from pathlib import Path
 import mask_diffusion_util
 from conftest import TINY, draw_pairs
 from golden_util import fill_parameters
+from import_util import draw_annotations
 from paths import ROOT
 from sampling_util import CLASSES, CLASSIFIER, NETWORK, write_shapes, write_trained
 
@@ -67,12 +68,12 @@ COMMANDS = {
     "serve.py": "segm.pth --port 7869",
     "rgb2tif.py": "TRAIN/MASK OUT --unknown background",
     "export_labels.py": "TRAIN/MASK TRAIN/IMG OUT --format coco,labelme,cvat,nifti,nrrd",
+    "import_labels.py": "DRAWN OUT",
 }
 
 # Where a flag shows its effect, by "SCRIPT FLAG" or "FLAG": another command line, or after "+" what
 # COMMANDS lack.
 _UNLABELLED = "+ --unlabeled_dir VAL/IMG --teachers 1 --confidence 0.35"
-_CONSISTENCY = "+ --unlabeled_dir VAL/IMG --unlabeled_method consistency --ema_rate 0.9"
 _GUIDED = f"--model_path guided/ema_0.9_000010.pt --seg_dir VAL/MASK {_SAMPLE}"
 _FEATURES = (
     f"{_LABELLED} --network features --checkpoint diffusion/ema_0.9_000010.pt --feature_blocks 0"
@@ -85,16 +86,15 @@ _SELECT = (
 )
 VARIANTS = {
     **dict.fromkeys(
-        ["unlabeled_method", "teachers", "teacher_models", "unlabeled_images", "drop_uncertain"],
+        ["teachers", "teacher_models", "unlabeled_images", "drop_uncertain"],
         _UNLABELLED,
     ),
     **dict.fromkeys(["confidence", "pseudo_augmentation", "student_steps", "rounds"], _UNLABELLED),
-    **dict.fromkeys(["unlabeled_weight", "unlabeled_batch_size", "unlabeled_ramp"], _CONSISTENCY),
     "synthetic_weight": "+ --synthetic_dir VAL",
     "percentile_low": "+ --intensity percentile",
     "percentile_high": "+ --intensity percentile",
-    "window_center": "+ --intensity window --window_width 10 --window_center 5",
-    "window_width": "+ --intensity window --window_width 10 --window_center 5",
+    "window_center": "+ --intensity window --window_width 255 --window_center 128",
+    "window_width": "+ --intensity window --window_width 255 --window_center 128",
     "eta": "+ --sampler ddim",
     "image_train.py num_head_channels": "+ --attention_resolutions 16",
     "predict.py tolerance": "+ --export coco",
@@ -127,6 +127,7 @@ def prepare_commands(folder: Path) -> Path:
     """Fill a folder with the data and networks that COMMANDS name."""
     for seed, name in enumerate(("TRAIN", "VAL")):
         draw_pairs(folder / name, 3 - seed, size=(16, 16), seed=seed)
+    draw_annotations(folder / "DRAWN", count=2)
     write_shapes(folder / "CLASSES", count=4)
     write_shapes(folder / "SMALL", count=2, size=8)
     write_trained(folder / "diffusion", NETWORK, DIFFUSION)

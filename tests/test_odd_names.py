@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import draw_pairs
 from images_util import write_dicom
+from import_util import labelme, write_json
 from PIL import Image
 
 LATIN = os.fsdecode(b"r\xf6ntgen")
@@ -93,6 +94,21 @@ def test_preparation(script, data, tmp_path, spelt):
     shutil.copytree(tmp_path / "v/MASK", tmp_path / "colours")
     done(script("rgb2tif.py", "colours", "tifs", "--unknown", "nearest"))
     assert len(list((tmp_path / "tifs").iterdir())) == len(NAMES) + 1
+
+
+def test_annotations_of_other_tools(script, data, tmp_path):
+    square = [[2, 3], [12, 3], [12, 13], [2, 13]]
+    for number, path in enumerate(sorted((data / "IMG").iterdir())):
+        content = labelme(("Zahn, oben", square), image=path.name, size=(16, 20))
+        write_json(data / "IMG" / f"{number}.json", content)
+    ended = done(script("import_labels.py", data / "IMG", "out"))
+    assert "5 images with 5 annotations" in ended.out
+    masks = {path.name for path in (tmp_path / "out/MASK").iterdir()}
+    assert masks == {f"{name}.png" for name in (LATIN, COMMA, ACCENT, NAMES[3], UID)}
+    assert (tmp_path / "out/IMG" / UID).read_bytes() == (data / "IMG" / UID).read_bytes()
+    pair = ("--image_dir", "out/IMG", "--mask_dir", "out/MASK")
+    categories = ("--categories", "out/categories.json")
+    done(script("prepare_data.py", "--action", "validate", *pair, *categories))
 
 
 def test_conflicting_groups_are_refused(script, data, tmp_path):

@@ -13,9 +13,11 @@ from guided_diffusion import unet
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import config as networks
 from guided_diffusion.networks import precision
+from guided_diffusion.preparation import config as preparation
 from guided_diffusion.runtime import precision_flag
 from guided_diffusion.sampling import config as sampling
 from guided_diffusion.sampling import features, solvers
+from guided_diffusion.segmentation.annotations.reading import formats
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 
@@ -83,3 +85,4 @@ def test_choices_are_those_of_the_work():
     assert list(sampling.TRAITS) == list(solvers.SAMPLERS)
     assert (*features.TORCHVISION, "ddpm") == sampling.FEATURES
     assert networks.NORMS == unet.NORMS
+    assert (*formats.FORMATS, "colours") == preparation.ANNOTATION_FORMATS

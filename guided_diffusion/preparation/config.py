@@ -7,6 +7,11 @@ from guided_diffusion.runtime.flags import MOST_SEED, flag
 # what becomes of colours of no class
 UNKNOWN = ("error", "nearest", "background", "ignore")
 FORMATS = {"tif": ".tif", "png": ".png"}
+# as in segmentation/annotations/reading/formats.py, and masks in colours
+ANNOTATION_FORMATS = (
+    *("coco", "labelme", "cvat", "labelstudio", "via", "nnunet", "yolo", "slicer", "dicomseg"),
+    "colours",
+)
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,50 @@ class ConvertConfig:
         " colour, use the background, or use the value that the class table ignores",
         choices=UNKNOWN,
     )
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What annotations of other tools become."""
+
+    TITLE = "Import"
+
+    format: str = flag(
+        "auto",
+        "which tool wrote SOURCE; auto: as its content tells",
+        choices=("auto", *ANNOTATION_FORMATS),
+    )
+    images: str = flag("", "folder in which the images are searched for; '': that of SOURCE")
+    map: str = flag(
+        "",
+        "classes to join, rename or leave out: NAME=CLASS,NAME=CLASS,NAME=; background and ignore"
+        " are CLASSes too",
+    )
+    priority: str = flag(
+        "", "where annotations overlap, CLASS,CLASS,..., the topmost first; '': the later drawn"
+    )
+    unlabelled: str = flag(
+        "background",
+        "what pixels without an annotation are: background, or without a label (255)",
+        choices=("background", "ignore"),
+    )
+    empty: str = flag(
+        "skip",
+        "what images without any annotation are: not annotated yet, or all background",
+        choices=("skip", "background"),
+    )
+    annotator: str = flag(
+        "",
+        "whose annotations count where several people drew on one image: a name, first, or vote"
+        " (what more than half of them say)",
+    )
+    attribute: str = flag(
+        "", "attribute whose value is the class (CVAT, VIA); '': the label, or the only attribute"
+    )
+    line_width: float = flag(
+        1.0, "width of lines, which have none in the files, pixels; 0 omits them", least=0, most=1e4
+    )
+    categories: str = flag(
+        "", "class table whose indices the masks get; '': one is made of the names in SOURCE"
+    )
+    skip_missing: bool = flag(False, "leave out annotations whose images are missing")

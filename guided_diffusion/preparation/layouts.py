@@ -147,21 +147,22 @@ def _split_of(source: Source, stem: str) -> tuple[str, str]:
     return source.split, stem
 
 
-def require_new_folder(folder: str, *originals: str) -> None:
+def require_new_folder(folder: str, *originals: str, flag: str = "--output-dir") -> None:
     """Refuse an output folder that is not empty or lies in the data.
 
+    :param flag: that names the folder, for messages.
     :raises UserError: saying which.
     """
     if not folder:
-        raise UserError("--output-dir is needed: a new folder for the results")
+        raise UserError(f"{flag} is needed: a new folder for the results")
     check_output(folder, folder=True)
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise UserError(
-            f"--output-dir {folder} is not empty, and nothing in it is overwritten: name a new one"
+            f"{flag} {folder} is not empty, and nothing in it is overwritten: name a new one"
         )
     for original in filter(None, originals):
         if Path(folder).resolve().is_relative_to(Path(original).resolve()):
-            raise UserError(f"--output-dir {folder} lies in {original}; name a folder outside it")
+            raise UserError(f"{flag} {folder} lies in {original}; name a folder outside it")
 
 
 def copy_pair(

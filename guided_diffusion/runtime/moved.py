@@ -11,7 +11,7 @@ from typing import Any
 
 _SEGMENTATION = {
     "networks": "feature_classifier mask_diffusion padding smp_unet",
-    "training": "augment baselines consistency dataset finetune layers learning losses"
+    "training": "augment baselines dataset finetune layers learning losses"
     " mask_process mask_training noised_input",
     "inference": "onnx_export results serve uncertainty views",
     "evaluation": "calibration efficiency_tables faithfulness label_efficiency mask_pairs"
@@ -39,6 +39,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "guidance": ("sampling.guidance",),
     "super_res": ("training.super_res", "sampling.super_res"),
     "segmentation.predict": ("segmentation.inference.predictor", "segmentation.prediction"),
+    "segmentation.consistency": ("segmentation.training.unlabelled",),
     "segmentation.phantoms": ("preparation.phantoms",),
     "segmentation.label_efficiency": (
         *("segmentation.evaluation.label_efficiency", "segmentation.evaluation.draws"),

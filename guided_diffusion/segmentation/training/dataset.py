@@ -102,7 +102,7 @@ class TrainingData:
     """The images of a run.
 
     categories: the classes of all masks. val: to validate on, if any. synthetic: further pairs to
-    train on. unlabelled: radiographs without masks, see `consistency.load_unlabelled`. shared: a
+    train on. unlabelled: radiographs without masks, see `unlabelled.load_unlabelled`. shared: a
     warning of patients that train and val have in common. pseudo: radiographs with pseudo-labels.
     """
 

@@ -22,7 +22,6 @@ from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import Category, ClassTable, resolve_categories
 from guided_diffusion.segmentation.model_file import swaps_of_training
 from guided_diffusion.segmentation.training.augment import check_flips
-from guided_diffusion.segmentation.training.consistency import load_unlabelled
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
     TrainingData,
@@ -41,6 +40,7 @@ from guided_diffusion.segmentation.training.resume import (
     load_interrupted,
     precision_of_origin,
 )
+from guided_diffusion.segmentation.training.unlabelled import load_unlabelled
 
 
 def find_table(

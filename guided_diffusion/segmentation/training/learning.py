@@ -21,7 +21,6 @@ ABSENT = ("background", "unknown")
 # networks that learn beside the diffusion network
 PARTNERS = ("none", "imagenet")
 # ways to learn from radiographs without masks
-UNLABELLED = ("self_training", "consistency")
 
 # the best learning rate for a pretrained network of this width, by experiment; Adam's best rate
 # falls in proportion as the width grows (arXiv 2203.03466, table 3)
@@ -111,13 +110,9 @@ class LearningConfig:
         below=1,
     )  # fmt: skip
     unlabeled_dir: str = flag(
-        "", "folder of radiographs without masks, to learn from as well; see unlabeled_method"
-    )
-    unlabeled_method: str = flag(
-        "self_training",
-        "self_training: networks trained on the masks label the radiographs, and a new one learns"
-        " from both; consistency: the averaged weights label them in every step",
-        choices=UNLABELLED,
+        "",
+        "folder of radiographs without masks, to learn from as well: networks trained on the masks"
+        " label them, and a new one learns from both",
     )
     teachers: int = flag(
         3, "self-training: networks that label, which differ in their seed", least=0, most=100
@@ -147,14 +142,6 @@ class LearningConfig:
         1, "self-training: times that radiographs are labelled and learnt from; from the 2nd on the"
         " new network labels as well", least=1, most=10,
     )  # fmt: skip
-    unlabeled_weight: float = flag(1.0, "consistency: weight of the loss on pseudo-labels", least=0)
-    unlabeled_batch_size: int = flag(
-        4, "consistency: radiographs without masks per step", least=1, most=MOST_BATCH
-    )
-    unlabeled_ramp: float = flag(
-        0.3, "consistency: fraction of the steps over which that weight rises from 0", least=0,
-        most=1,
-    )  # fmt: skip
     weights_save: str = flag("segm.pth", "where to save the best network")
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never", least=0)
     precision: str = precision_flag()
@@ -176,13 +163,8 @@ class LearningConfig:
 
     def check(self) -> None:
         """:raises UserError: for flags that contradict each other or the files."""
-        if self.self_training:
+        if self.unlabeled_dir:
             self._check_self_training()
-        elif self.unlabeled_dir and not self.ema_rate:
-            raise UserError(
-                "--unlabeled_method consistency needs averaged weights: set --ema_rate, such as"
-                " 0.99"
-            )
         if os.path.isdir(self.weights_save) or not os.path.splitext(self.weights_save)[1]:
             raise UserError(f"--weights_save {self.weights_save}: name a file such as segm.pth")
         check_output(self.weights_save)
@@ -205,7 +187,7 @@ class LearningConfig:
     @property
     def self_training(self) -> bool:
         """Whether networks trained on the masks label radiographs for another one."""
-        return bool(self.unlabeled_dir) and self.unlabeled_method == "self_training"
+        return bool(self.unlabeled_dir)
 
     @property
     def stages_folder(self) -> str:

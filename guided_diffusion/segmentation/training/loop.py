@@ -12,7 +12,6 @@ import numpy as np
 import torch as th
 
 from guided_diffusion import logger
-from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.reading import normalize
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import rng, run_lock
@@ -24,7 +23,6 @@ from guided_diffusion.segmentation.metrics import confusion_matrix, present_scor
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training import augment, losses
-from guided_diffusion.segmentation.training.consistency import Consistency, consistency_loss
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
     TrainingData,
@@ -107,18 +105,6 @@ class Finetuner:
             ema_rates=[settings.ema_rate] if settings.ema_rate else [],
         )
         self.length = settings.length(len(data.train))
-        self.consistency = None
-        if data.unlabelled is not None and not settings.self_training:
-            self.consistency = Consistency(
-                data.unlabelled,
-                settings.unlabeled_batch_size,
-                settings.confidence,
-                settings.unlabeled_weight,
-                round(settings.unlabeled_ramp * self.length.steps),
-                settings.seed,
-                settings.flip,
-                swaps,
-            )
         self.epoch = 0
         self.best: BestScores = {"mean_iou": -1.0, "epoch": 0}
         self._unsaved_best: dict[str, th.Tensor] | None = None
@@ -197,8 +183,6 @@ class Finetuner:
         for _ in range(min(self.length.epoch, self.length.steps - self.stepper.steps)):
             step = self.stepper.steps
             self._accumulate_labelled(step, *next(batches))
-            if self.consistency is not None:
-                self._accumulate_unlabelled(step, self.consistency)
             lr = self._learning_rate(step)
             logger.logkv_mean("grad_norm", self.stepper.step(lr))
             logger.logkv("lr", lr)
@@ -249,25 +233,6 @@ class Finetuner:
         yield
         for buffer, value in zip(self.model.buffers(), before):
             buffer.copy_(value)
-
-    def _accumulate_unlabelled(self, step: int, consistency: Consistency) -> None:
-        """Add the gradients of a batch of radiographs without masks."""
-        views = consistency.views(step)
-        size = self._forward_size()
-        for first in range(0, len(views[0]), size):
-            weak, strong, masks = (view[first : first + size].to(self.device) for view in views)
-            with self._network_to_save() as teacher, th.no_grad(), self.stepper.autocast():
-                labels = consistency.labels(teacher(weak), masks)
-            th.manual_seed(rng.derive_seed(self.settings.seed, "unlabelled dropout", step, first))
-            with self.stepper.autocast():
-                scores = self.stepper.model(strong)
-            loss = consistency_loss(scores, labels)
-            share = consistency.weight(step) * len(weak) / len(views[0])
-            self.stepper.backward(loss * share)
-            logger.logkv_mean("unlabeled_loss", loss.detach(), len(weak))
-            known = int((views[2][first : first + size] != IGNORE).sum())
-            sure = (labels != IGNORE).sum() / max(1, known)
-            logger.logkv_mean("unlabeled_sure", sure, known)
 
     def _learning_rate(self, step: int) -> float:
         if self.settings.schedule == "constant":

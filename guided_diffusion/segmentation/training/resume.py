@@ -64,9 +64,9 @@ class Origin:
         defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
         files = theirs.get("files")
         found = [] if files is None else changed_files(files, self.files)
+        if theirs.get("unlabeled_dir") and "teachers" not in theirs:
+            found.append("unlabeled_dir: by the mean teacher of an older version")
         theirs = {**theirs, "precision": precision_of_origin(theirs)}
-        if theirs.get("unlabeled_dir"):  # older versions had no other method
-            theirs.setdefault("unlabeled_method", "consistency")
         if self.settings.precision in AUTO:
             ours["precision"] = theirs["precision"]
         for name in ours.keys() - {"files", *(_BY_NAME if files is not None else ())}:

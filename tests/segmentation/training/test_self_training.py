@@ -98,8 +98,6 @@ def test_an_epoch_of_the_student_sees_every_labelled_image():
     assert settings.length(6) == (2, 12, 24)
     assert LearningConfig(epochs=2, unlabeled_dir="some", student_steps=9).length(3) == (3, 3, 9)
     assert LearningConfig(steps=300, unlabeled_dir="some").length(5).steps == 600
-    other = LearningConfig(epochs=2, unlabeled_dir="some", unlabeled_method="consistency")
-    assert other.length(6) == (2, 3, 6)
 
 
 @pytest.fixture
@@ -231,7 +229,6 @@ def test_baselines_teach_themselves(script, split, unlabelled):
         (("--teachers", 0), "--teacher_models"),
         (("--synthetic_dir", "more"), "leave out either"),
         (("--teacher_models", "absent.pth"), "absent.pth"),
-        (("--unlabeled_method", "consistency"), "--ema_rate"),
     ],
 )
 def test_mistakes_are_found_before_the_first_step(script, argv, tmp_path, flags, said):

@@ -1,0 +1,1 @@
+"""Files of annotation tools as plain data: classes, and what was drawn on each image."""

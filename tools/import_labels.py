@@ -1,0 +1,28 @@
+"""Turn annotations of LabelMe, CVAT, Label Studio and others into images and index masks.
+
+import_labels.py SOURCE OUTPUT   OUTPUT/IMG, OUTPUT/MASK, OUTPUT/categories.json, OUTPUT/import.json
+"""
+
+import argparse
+
+import _path  # noqa: F401 - makes the package importable without installing it
+
+from guided_diffusion.preparation.config import ImportConfig
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+
+
+def main() -> None:
+    parser = make_parser(__doc__, ImportConfig)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", help="file or folder that the annotation tool exported")
+    parser.add_argument("output", help="folder for the results, new or empty")
+    overrides = parse_flags(parser)
+
+    from guided_diffusion.preparation.importing.job import import_labels
+
+    import_labels(overrides["source"], overrides["output"], from_flags(ImportConfig, overrides))
+
+
+if __name__ == "__main__":
+    command(main)()
