@@ -78,7 +78,6 @@ async function save(replace = false) {
   } else if (answer.question) {
     changed();
     byId("question-text").textContent = answer.question;
-    byId("question").returnValue = "cancel";
     byId("question").showModal();
   } else {
     say(`Not saved: ${answer.error}`, true);
@@ -276,8 +275,11 @@ function build() {
     smaller: () => zoomBy(0.8), fit, larger: () => zoomBy(1.25),
   };
   for (const [id, action] of Object.entries(clicks)) byId(id).addEventListener("click", action);
-  byId("question").addEventListener("close", () => {
-    if (byId("question").returnValue === "replace") save(true);
+  // by buttons: a frame in a sandbox may not submit forms
+  byId("keep").addEventListener("click", () => byId("question").close());
+  byId("replace").addEventListener("click", () => {
+    byId("question").close();
+    save(true);
   });
   document.addEventListener("keydown", pressed);
   document.addEventListener("keyup", (event) => {

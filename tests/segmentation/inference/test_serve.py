@@ -177,3 +177,11 @@ def test_a_port_in_use_and_a_missing_package_are_one_line(script, tmp_path, monk
     ended = script("serve.py", "segm.pth")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "pip install '.[serve]'" in ended.err
+
+
+def test_a_folder_for_corrections_that_cannot_be_written(script, tmp_path):
+    pytest.importorskip("gradio")
+    (tmp_path / "file").write_text("")
+    ended = script("serve.py", "no_model.pth", "--save_dir", "file/below")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "cannot write file/below: a file is in the way of a folder" in ended.err
