@@ -1,6 +1,6 @@
 """Export a segmentation model to ONNX, with classes and preprocessing in the file's metadata.
 
-export_onnx.py MODEL [OUTPUT]   OUTPUT defaults to MODEL with the extension .onnx
+export_onnx.py MODEL [OUTPUT]   OUTPUT defaults to MODEL with the ending .onnx
 """
 
 import argparse
@@ -12,17 +12,29 @@ from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
 
 
+def default_output(model: str) -> str:
+    """Beside a file or folder; in the current folder for a model of the Hub."""
+    base = model.rstrip("/")
+    if "://" in base:
+        base = base.rsplit("/", 1)[-1]
+    elif not os.path.isdir(model):
+        base = os.path.splitext(base)[0]
+    return f"{base}.onnx"
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", help="model file written by finetune.py or baseline_train.py")
+    parser.add_argument(
+        "model", help="model file written by finetune.py or baseline_train.py, or a packed model"
+    )
     parser.add_argument("output", nargs="?", help="ONNX file to write")
     overrides = parse_flags(parser)
 
     from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
 
     model = overrides["model"]
-    output = overrides.get("output") or os.path.splitext(model)[0] + ".onnx"
+    output = overrides.get("output") or default_output(model)
     for name, value in export(model, output).items():
         print(f"{name}: {value}")
     sizes = ", ".join(f"{count}x{height}x{width}" for count, height, width in CHECKED_SIZES)
