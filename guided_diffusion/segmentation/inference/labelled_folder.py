@@ -131,6 +131,7 @@ class LabelledFolder:
         place = self.place(name, path)
         if place.has_mask and not replace:
             raise AlreadySaved(f"{visible(f'{MASKS}/{place.mask}')} was saved before: replace it?")
+        self.check(place)
         if not os.path.exists(self._table):
             save_json(self._table, to_plain(self.categories))
         image = os.path.join(self._path(IMAGES), place.image)
