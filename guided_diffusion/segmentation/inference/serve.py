@@ -71,7 +71,7 @@ def build_page(
         )
         upload = gradio.File(label="Radiograph", type="filepath", height=120)
         name = gradio.Textbox(visible=False)
-        token = gradio.State("", delete_callback=visits.forget)
+        token = gradio.State("")
         shown = gradio.HTML()
         upload.upload(visits.segment, [upload, name, token], [shown, token], js=_WITH_NAME)
         upload.clear(lambda token: visits.segment(None, "", token), token, [shown, token])
