@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from guided_diffusion.networks import precision
 from guided_diffusion.runtime.files import read_json
-from guided_diffusion.segmentation.inference import serve
+from guided_diffusion.segmentation.inference import serve, visits
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.training import loop
 
@@ -72,7 +72,7 @@ class serves_one:
         self.predictor = predictor
 
     def __enter__(self):
-        serve.page_for(self.predictor, "TRAIN/IMG/r0.png")
+        visits.page_for(self.predictor, "TRAIN/IMG/r0.png")
         return "nowhere"
 
     def __exit__(self, *_):
