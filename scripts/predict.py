@@ -12,12 +12,13 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
+from guided_diffusion.segmentation.annotations.writing.config import ExportConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import PredictConfig
 
 
 def main() -> int:
-    parser = make_parser(__doc__, PredictConfig, AveragingConfig)
+    parser = make_parser(__doc__, PredictConfig, AveragingConfig, ExportConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "arguments",
@@ -33,7 +34,8 @@ def main() -> int:
 
     arguments = overrides.pop("arguments", [])
     averaging = from_flags(AveragingConfig, overrides)
-    return predict(from_flags(PredictConfig, overrides), averaging, arguments)
+    exporting = from_flags(ExportConfig, overrides)
+    return predict(from_flags(PredictConfig, overrides), averaging, exporting, arguments)
 
 
 if __name__ == "__main__":

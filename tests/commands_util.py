@@ -62,11 +62,13 @@ COMMANDS = {
     "image_nll.py": "--model_path diffusion/ema_0.9_000010.pt --data_dir CLASSES --num_samples 1"
     " --out_dir OUT",
     "export_onnx.py": "segm.pth OUT.onnx",
+    "pack_model.py": "segm.pth OUT",
     "prepare_data.py": "--action organize --image_dir TRAIN/IMG --mask_dir TRAIN/MASK --output_dir"
     " OUT",
     "serve.py": "segm.pth --port 7869",
     "rgb2tif.py": "TRAIN/MASK OUT --unknown background",
     "import_labels.py": "DRAWN OUT",
+    "export_labels.py": "TRAIN/MASK TRAIN/IMG OUT --format coco,labelme,cvat,nifti,nrrd",
 }
 
 # Where a flag shows its effect, by "SCRIPT FLAG" or "FLAG": another command line, or after "+" what
@@ -95,6 +97,7 @@ VARIANTS = {
     "window_width": "+ --intensity window --window_width 255 --window_center 128",
     "eta": "+ --sampler ddim",
     "image_train.py num_head_channels": "+ --attention_resolutions 16",
+    "predict.py tolerance": "+ --export coco",
     "probe_interval": "+ --probe_dir .",
     "probe_categories": "+ --probe_dir .",
     "samples_per_mask": _GUIDED,

@@ -1,6 +1,7 @@
 """Every command on files with names as people have them."""
 
 import csv
+import json
 import os
 import shutil
 import unicodedata
@@ -48,6 +49,22 @@ def test_fine_tuning_prediction_and_evaluation(script, pretrained, data, tmp_pat
     done(script(*tune, "--train_names", names))
     assert "4 training images" in (tmp_path / "segm_logs/log.txt").read_text()
     done(script("predict.py", "segm.pth", data / "IMG", "out", "--save_uncertainty", "True"))
+    export = "--export", "coco,labelme,nifti,nrrd"
+    done(script("predict.py", "segm.pth", data / "IMG", "exported", *export))
+    export = ("--format", "labelme,coco,nifti,nrrd")
+    done(script("export_labels.py", data / "MASK", data / "IMG", "drawn", *export))
+    for folder in ("exported/EXPORT", "drawn"):
+        listed = json.loads((tmp_path / folder / "coco/annotations.json").read_text())["images"]
+        pictures = [*(f"{name}.png" for name in (LATIN, COMMA, ACCENT, NAMES[3])), UID]
+        assert {image["file_name"] for image in listed} == set(pictures)
+        for name in (LATIN, COMMA, ACCENT, NAMES[3], UID):
+            plain = json.loads((tmp_path / folder / f"labelme/{name}.json").read_text())
+            assert plain["imagePath"] == f"{name}.png"
+            assert (tmp_path / folder / f"labelme/{name}.png").is_file()
+    refused(
+        script("export_labels.py", data / "MASK", data / "IMG", "xml", "--format", "cvat"),
+        *(LATIN, "XML cannot hold this name"),
+    )
     masks = {path.name for path in (tmp_path / "out/MASK").iterdir()}
     assert masks == {f"{name}.png" for name in (LATIN, COMMA, ACCENT, NAMES[3], UID)}
     rows = list(csv.DictReader((tmp_path / "out/areas.csv").open(encoding="utf-8")))

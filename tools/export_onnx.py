@@ -15,14 +15,17 @@ from guided_diffusion.runtime.flags import make_parser, parse_flags
 def main() -> None:
     parser = make_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", help="model file written by finetune.py or baseline_train.py")
+    parser.add_argument(
+        "model", help="model file written by finetune.py or baseline_train.py, or a packed model"
+    )
     parser.add_argument("output", nargs="?", help="ONNX file to write")
     overrides = parse_flags(parser)
 
     from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
 
     model = overrides["model"]
-    output = overrides.get("output") or os.path.splitext(model)[0] + ".onnx"
+    base = os.path.splitext(model.rstrip("/"))[0]
+    output = overrides.get("output") or (base.rsplit("/")[-1] if "://" in base else base) + ".onnx"
     for name, value in export(model, output).items():
         print(f"{name}: {value}")
     sizes = ", ".join(f"{count}x{height}x{width}" for count, height, width in CHECKED_SIZES)

@@ -18,6 +18,9 @@ MASK_FOLDERS = (
 )
 # the folders that predict.py fills
 RESULT_FOLDERS = ("MASK", "COLOR", "OVERLAY", "UNCERTAINTY", "PROBABILITIES")
+# the folder for files of annotation tools, beside them
+EXPORT_FOLDER = "EXPORT"
+_FILLED = (*RESULT_FOLDERS, EXPORT_FOLDER)
 # pictures that other commands write, and the files beside them that tell that they did
 _PICTURES = (
     (re.compile(r"((samples|process)_\d+|curves)\.(png|gif)"), ("progress.csv", "log.txt")),
@@ -89,7 +92,7 @@ def _predictions(names: Sequence[str]) -> list[str]:
     places = []
     for name in names:
         parts = name.split("/")
-        depth = next((i for i, part in enumerate(parts[:-1]) if part in RESULT_FOLDERS), None)
+        depth = next((i for i, part in enumerate(parts[:-1]) if part in _FILLED), None)
         if depth is not None:
             place = "/".join(parts[:depth])
             folders.setdefault(place, set()).add(parts[depth])

@@ -17,12 +17,12 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypedDict
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import blobfile as bf
 import torch as th
 
-from guided_diffusion.runtime import run_lock
+from guided_diffusion.runtime import packed, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import (
     is_local,
@@ -31,19 +31,13 @@ from guided_diffusion.runtime.files import (
     write_atomically,
     writing,
 )
+from guided_diffusion.runtime.fingerprints import Fingerprint, file_fingerprint
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 CONFIG_NAME = "config.json"
 STEP_DIGITS = 6
-
-
-class Fingerprint(TypedDict):
-    """Size in bytes and CRC-32 of a file."""
-
-    size: int
-    crc: int
 
 
 class _Checksum(io.RawIOBase):
@@ -97,9 +91,12 @@ def _write(value: Any, file: IO[bytes]) -> Fingerprint:
 def load(path: str, **options: Any) -> Any:
     """Read a file of tensors and plain values, local or in the cloud; nothing in it is executed.
 
+    :param path: of a file, or a packed network (see `packed.py`).
     :param options: for torch.load; by default map_location="cpu" and weights_only=True.
     :raises UserError: if it is missing or cannot be read.
     """
+    if (folder := packed.find(path)) is not None:
+        return packed.read(folder, path)
     options = {"map_location": "cpu", "weights_only": True, **options}
     try:
         if is_local(path):
@@ -114,7 +111,10 @@ def load(path: str, **options: Any) -> Any:
         return th.load(content, **options)
     except (FileNotFoundError, IsADirectoryError):
         kind = "a folder" if bf.isdir(path) else "missing"
-        raise UserError(f"checkpoint {path} is {kind}: name a .pt or .pth file") from None
+        raise UserError(
+            f"checkpoint {path} is {kind}: name a .pt or .pth file, or a folder with"
+            f" {packed.WEIGHTS}"
+        ) from None
     except UserError:
         raise
     except Exception as error:  # a damaged file raises anything
@@ -124,16 +124,6 @@ def load(path: str, **options: Any) -> Any:
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise UserError(f"{path} is not a readable checkpoint: {reason}") from error
-
-
-def file_fingerprint(path: str) -> Fingerprint:
-    """Size and CRC-32 of a file."""
-    size = crc = 0
-    with bf.BlobFile(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            size += len(chunk)
-            crc = zlib.crc32(chunk, crc)
-    return {"size": size, "crc": crc}
 
 
 def step_name(prefix: str, step: int) -> str:
@@ -269,6 +259,7 @@ def read_config(checkpoint: str) -> dict[str, Any] | None:
 
     :raises UserError: if it is not valid JSON, or no table of sections.
     """
+    checkpoint = packed.find(checkpoint) or checkpoint
     folder = checkpoint if bf.isdir(checkpoint) else bf.dirname(checkpoint)
     path = bf.join(folder, CONFIG_NAME) if folder else CONFIG_NAME
     return read_sections(path) if bf.exists(path) else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import blobfile as bf
 
+from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.files import is_local
 
 # by part of a run's data: the hash of each file, or of both files of a pair, by name
@@ -23,9 +24,9 @@ _SAMPLES = 4  # blocks of a large file that `summary` reads
 
 
 def digest(path: str) -> str:
-    """A hash of a file's whole content, hexadecimal."""
+    """A hash of a file's whole content, or of a packed network's weights, hexadecimal."""
     found = hashlib.blake2b(digest_size=_BYTES)
-    with bf.BlobFile(path, "rb") as file:
+    with bf.BlobFile(packed.weights_file(path), "rb") as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 
 import blobfile as bf
 
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime import checkpoint, packed
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import expand_path, read_sections
 
@@ -19,12 +19,15 @@ def results_folder(out_dir: str, model_path: str, *below: str) -> str:
     """Where a command that uses a trained network writes its results.
 
     `out_dir` if given; else OPENAI_LOGDIR, as in the original package. If that holds a training
-    run, its subfolder `below`; if it is not set, that subfolder beside the checkpoint.
+    run, its subfolder `below`; if it is not set, that subfolder beside the checkpoint, or of the
+    current folder for a checkpoint of the Hub.
     """
     base = expand_path(os.environ.get("OPENAI_LOGDIR", ""))
     if out_dir or (base and not bf.exists(bf.join(base, checkpoint.CONFIG_NAME))):
         return out_dir or base
-    return bf.join(base or bf.dirname(model_path) or ".", *below)
+    if not base and not packed.is_on_hub(model_path):
+        base = bf.dirname(model_path.rstrip("/"))
+    return bf.join(base or ".", *below)
 
 
 def samples_folder(

@@ -29,7 +29,7 @@ from guided_diffusion.networks.precision import (
     in_precision,
 )
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint, run_lock
+from guided_diffusion.runtime import checkpoint, packed, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import (
     check_output,
@@ -60,7 +60,7 @@ def identity_of(trained: Trained) -> dict[str, Any]:
     """Everything about a checkpoint that determines its samples, as plain values."""
     return {
         "name": bf.basename(trained.path),
-        **checkpoint.file_fingerprint(trained.path),
+        **checkpoint.file_fingerprint(packed.weights_file(trained.path)),
         "half": trained.model.use_fp16 and dist_util.dev().type == "cuda",
         "network": dataclasses.asdict(trained.model),
         "diffusion": dataclasses.asdict(trained.diffusion),

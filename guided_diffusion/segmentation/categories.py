@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule, ignored_values
@@ -17,19 +17,43 @@ from guided_diffusion.runtime.files import read_json
 DEFAULT_CATEGORIES = str(Path(__file__).with_name("categories.json"))
 MAX_CATEGORIES = 255  # masks have 8 bits, and 255 in them means "ignore"
 IGNORE_COLOR = (128, 128, 128)
+CODES_EXAMPLE = (
+    '{"category": ["123037004", "SCT", "Anatomical Structure"],'
+    ' "type": ["39607008", "SCT", "Lung"]}'
+)
+_CODE_LENGTHS = (16, 16, 64)  # characters of DICOM's CodeValue, CodingSchemeDesignator, CodeMeaning
 EXAMPLE = '{"index": 1, "name": "enamel", "color": [255, 0, 0]}'
 
 # in the name of a class, such as "left lung" or "lung_right"
 _SIDE = r"(?<![a-z])(left|right)(?![a-z])"
 
 
+class Code(NamedTuple):
+    """A term of a vocabulary, such as ("39607008", "SCT", "Lung")."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+class SegmentCodes(NamedTuple):
+    """What a class is in DICOM: Segmented Property Category and Type (PS3.3 C.8.20.2)."""
+
+    category: Code
+    type: Code
+
+
 @dataclass(frozen=True)
 class Category:
-    """One class: its value in index masks, its name, and its colour as (red, green, blue)."""
+    """One class: its value in index masks, its name, and its colour as (red, green, blue).
+
+    codes: its meaning in DICOM, None if the class table does not say.
+    """
 
     index: int
     name: str
     color: tuple[int, int, int]
+    codes: SegmentCodes | None = None
 
 
 class ClassTable(tuple[Category, ...]):
@@ -123,7 +147,7 @@ def _check_unique(entries: Sequence[Category], source: str) -> None:
 
 def _category(item: Any, source: str) -> Category:
     required = {"index", "name", "color"}
-    if not isinstance(item, dict) or not required <= set(item) <= {*required, "ignore"}:
+    if not isinstance(item, dict) or not required <= set(item) <= {*required, "ignore", "dicom"}:
         raise UserError(f"{source}: {_short(item)} is not a class; write it like {EXAMPLE}.")
     index, name, color = item["index"], item["name"], item["color"]
     if not _is_int(index):
@@ -143,7 +167,25 @@ def _category(item: Any, source: str) -> Category:
             f"{source}: class {index} ({name}) has the colour {_short(color)}; "
             "a colour is [red, green, blue], each from 0 to 255."
         )
-    return Category(index, composed(name.strip()), tuple(color))
+    codes = _codes(item["dicom"], f"{source}: class {index} ({name})") if "dicom" in item else None
+    return Category(index, composed(name.strip()), tuple(color), codes)
+
+
+def _codes(item: Any, which: str) -> SegmentCodes:
+    if isinstance(item, dict) and set(item) == set(SegmentCodes._fields):
+        terms = [item[name] for name in SegmentCodes._fields]
+        if all(map(_is_term, terms)):
+            return SegmentCodes(*(Code(*map(str.strip, term)) for term in terms))
+    raise UserError(f'{which}: {_short(item)} is no "dicom"; write it like {CODES_EXAMPLE}.')
+
+
+def _is_term(item: Any) -> bool:
+    return (
+        isinstance(item, list | tuple)
+        and len(item) == len(_CODE_LENGTHS)
+        and all(isinstance(text, str) and text.isprintable() for text in item)
+        and all(0 < len(text.strip()) <= most for text, most in zip(item, _CODE_LENGTHS))
+    )
 
 
 def _is_int(value: Any) -> bool:
@@ -157,9 +199,16 @@ def _short(value: Any) -> str:
 
 def to_plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
     """A class table as plain values, for JSON and for checkpoints read with `weights_only=True`."""
-    plain = [{"index": c.index, "name": c.name, "color": list(c.color)} for c in categories]
-    for c in categories.ignored if isinstance(categories, ClassTable) else ():
-        plain.append({"index": c.index, "name": c.name, "color": list(c.color), "ignore": True})
+    plain = [_to_plain(category) for category in categories]
+    for category in categories.ignored if isinstance(categories, ClassTable) else ():
+        plain.append({**_to_plain(category), "ignore": True})
+    return plain
+
+
+def _to_plain(category: Category) -> dict[str, Any]:
+    plain = {"index": category.index, "name": category.name, "color": list(category.color)}
+    if category.codes:
+        plain["dicom"] = {name: list(term) for name, term in category.codes._asdict().items()}
     return plain
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from guided_diffusion.images.files import pair_files
+from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.contents import (
     Files,
     changed_files,
@@ -44,7 +45,7 @@ def origin_of(
     for name, value in given.items():
         if name in _ELSEWHERE:
             continue
-        if isinstance(value, str) and os.path.exists(value):
+        if isinstance(value, str) and (os.path.exists(value) or packed.is_on_hub(value)):
             files[name] = {os.path.basename(os.path.normpath(value)): _content(value)}
         else:
             settings[name] = value
@@ -66,8 +67,8 @@ def union_of(members: Mapping[str, RunOrigin], variants: Mapping[str, list[str]]
 
 
 def _content(path: str) -> str:
-    """A hash of a file, or of all files below a folder, whatever their names."""
-    if os.path.isfile(path):
+    """A hash of a file, of a packed network, or of all files below a folder."""
+    if os.path.isfile(path) or packed.find(path):
         return digest(path)
     return combined(digests(list(find_files(path))))
 

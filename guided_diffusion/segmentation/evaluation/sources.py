@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import ending, is_pattern
+from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable
@@ -76,7 +77,8 @@ class Source:
 
 def is_model(path: str) -> bool:
     """Whether a path, or several with commas, names model files rather than masks."""
-    return not (os.path.isdir(path) or ending(path) or is_pattern(path))
+    holds_masks = os.path.isdir(path) and packed.find(path) is None
+    return not (holds_masks or ending(path) or is_pattern(path))
 
 
 def parse_spacing(text: str) -> PixelSize | None:

@@ -12,12 +12,15 @@ from tqdm import tqdm
 
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import ImageError, check_images
+from guided_diffusion.images.left_out import EXPORT_FOLDER
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, check_outputs, expand_path, write_csv
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
+from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
+from guided_diffusion.segmentation.annotations.writing.export import Export
 from guided_diffusion.segmentation.categories import Category, categories_for
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import PredictConfig
@@ -83,6 +86,7 @@ class Job:
     """A predictor and what is done with its predictions.
 
     :param files: each radiograph's mask file, by name, instead of a folder of results.
+    :param export: writes files of annotation tools besides.
     """
 
     predictor: Segmenter
@@ -90,6 +94,7 @@ class Job:
     categories: tuple[Category, ...]
     output: str
     files: Mapping[str, str]
+    export: Export | None = None
 
     def run(self, items: Sequence[Item]) -> int:
         """Segment all radiographs; returns the exit code."""
@@ -156,6 +161,8 @@ class Job:
         elif not config.no_save:
             saving = (config.save_probabilities, config.save_uncertainty)
             write_result(self.output, result, self.categories, *saving)
+        if self.export:
+            self.export.add(result.item, result.mask)
         row = result.areas(self.categories)
         card = result.card(row, self.categories) if self._reporting else None
         return Written(row, card, result if config.viz else None)
@@ -181,6 +188,8 @@ class Job:
             return
         path = os.path.join(self.output, "areas.csv")
         write_csv(path, list(rows[0]), (row.values() for row in rows))
+        if self.export:
+            self.export.close()
         if self._reporting:
             facts = (("radiographs", len(rows)), ("model", self.config.model))
             report.write(os.path.join(self.output, "report.html"), facts)
@@ -211,13 +220,23 @@ class Job:
                 print(f"error: {error}")
 
 
-def predict(config: PredictConfig, averaging: AveragingConfig, arguments: Sequence[str]) -> int:
+def predict(
+    config: PredictConfig,
+    averaging: AveragingConfig,
+    exporting: ExportConfig,
+    arguments: Sequence[str],
+) -> int:
     """The whole command.
 
     :param arguments: the positional arguments.
     :return: the exit code.
     """
     paths = paths_from_arguments(config, arguments)
+    formats = parse_formats(exporting.export, "--export")
+    if formats and (config.no_save or config.interactive):
+        raise UserError(
+            "--export writes files for many radiographs: leave out --no_save and --interactive"
+        )
     config = dataclasses.replace(config, model=paths.model)
     predictor = averaging.on(dist_util.dev()).load(paths.model, dist_util.dev())
     categories = predictor.categories
@@ -235,11 +254,18 @@ def predict(config: PredictConfig, averaging: AveragingConfig, arguments: Sequen
         return Job(predictor, config, categories, output, {}).converse(input)
     items = find_items(paths.inputs, output)
     files = _mask_files(items, paths.outputs, named=bool(config.output))
+    if files and formats:
+        raise UserError("--export needs a folder as OUTPUT, not a file for each mask")
     if not config.no_save:
         check_outputs(list(files.values()) or result_paths(output, items))
+    export = None
+    if formats:
+        place, skip = os.path.join(output, EXPORT_FOLDER), config.skip_bad_images
+        tolerance = exporting.tolerance
+        export = Export(place, formats, items, categories, tolerance, skip_unreadable=skip)
     if not (files or config.no_save):
         run_lock.hold_folder(output, "choose another OUTPUT")
-    return Job(predictor, config, categories, output, files).run(items)
+    return Job(predictor, config, categories, output, files, export).run(items)
 
 
 def _mask_files(items: Sequence[Item], outputs: Sequence[str], named: bool) -> dict[str, str]:

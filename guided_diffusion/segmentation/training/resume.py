@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import torch as th
 
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime import checkpoint, packed
 from guided_diffusion.runtime.contents import Files, changed_files, changes, digest
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.precision_flag import AUTO
@@ -94,7 +94,10 @@ def contents_of(sources: Mapping[str, str], data: TrainingData) -> Files:
         if text:
             paths = split_paths(text)
             names = paths if len(paths) > 1 else [os.path.basename(text)]
-            contents = [digest(path) if os.path.isfile(path) else path for path in paths]
+            contents = [
+                digest(path) if os.path.isfile(path) or packed.find(path) else path
+                for path in paths
+            ]
             files[flag] = dict(zip(names, contents))
     for part in ("train", "val", "synthetic"):
         if (images := getattr(data, part)) is not None:

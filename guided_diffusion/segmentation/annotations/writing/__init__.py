@@ -1,0 +1,1 @@
+"""Masks to files of annotation tools."""

@@ -1,0 +1,30 @@
+"""Write index masks as files of annotation tools: coco, labelme, cvat, dicomseg, nifti, nrrd.
+
+export_labels.py MASKS IMAGES OUTPUT --format coco,labelme    OUTPUT/coco, OUTPUT/labelme
+"""
+
+import argparse
+
+import _path  # noqa: F401 - makes the package importable without installing it
+
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.segmentation.annotations.writing.config import ExportLabelsConfig
+
+
+def main() -> None:
+    parser = make_parser(__doc__, ExportLabelsConfig)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("masks", help="folder of index masks, or one; or a folder of predict.py")
+    parser.add_argument("images", help="folder of their radiographs, or one file")
+    parser.add_argument("output", help="folder to write; a folder in it for each format")
+    overrides = parse_flags(parser, intermixed=True)
+
+    from guided_diffusion.segmentation.annotations.writing.job import export_labels
+
+    paths = [overrides.pop(name) for name in ("masks", "images", "output")]
+    export_labels(*paths, from_flags(ExportLabelsConfig, overrides))
+
+
+if __name__ == "__main__":
+    command(main)()

@@ -1,0 +1,28 @@
+"""Pack a network into a folder to share: model.safetensors, config.json and a model card.
+
+pack_model.py MODEL OUT   MODEL: segm.pth, or a pretraining's ema_*.pt with config.json beside it
+"""
+
+import argparse
+
+import _path  # noqa: F401 - makes the package importable without installing it
+
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.segmentation.sharing.config import PackConfig
+
+
+def main() -> None:
+    parser = make_parser(__doc__, PackConfig)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", help="model file of finetune.py, or a pretrained checkpoint")
+    parser.add_argument("output", metavar="OUT", help="folder to write, for predict.py and others")
+    overrides = parse_flags(parser, intermixed=True)
+
+    from guided_diffusion.segmentation.sharing.pack import pack
+
+    pack(overrides["model"], overrides["output"], from_flags(PackConfig, overrides))
+
+
+if __name__ == "__main__":
+    command(main)()
