@@ -11,7 +11,6 @@ all/, data/ or the only folder there is):
 """
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from guided_diffusion.images.left_out import MASK_FOLDERS
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending, is_ignored
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, write_atomically
+from guided_diffusion.runtime.files import check_output, copy_file
 
 IMAGE_FOLDERS = ("img", "imgs", "image", "images")
 SPLITS = {
@@ -182,9 +181,3 @@ def copy_pair(
         copy_file(item.mask, target + ending(item.mask))
     else:
         write_mask(target + ".png", mask)
-
-
-def copy_file(source: str, target: str) -> None:
-    """Copy the content of a file, making the folders that it needs."""
-    with open(source, "rb") as file:
-        write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -72,6 +73,12 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
                 os.remove(temporary)
             raise
     _sync_folder(folder)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy the content of a file, atomically, making the folders that it needs."""
+    with open(source, "rb") as file:
+        write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))
 
 
 @contextlib.contextmanager

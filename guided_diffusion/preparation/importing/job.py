@@ -19,9 +19,9 @@ from guided_diffusion.preparation.importing.classes import Classes, plan
 from guided_diffusion.preparation.importing.drawing import draw, vote
 from guided_diffusion.preparation.importing.items import ImageItem, find_items
 from guided_diffusion.preparation.importing.report import Report, say
-from guided_diffusion.preparation.layouts import copy_file, require_new_folder
+from guided_diffusion.preparation.layouts import require_new_folder
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.segmentation.annotations.reading import formats
 from guided_diffusion.segmentation.annotations.reading.source import Drawing, Options, Size, Source
