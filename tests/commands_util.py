@@ -98,6 +98,8 @@ VARIANTS = {
     "eta": "+ --sampler ddim",
     "image_train.py num_head_channels": "+ --attention_resolutions 16",
     "predict.py tolerance": "+ --export coco",
+    "predict.py labelled": "+ --label_next 1",
+    "predict.py group": "+ --label_next 1",
     "probe_interval": "+ --probe_dir .",
     "probe_categories": "+ --probe_dir .",
     "samples_per_mask": _GUIDED,

@@ -1,0 +1,99 @@
+"""Which radiographs to correct next: uncertain ones, unlike each other and those labelled already.
+
+First the least certain are taken, more than are wanted, and among these the medoids: the batch
+covers what the model is unsure of, rather than the same difficulty many times (arXiv 1901.05954).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.segmentation.selection.medoids import Medoids, choose_medoids
+from guided_diffusion.segmentation.selection.points import to_points
+
+# candidates for each radiograph to choose, and the largest share of all radiographs that they are
+_CANDIDATES = 10
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A radiograph as a model has seen it.
+
+    uncertainty: see `inference.uncertainty.uncertainty_of`. vector: what is predicted where,
+    float32 [D]. digest: of the pixels.
+    """
+
+    name: str
+    path: str
+    uncertainty: float
+    vector: np.ndarray
+    digest: str
+
+
+@dataclass(frozen=True)
+class Next:
+    """A choice.
+
+    candidates: the least certain radiographs, in that order. labelled: those that count as chosen.
+    medoids: of the candidates and, after them, of the labelled ones. considered: how many
+    radiographs the candidates are the least certain of.
+    """
+
+    candidates: list[Seen]
+    labelled: list[Seen]
+    medoids: Medoids
+    considered: int
+
+    @property
+    def chosen(self) -> list[Seen]:
+        """The best first."""
+        return [self.candidates[number] for number in self.medoids.chosen]
+
+
+def choose_next(
+    seen: Sequence[Seen], count: int, patients: Mapping[str, int], labelled: Sequence[Seen] = ()
+) -> Next:
+    """Choose `count` radiographs of as many patients.
+
+    :param seen: to choose from; those with the pixels of a labelled or an earlier one do not count.
+    :param patients: of all radiographs, by their paths; patients of labelled ones do not count.
+    :raises UserError: if there are not so many patients.
+    """
+    digests = {one.digest for one in labelled}
+    known = {patients[one.path] for one in labelled}
+    free: list[Seen] = []
+    for one in seen:
+        if one.digest not in digests and patients[one.path] not in known:
+            digests.add(one.digest)
+            free.append(one)
+    check_count(count, len({patients[one.path] for one in free}), bool(labelled))
+    free.sort(key=lambda one: -one.uncertainty)
+    candidates = _least_certain(free, count, patients)
+    everyone = [*candidates, *labelled]
+    groups = [patients[one.path] for one in everyone]
+    points = to_points([np.stack([one.vector for one in everyone])])
+    given = range(len(candidates), len(everyone))
+    medoids = choose_medoids(points, count, groups, given)
+    return Next(candidates, list(labelled), medoids, len(free))
+
+
+def check_count(count: int, patients: int, labelled: bool = False) -> None:
+    """:raises UserError: if one patient would have to be chosen twice."""
+    if count > patients:
+        which = "are of {} patients without a labelled one" if labelled else "are of {} patients"
+        raise UserError(
+            f"--label_next {count}: the radiographs {which.format(patients)}, and no more than one"
+            " of each is chosen: lower --label_next, or add radiographs"
+        )
+
+
+def _least_certain(free: Sequence[Seen], count: int, patients: Mapping[str, int]) -> list[Seen]:
+    """The first of `free`, and more where these are of fewer than `count` patients."""
+    size = max(count, min(_CANDIDATES * count, math.ceil(_SHARE * len(free))))
+    while len({patients[one.path] for one in free[:size]}) < count:
+        size += 1
+    return list(free[:size])
