@@ -12,6 +12,7 @@ from guided_diffusion.images.names import stem
 
 # what files are that are not radiographs
 RESULT, IN_FOLDER, BY_SUFFIX = "results", "in folders of masks", "with the suffix of a mask"
+IMAGE_FOLDERS = ("img", "imgs", "image", "images")
 MASK_FOLDERS = (
     *("mask", "masks", "label", "labels", "annotation", "annotations", "gt", "seg"),
     *("segmentation", "segmentations", "ground_truth", "groundtruth"),

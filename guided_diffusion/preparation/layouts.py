@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion.images.files import Unpaired, find_pairs, list_radiographs, name_images
-from guided_diffusion.images.left_out import MASK_FOLDERS
+from guided_diffusion.images.left_out import IMAGE_FOLDERS, MASK_FOLDERS
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending, is_ignored
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, copy_file
 
-IMAGE_FOLDERS = ("img", "imgs", "image", "images")
 SPLITS = {
     **{"train": "TRAIN", "training": "TRAIN"},
     **{"val": "VAL", "valid": "VAL", "validation": "VAL"},

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from guided_diffusion.images.files import list_radiographs, name_images
+from guided_diffusion.images.files import list_labelled
 from guided_diffusion.images.groups import patients_of
 from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.left_out import LABEL_NEXT_FOLDER
@@ -75,7 +75,8 @@ class LabelNext:
             )
         check_output(os.path.join(output, _PARTIAL), folder=True)
         self.items = list(items)
-        self.labelled = _labelled_items(config.labelled)
+        labelled = list_labelled(config.labelled) if config.labelled else []
+        self.labelled = [Item(path, name) for name, path in labelled]
         self.patients = self._find_patients()
         used = {self.patients.group[item.path] for item in self.labelled}
         free = {self.patients.group[item.path] for item in self.items} - used
@@ -159,16 +160,6 @@ class LabelNext:
 
     def _remove_partial(self) -> None:
         shutil.rmtree(os.path.join(self.output, _PARTIAL), ignore_errors=True)
-
-
-def _labelled_items(folder: str) -> list[Item]:
-    """The radiographs in a folder, or in IMG below it."""
-    if not folder:
-        return []
-    inside = os.path.join(folder, "IMG")
-    source = inside if os.path.isdir(inside) else folder
-    paths, _ = list_radiographs(source)
-    return [Item(path, name) for path, name in zip(paths, name_images(source, paths))]
 
 
 def _file(one: Seen) -> str:
