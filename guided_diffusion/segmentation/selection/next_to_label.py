@@ -63,6 +63,30 @@ def choose_next(
     :param patients: of all radiographs, by their paths; patients of labelled ones do not count.
     :raises UserError: if there are not so many patients.
     """
+    free = _free(seen, count, patients, labelled)
+    candidates = _least_certain(free, count, patients)
+    everyone = [*candidates, *labelled]
+    groups = [patients[one.path] for one in everyone]
+    points = to_points([np.stack([one.vector for one in everyone])])
+    given = range(len(candidates), len(everyone))
+    medoids = choose_medoids(points, count, groups, given)
+    return Next(candidates, list(labelled), medoids, len(free))
+
+
+def least_certain(
+    seen: Sequence[Seen], count: int, patients: Mapping[str, int], labelled: Sequence[Seen] = ()
+) -> list[Seen]:
+    """The `count` least certain ones of as many patients, however alike; see `choose_next`."""
+    first: dict[int, Seen] = {}
+    for one in _free(seen, count, patients, labelled):
+        first.setdefault(patients[one.path], one)
+    return [*first.values()][:count]
+
+
+def _free(
+    seen: Sequence[Seen], count: int, patients: Mapping[str, int], labelled: Sequence[Seen]
+) -> list[Seen]:
+    """Those that may be chosen, the least certain first."""
     digests = {one.digest for one in labelled}
     known = {patients[one.path] for one in labelled}
     free: list[Seen] = []
@@ -71,14 +95,7 @@ def choose_next(
             digests.add(one.digest)
             free.append(one)
     check_count(count, len({patients[one.path] for one in free}), bool(labelled))
-    free.sort(key=lambda one: -one.uncertainty)
-    candidates = _least_certain(free, count, patients)
-    everyone = [*candidates, *labelled]
-    groups = [patients[one.path] for one in everyone]
-    points = to_points([np.stack([one.vector for one in everyone])])
-    given = range(len(candidates), len(everyone))
-    medoids = choose_medoids(points, count, groups, given)
-    return Next(candidates, list(labelled), medoids, len(free))
+    return sorted(free, key=lambda one: -one.uncertainty)
 
 
 def check_count(count: int, patients: int, labelled: bool = False) -> None:
