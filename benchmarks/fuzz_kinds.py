@@ -230,6 +230,20 @@ def samples() -> Kind:
     return Kind({"plain.npz": plain.getvalue(), "labelled.npz": compressed.getvalue()}, read)
 
 
+def packed_config() -> Kind:
+    """See `fuzz_packed.py`."""
+    import fuzz_packed
+
+    return fuzz_packed.packed_config()
+
+
+def packed_weights() -> Kind:
+    """See `fuzz_packed.py`."""
+    import fuzz_packed
+
+    return fuzz_packed.packed_weights()
+
+
 def annotations() -> Kind:
     """Files of annotation tools."""
     import fuzz_annotations
@@ -252,6 +266,8 @@ KINDS = {
     "groups": groups,
     "log": log,
     "samples": samples,
+    "packed_config": packed_config,
+    "packed_weights": packed_weights,
     "annotations": annotations,
 }
 

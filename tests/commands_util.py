@@ -69,8 +69,8 @@ COMMANDS = {
     " OUT",
     "serve.py": "segm.pth --port 7869",
     "rgb2tif.py": "TRAIN/MASK OUT --unknown background",
-    "import_labels.py": "DRAWN OUT",
     "export_labels.py": "TRAIN/MASK TRAIN/IMG OUT --format coco,labelme,cvat,nifti,nrrd",
+    "import_labels.py": "DRAWN OUT",
 }
 
 # Where a flag shows its effect, by "SCRIPT FLAG" or "FLAG": another command line, or after "+" what

@@ -23,7 +23,8 @@ from guided_diffusion.segmentation.model_file import SegmentationConfig, save_mo
 
 SLOW = (
     *("torch", "torchvision", "monai", "matplotlib", "scipy", "pydicom", "tensorboard"),
-    *("pandas", "gradio", "onnx", "segmentation_models_pytorch", "wandb"),
+    *("pandas", "gradio", "onnx", "segmentation_models_pytorch", "wandb", "huggingface_hub"),
+    *("shapely", "pycocotools", "nibabel", "nrrd", "highdicom", "safetensors"),
 )
 # runs a command for each list of arguments; writes the exit codes and the modules to a file
 RUN = """

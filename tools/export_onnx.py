@@ -1,6 +1,6 @@
 """Export a segmentation model to ONNX, with classes and preprocessing in the file's metadata.
 
-export_onnx.py MODEL [OUTPUT]   OUTPUT defaults to MODEL with the extension .onnx
+export_onnx.py MODEL [OUTPUT]   OUTPUT defaults to MODEL with the ending .onnx
 """
 
 import argparse
@@ -10,6 +10,16 @@ import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import make_parser, parse_flags
+
+
+def default_output(model: str) -> str:
+    """Beside a file or folder; in the current folder for a model of the Hub."""
+    base = model.rstrip("/")
+    if "://" in base:
+        base = base.rsplit("/", 1)[-1]
+    elif not os.path.isdir(model):
+        base = os.path.splitext(base)[0]
+    return f"{base}.onnx"
 
 
 def main() -> None:
@@ -24,8 +34,7 @@ def main() -> None:
     from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
 
     model = overrides["model"]
-    base = os.path.splitext(model.rstrip("/"))[0]
-    output = overrides.get("output") or (base.rsplit("/")[-1] if "://" in base else base) + ".onnx"
+    output = overrides.get("output") or default_output(model)
     for name, value in export(model, output).items():
         print(f"{name}: {value}")
     sizes = ", ".join(f"{count}x{height}x{width}" for count, height, width in CHECKED_SIZES)

@@ -35,7 +35,7 @@ def find(path: str) -> str | None:
     """
     if is_on_hub(path):
         return _download(path)
-    return path if os.path.isfile(os.path.join(path, WEIGHTS)) else None
+    return path if path and os.path.isfile(os.path.join(path, WEIGHTS)) else None
 
 
 def weights_file(path: str) -> str:
@@ -73,7 +73,7 @@ def read(folder: str, path: str) -> dict[str, Any]:
     try:
         weights = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable file of weights: {error}") from error
+        raise UserError(f"{file} is not a readable file of weights: {_line(error)}") from error
     if values.get("format") == NETWORK_FORMAT:
         return weights
     return {**values, "state_dict": weights}
@@ -131,4 +131,5 @@ def _download(path: str) -> str:
 
 
 def _line(error: Exception) -> str:
+    """What an error of a library says, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

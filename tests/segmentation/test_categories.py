@@ -169,3 +169,39 @@ def test_a_number_or_a_table_spares_counting_the_masks(tmp_path):
 def test_the_masks_are_counted_if_nothing_else_tells():
     assert resolve_categories(lambda: 4) == generic_categories(4)
     assert resolve_categories(lambda: 7) == load_categories()
+
+
+LUNG = {
+    "category": ["123037004", "SCT", "Anatomical Structure"],
+    "type": ["39607008", "SCT", "Lung"],
+}
+
+
+class TestCodes:
+    """What a class is in DICOM."""
+
+    def plain(self, codes):
+        return [
+            {"index": 0, "name": "none", "color": [0, 0, 0]},
+            {"index": 1, "name": "lung", "color": [9, 9, 9], "dicom": codes},
+            {"index": 9, "name": "?", "color": [8, 8, 8], "ignore": True, "dicom": codes},
+        ]
+
+    def test_they_survive_plain(self):
+        table = from_plain(self.plain(LUNG))
+        assert table[0].codes is None
+        assert table[1].codes.type.meaning == "Lung"
+        assert table.ignored[0].codes == table[1].codes
+        assert to_plain(table) == self.plain(LUNG)
+
+    @pytest.mark.parametrize(
+        "codes",
+        [
+            *(None, [], "Lung", {}, {"type": LUNG["type"]}, {**LUNG, "more": 1}),
+            *({**LUNG, "type": t} for t in (["1", "SCT"], ["1", "SCT", 3], ["", "SCT", "x"])),
+            *({**LUNG, "type": t} for t in (["1" * 17, "SCT", "x"], ["1", "S\n", "x"])),
+        ],
+    )
+    def test_faults(self, codes):
+        with pytest.raises(UserError, match=r'c.json: class 1 \(lung\): .* is no "dicom"'):
+            from_plain(self.plain(codes), "c.json")

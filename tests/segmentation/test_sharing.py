@@ -145,9 +145,10 @@ class TestCommands:
 
     @pytest.mark.parametrize(
         ("name", "written"),
-        [("a/shared/", "a/shared.onnx"), ("hf://user/net", "net.onnx"), ("a.pth", "a.onnx")],
+        [("a/v1.2/", "a/v1.2.onnx"), ("hf://user/net", "net.onnx"), ("a.pth", "a.onnx")],
     )
-    def test_onnx_stands_beside_the_folder(self, script, monkeypatch, name, written):
+    def test_onnx_stands_beside_the_folder(self, script, tmp_path, monkeypatch, name, written):
+        (tmp_path / "a/v1.2").mkdir(parents=True)
         asked = []
         monkeypatch.setattr(onnx_export, "export", lambda *paths: asked.append(paths) or {})
         assert script("export_onnx.py", name).code == 0

@@ -1,4 +1,4 @@
-"""Regions of a mask as polygons along the borders of its pixels, and back.
+"""Regions of a mask as polygons along the borders of its pixels.
 
 Pixel (row r, column c) covers the square from (x, y) = (c, r) to (c + 1, r + 1). It belongs to a
 polygon if its centre does, so that a traced region gives its own pixels back.
@@ -56,28 +56,6 @@ def trace_parts(region: np.ndarray, tolerance: float = 0.0) -> list[Part]:
         ]
         parts.append(Part(rings, pixels, rows.start, columns.start))
     return parts
-
-
-def fill(rings: Sequence[Ring], height: int, width: int) -> np.ndarray:
-    """The pixels whose centres lie within an odd number of rings, bool [height x width]."""
-    turns = np.zeros(height * (width + 1), np.int64)
-    for ring in rings:
-        turns += np.bincount(_crossings(ring, height, width), minlength=len(turns))
-    return turns.reshape(height, width + 1).cumsum(axis=1)[:, :width] % 2 == 1
-
-
-def _crossings(ring: Ring, height: int, width: int) -> np.ndarray:
-    """Where rows of centres enter or leave: the first cell behind, of `width` + 1 in each row."""
-    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
-    first = np.ceil(np.minimum(y0, y1) - 0.5).astype(np.int64).clip(0, height)
-    behind = np.ceil(np.maximum(y0, y1) - 0.5).astype(np.int64).clip(0, height)
-    counts = behind - first
-    edge = np.repeat(np.arange(len(ring)), counts)
-    row = np.arange(len(edge)) - np.repeat(counts.cumsum() - counts, counts) + first[edge]
-    share = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
-    x = x0[edge] + share * (x1 - x0)[edge]
-    column = np.ceil(x - 0.5).astype(np.int64).clip(0, width)
-    return row * (width + 1) + column
 
 
 def without_holes(rings: Sequence[Ring]) -> Ring:

@@ -69,7 +69,8 @@ def _network(path: str, title: str) -> tuple[dict[str, Any], dict[str, th.Tensor
             " the run's folder"
         )
     kind = stored.get("kind", "diffusion")
-    trained: Trained = read_trained(path, {}, kind if kind in KINDS else "diffusion")
+    known = isinstance(kind, str) and kind in KINDS
+    trained: Trained = read_trained(path, {}, kind if known else "diffusion")
     trained.network("cpu")  # which raises if the weights do not fit
     sections = trained.sections(kind)
     for name in ("model", "diffusion"):

@@ -93,7 +93,7 @@ def contents_of(sources: Mapping[str, str], data: TrainingData) -> Files:
     for flag, text in sources.items():
         if text:
             paths = split_paths(text)
-            names = paths if len(paths) > 1 else [os.path.basename(text)]
+            names = paths if len(paths) > 1 else [os.path.basename(text.rstrip("/"))]
             contents = [
                 digest(path) if os.path.isfile(path) or packed.find(path) else path
                 for path in paths

@@ -12,7 +12,7 @@ from PIL import Image
 from test_bad_inputs import refused
 
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.segmentation.annotations.polygons import fill
+from guided_diffusion.segmentation.annotations.reading.raster import Polygon
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 
@@ -61,7 +61,7 @@ class TestExistingMasks:
         assert script(TOOL, "MASK", "IMG", "OUT", *flags).code == 0
         shapes = json.loads((data / "OUT/labelme/a.json").read_text())["shapes"]
         (ignored,) = (shape for shape in shapes if shape["label"] == "ignored")
-        inside = fill([np.array(ignored["points"])], *mask.shape)
+        inside = Polygon((np.array(ignored["points"]),)).draw(mask.shape)
         assert np.array_equal(inside, mask == 255)
 
     def test_jpeg_is_copied_as_it_is(self, script, data):
@@ -79,7 +79,7 @@ class TestExistingMasks:
         assert script(TOOL, "MASK", "IMG", "OUT", "--format", "labelme").code == 0
         copy = np.asarray(Image.open(data / "OUT/labelme/a.png"))
         assert copy.dtype == np.uint8
-        assert np.array_equal(copy, np.rint(deep / 65535 * 255))
+        assert np.array_equal(copy, np.rint(deep / deep.max() * 255))
 
 
 class TestRefused:
@@ -150,7 +150,7 @@ class TestPrediction:
         found = np.zeros_like(mask)
         for shape in shapes:
             label = names.index(shape["label"])
-            found[fill([np.array(shape["points"])], *mask.shape)] = label
+            found[Polygon((np.array(shape["points"]),)).draw(mask.shape)] = label
         assert shapes
         assert np.array_equal(found, mask)
         images = json.loads((data / "out/EXPORT/coco/annotations.json").read_text())["images"]

@@ -6,7 +6,8 @@ from annotations_util import by_pillow, hard_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guided_diffusion.segmentation.annotations.polygons import fill, trace_parts, without_holes
+from guided_diffusion.segmentation.annotations.polygons import trace_parts, without_holes
+from guided_diffusion.segmentation.annotations.reading.raster import Polygon
 
 
 def regions():
@@ -34,7 +35,7 @@ def test_a_region_comes_back_exactly(name, region, tolerance):
     for part in parts:
         inside = by_pillow(part.rings, height, width)
         assert not (found & inside).any()
-        assert np.array_equal(inside, fill(part.rings, height, width))
+        assert np.array_equal(inside, Polygon(tuple(part.rings)).draw(region.shape))
         assert np.count_nonzero(inside) == part.area
         found |= inside
         bridged |= by_pillow([without_holes(part.rings)], height, width)
@@ -48,7 +49,7 @@ def test_any_region_comes_back_exactly(seed, height, width, share):
     region = np.random.default_rng(seed).random((height, width)) < share
     found = np.zeros_like(region)
     for part in trace_parts(region, 0.5):
-        found ^= fill([without_holes(part.rings)], height, width)
+        found ^= Polygon((without_holes(part.rings),)).draw(region.shape)
     assert np.array_equal(found, region)
 
 

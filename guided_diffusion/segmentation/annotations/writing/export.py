@@ -8,6 +8,7 @@ import numpy as np
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_outputs
+from guided_diffusion.segmentation.annotations.reading.packages import need
 from guided_diffusion.segmentation.annotations.writing.labelled import (
     Labelled,
     Source,
@@ -18,6 +19,7 @@ from guided_diffusion.segmentation.annotations.writing.writer import Writer
 from guided_diffusion.segmentation.categories import Category
 
 _HERE = __package__
+_DISTRIBUTIONS = {"nrrd": "pynrrd"}  # where the name of a package is not that of its module
 WRITERS = {
     "coco": (f"{_HERE}.coco", "CocoWriter"),
     "labelme": (f"{_HERE}.labelme", "LabelMeWriter"),
@@ -57,7 +59,8 @@ class Export:
         for name in formats:
             module, kind = WRITERS[name]
             writer = getattr(importlib.import_module(module), kind)
-            _check_packages(name, writer.PACKAGES)
+            for package in writer.PACKAGES:
+                need(package, _DISTRIBUTIONS.get(package, package), name)
             self.writers.append(writer(os.path.join(folder, name), sources, self.labels, drawn))
         for writer in self.writers:
             writer.check(skip_unreadable)
@@ -84,16 +87,6 @@ class Export:
         """Write the files that list all radiographs."""
         for writer in self.writers:
             writer.close()
-
-
-def _check_packages(name: str, packages: Sequence[str]) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"{name} needs the package {package}: pip install '.[annotations]' in the checkout"
-            ) from error
 
 
 def _check_new(paths: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guided_diffusion.images.image_io import open_image, read_image, write_image
+from guided_diffusion.images.image_io import Intensity, open_image, read_image, write_image
 from guided_diffusion.runtime.files import is_local, save_json, write_atomically
 from guided_diffusion.segmentation.annotations.polygons import without_holes
 from guided_diffusion.segmentation.annotations.writing.labelled import Labelled, Shape, Source
@@ -63,7 +63,7 @@ class LabelMeWriter(FileWriter):
             with open(source.path, "rb") as file:
                 write_atomically(copy, lambda target: shutil.copyfileobj(file, target))
             return copy
-        image = read_image(source.path)
+        image = read_image(source.path, None, Intensity("window"))  # for eyes, not for a network
         if image.dtype != np.uint8:
             image = np.rint(image * 255).astype(np.uint8)
         write_image(copy, image)
