@@ -101,6 +101,7 @@ VARIANTS = {
     "image_train.py num_head_channels": "+ --attention_resolutions 16",
     "predict.py tolerance": "+ --export coco",
     "predict.py labelled": "+ --label_next 1",
+    "predict.py avoid": "+ --label_next 1",
     "predict.py group": "+ --label_next 1",
     "probe_interval": "+ --probe_dir .",
     "probe_categories": "+ --probe_dir .",

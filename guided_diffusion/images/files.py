@@ -12,7 +12,7 @@ import blobfile as bf
 import numpy as np
 
 from guided_diffusion.images.dicom_prefix import HEAD_BYTES, is_dicom
-from guided_diffusion.images.left_out import BY_SUFFIX, IMAGE_FOLDERS, left_out, summary
+from guided_diffusion.images.left_out import BY_SUFFIX, left_out, summary
 from guided_diffusion.images.names import (
     DICOM_EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -110,21 +110,6 @@ def list_radiographs(path: str, *without: str) -> tuple[list[str], str]:
             "; ".join([f"no radiographs in {path}: all of its images are masks or results", *notes])
         )
     return images, "; ".join(notes)
-
-
-def list_labelled(folder: str) -> list[tuple[str, str]]:
-    """Name and file of each radiograph in a folder of labelled ones: in its IMG, if it has one.
-
-    :raises UserError: if there are none.
-    """
-    folder = expand_path(folder)
-    inside = sorted(os.listdir(folder)) if is_local(folder) and os.path.isdir(folder) else []
-    for name in inside:
-        if name.lower() in IMAGE_FOLDERS and os.path.isdir(os.path.join(folder, name)):
-            folder = os.path.join(folder, name)
-            break
-    paths, _ = list_radiographs(folder)
-    return list(zip(name_images(folder, paths), paths))
 
 
 def _no_radiographs(source: str, images: Sequence[str]) -> dict[str, str]:

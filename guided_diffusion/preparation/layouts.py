@@ -20,14 +20,9 @@ from guided_diffusion.images.files import Unpaired, find_pairs, list_radiographs
 from guided_diffusion.images.left_out import IMAGE_FOLDERS, MASK_FOLDERS
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending, is_ignored
+from guided_diffusion.images.splits import SPLITS
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, copy_file
-
-SPLITS = {
-    **{"train": "TRAIN", "training": "TRAIN"},
-    **{"val": "VAL", "valid": "VAL", "validation": "VAL"},
-    **{"test": "TEST", "testing": "TEST"},
-}
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from functools import partial
 
 import numpy as np
 
-from guided_diffusion.images.files import list_labelled, pair_files
+from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.images.names import ending
+from guided_diffusion.images.splits import list_held_out
 from guided_diffusion.preparation.config import ImportConfig
 from guided_diffusion.preparation.importing.apart import Film, Likeness, check_apart
 from guided_diffusion.preparation.importing.items import ImageItem
 from guided_diffusion.preparation.importing.report import Report
-from guided_diffusion.preparation.layouts import SPLITS, sources
+from guided_diffusion.preparation.layouts import sources
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
@@ -75,7 +76,8 @@ class Target:
         rule = load_categories(path).mask_rule()
         for pair in pairs:
             rule.read(pair.mask)
-        return cls(folder, images, masks, path, pairs, _others(folder, config.avoid))
+        others = [Film(*film) for film in list_held_out(folder, config.avoid, "--into")]
+        return cls(folder, images, masks, path, pairs, others)
 
     @property
     def films(self) -> list[Film]:
@@ -162,7 +164,8 @@ class Target:
         if pair is not None and not likeness.alike(film, Film(pair.name, pair.image)):
             raise UserError(
                 f"{film.shown} and {pair.image} have the same name and are different pictures:"
-                " rename one of them"
+                " rename one of them; or is it a copy that a tool showed? Name the folder of the"
+                " radiographs with --images"
             )
         return pair
 
@@ -224,16 +227,3 @@ def _check_same(own: str, ours: ClassTable, given: str, theirs: ClassTable) -> N
             f"{own} lists {len(ours.entries)} entries and {given} {len(theirs.entries)}: masks of"
             " both cannot be mixed; leave out --categories"
         )
-
-
-def _others(folder: str, avoid: Sequence[str]) -> list[Film]:
-    """The radiographs of the folders to avoid; by default of VAL and TEST beside the folder."""
-    if not avoid:
-        base = os.path.dirname(os.path.abspath(folder))
-        beside = [n for n in sorted(os.listdir(base)) if SPLITS.get(n.lower()) in ("VAL", "TEST")]
-        avoid = [os.path.join(os.path.dirname(os.path.normpath(folder)), name) for name in beside]
-        avoid = [one for one in avoid if os.path.isdir(one)]
-    for one in avoid:
-        if os.path.realpath(one) == os.path.realpath(folder):
-            raise UserError(f"--avoid {one} is the folder that --into names")
-    return [Film(name, path) for one in avoid for name, path in list_labelled(one)]

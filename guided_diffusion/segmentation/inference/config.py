@@ -56,6 +56,13 @@ class LabelNextConfig:
         "label_next: folder of radiographs that are labelled already, such as Split/TRAIN; those"
         " chosen are unlike them, and of other patients",
     )
+    avoid: tuple[str, ...] = flag(
+        (),
+        "label_next: folders of radiographs to measure on, such as Split/VAL: none of their images"
+        " and patients is chosen; without it, folders VAL and TEST beside --labelled",
+        type=str,
+        nargs="+",
+    )
     group: str = flag(
         "",
         "label_next: how to identify the patient, of whom one radiograph is chosen: a regular"

@@ -293,7 +293,7 @@ def _check_correcting(correcting: LabelNextConfig, config: PredictConfig) -> Non
             "--label_next chooses among the radiographs whose results are written: leave out"
             " --no_save and --interactive"
         )
-    for name in ("labelled", "group"):
+    for name in ("labelled", "avoid", "group"):
         if getattr(correcting, name) and not correcting.label_next:
             raise UserError(f"--{name} needs --label_next, the number of radiographs to choose")
 

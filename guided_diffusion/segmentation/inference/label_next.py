@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from guided_diffusion.images.files import list_labelled
+from guided_diffusion.images.duplicates import fingerprint
 from guided_diffusion.images.groups import patients_of
 from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.left_out import LABEL_NEXT_FOLDER
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.images.names import ending
+from guided_diffusion.images.splits import list_held_out, list_labelled
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, copy_file, save_json, write_csv, writing
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
@@ -77,11 +78,14 @@ class LabelNext:
         self.items = list(items)
         labelled = list_labelled(config.labelled) if config.labelled else []
         self.labelled = [Item(path, name) for name, path in labelled]
+        held_out = list_held_out(config.labelled, config.avoid, "--labelled")
+        self.avoided = [Item(path, name) for name, path in held_out]
+        known = [*self.labelled, *self.avoided]
         self.patients = self._find_patients()
-        used = {self.patients.group[item.path] for item in self.labelled}
+        used = {self.patients.group[item.path] for item in known}
         free = {self.patients.group[item.path] for item in self.items} - used
-        check_count(config.label_next, len(free), bool(self.labelled))
-        check_images([item.path for item in self.labelled])
+        check_count(config.label_next, len(free), bool(known))
+        check_images([item.path for item in known])
         formats = parse_formats(exporting.export, "--export") or _DEFAULT_FORMATS
         self._remove_partial()
         self.export = Export(
@@ -108,7 +112,11 @@ class LabelNext:
         """
         seen = [self._seen[item.path] for item in self.items if item.path in self._seen]
         labelled = list(look(self.predictor, self.labelled, self.batch_size))
-        choice = choose_next(seen, self.config.label_next, self.patients.group, labelled)
+        avoided = {
+            item.path: fingerprint(self.predictor.read(item.path)).digest for item in self.avoided
+        }
+        count, patients = self.config.label_next, self.patients.group
+        choice = choose_next(seen, count, patients, labelled, avoided)
         self._remove_partial()
         try:
             with writing(self.folder):
@@ -149,13 +157,12 @@ class LabelNext:
             )
 
     def _find_patients(self) -> _Patients:
-        films = [*self.items, *self.labelled]
+        films = [*self.items, *self.labelled, *self.avoided]
         names, paths = [film.name for film in films], [film.path for film in films]
         groups, said = patients_of(names, paths, self.config.group)
         if said:
             print(said)
         first = {group: names[group] for group in groups}
-        # a labelled radiograph that is predicted too counts as labelled
         return _Patients(dict(zip(paths, groups)), first)
 
     def _remove_partial(self) -> None:

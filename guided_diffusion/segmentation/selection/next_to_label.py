@@ -55,15 +55,23 @@ class Next:
 
 
 def choose_next(
-    seen: Sequence[Seen], count: int, patients: Mapping[str, int], labelled: Sequence[Seen] = ()
+    seen: Sequence[Seen],
+    count: int,
+    patients: Mapping[str, int],
+    labelled: Sequence[Seen] = (),
+    avoided: Mapping[str, str] | None = None,
 ) -> Next:
     """Choose `count` radiographs of as many patients.
 
-    :param seen: to choose from; those with the pixels of a labelled or an earlier one do not count.
-    :param patients: of all radiographs, by their paths; patients of labelled ones do not count.
+    :param seen: to choose from; those with the pixels of a labelled, an avoided or an earlier one
+        do not count.
+    :param patients: of all radiographs, by their paths; those of labelled or avoided ones do not
+        count.
+    :param avoided: digests of the pixels of further radiographs, by their paths.
     :raises UserError: if there are not so many patients.
     """
-    free = _free(seen, count, patients, labelled)
+    known = {**{one.path: one.digest for one in labelled}, **(avoided or {})}
+    free = _free(seen, count, patients, known)
     candidates = _least_certain(free, count, patients)
     everyone = [*candidates, *labelled]
     groups = [patients[one.path] for one in everyone]
@@ -78,30 +86,36 @@ def least_certain(
 ) -> list[Seen]:
     """The `count` least certain ones of as many patients, however alike; see `choose_next`."""
     first: dict[int, Seen] = {}
-    for one in _free(seen, count, patients, labelled):
+    for one in _free(seen, count, patients, {one.path: one.digest for one in labelled}):
         first.setdefault(patients[one.path], one)
     return [*first.values()][:count]
 
 
 def _free(
-    seen: Sequence[Seen], count: int, patients: Mapping[str, int], labelled: Sequence[Seen]
+    seen: Sequence[Seen], count: int, patients: Mapping[str, int], known: Mapping[str, str]
 ) -> list[Seen]:
-    """Those that may be chosen, the least certain first."""
-    digests = {one.digest for one in labelled}
-    known = {patients[one.path] for one in labelled}
+    """Those that may be chosen, the least certain first.
+
+    :param known: digests of the radiographs that count as chosen or not at all, by path.
+    """
+    digests = set(known.values())
+    groups = {patients[path] for path in known}
     free: list[Seen] = []
     for one in seen:
-        if one.digest not in digests and patients[one.path] not in known:
+        if one.digest not in digests and patients[one.path] not in groups:
             digests.add(one.digest)
             free.append(one)
-    check_count(count, len({patients[one.path] for one in free}), bool(labelled))
+    check_count(count, len({patients[one.path] for one in free}), bool(known))
     return sorted(free, key=lambda one: -one.uncertainty)
 
 
-def check_count(count: int, patients: int, labelled: bool = False) -> None:
-    """:raises UserError: if one patient would have to be chosen twice."""
+def check_count(count: int, patients: int, some_known: bool = False) -> None:
+    """:raises UserError: if one patient would have to be chosen twice.
+
+    :param some_known: whether patients of labelled radiographs are not counted.
+    """
     if count > patients:
-        which = "are of {} patients without a labelled one" if labelled else "are of {} patients"
+        which = "are of {} patients" + " without a labelled one" * some_known
         raise UserError(
             f"--label_next {count}: the radiographs {which.format(patients)}, and no more than one"
             " of each is chosen: lower --label_next, or add radiographs"

@@ -128,6 +128,23 @@ def test_labelled_ones_and_their_patients_do_not_come_again(script, tmp_path, mo
     refused(ended, "are of 1 patients")
 
 
+def test_nothing_of_val(script, tmp_path, model, films):
+    """Radiographs to measure on are not chosen, but others may be like them."""
+    for part, number in (("TRAIN", 0), ("VAL", 1), ("held_out", 2)):
+        place = tmp_path / "Split" / part / "IMG"
+        place.mkdir(parents=True)
+        shutil.copy(films / f"r{number}.png", place)
+    flags = ("--label_next", 8, "--labelled", "Split/TRAIN")
+    assert script("predict.py", model, films, "out", *flags).code == 0
+    files = {row["file"] for row in rows_of(tmp_path / "out/LABEL_NEXT")}
+    assert files == {f"r{number}.png" for number in range(2, 10)}
+    more = ("--avoid", "Split/VAL", "Split/held_out")
+    ended = script("predict.py", model, films, "more", *flags, *more)
+    refused(ended, "--label_next 8: the radiographs are of 7 patients without a labelled one")
+    ended = script("predict.py", model, films, "more", *flags, "--avoid", "Split/TRAIN")
+    refused(ended, "--avoid Split/TRAIN is the folder that --labelled names")
+
+
 @pytest.mark.parametrize("kind", ["native", "union", "ensemble", "smp"])
 def test_every_kind_of_model(script, tmp_path, films, kind):
     path = tmp_path / "segm.pth"
@@ -187,6 +204,7 @@ def test_nothing_half_written(script, tmp_path, model, films, monkeypatch):
         (("--label_next", 11), "--label_next 11: the radiographs are of 10 patients"),
         (("--label_next", 1, "--labelled", "nowhere"), "nowhere does not exist"),
         (("--labelled", "films"), "--labelled needs --label_next"),
+        (("--avoid", "films"), "--avoid needs --label_next"),
         (("--group", "x"), "--group needs --label_next"),
         (("--label_next", 1, "--no_save"), "leave out --no_save and --interactive"),
         (("--label_next", 1, "--export", "dicomseg"), "is not DICOM"),
