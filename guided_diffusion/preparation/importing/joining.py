@@ -137,9 +137,9 @@ class Target:
                 changes.write(one.mask, partial(write_mask, mask=mask))
             record = self._new_record()
             changes.write(record, lambda path: save_json(path, report.to_plain()))
-            own = os.path.join(self.folder, CATEGORIES)
-            if not os.path.exists(own):
+            if not _own_table(self.folder):
                 table = to_plain(load_categories(self.table_path))
+                own = os.path.join(self.folder, CATEGORIES)
                 changes.write(own, lambda path: save_json(path, table))
         new = sum(bool(one.image) for one in placements)
         apart = f"kept apart from {len(self.others)} radiographs" if self.others else ""
@@ -200,11 +200,7 @@ def _find_table(folder: str, given: str) -> str:
 
     :raises UserError: if there is none, or the one given has other classes than the folder's own.
     """
-    beside = os.path.dirname(os.path.normpath(folder))
-    own = next(
-        (p for p in (os.path.join(f, CATEGORIES) for f in (folder, beside)) if os.path.isfile(p)),
-        "",
-    )
+    own = _own_table(folder)
     if not own and not given:
         raise UserError(
             f"--into {folder} has no {CATEGORIES}: give the class table of its masks with"
@@ -213,6 +209,13 @@ def _find_table(folder: str, given: str) -> str:
     if own and given:
         _check_same(own, load_categories(own), given, load_categories(given))
     return own or given
+
+
+def _own_table(folder: str) -> str:
+    """The class table in a folder or beside it; "" if there is none."""
+    places = (folder, os.path.dirname(os.path.normpath(folder)))
+    paths = (os.path.join(place, CATEGORIES) for place in places)
+    return next(filter(os.path.isfile, paths), "")
 
 
 def _check_same(own: str, ours: ClassTable, given: str, theirs: ClassTable) -> None:

@@ -202,6 +202,13 @@ class TestClasses:
         assert join("--categories", "table.json").code == 0
         assert json.loads((split / "TRAIN/categories.json").read_text()) == TABLE
 
+    def test_a_table_beside_the_folder(self, split, drawn):
+        shutil.move(split / "TRAIN/categories.json", split / "categories.json")
+        assert join().code == 0
+        assert not (split / "TRAIN/categories.json").exists()
+        mask = read_mask(str(split / "TRAIN/MASK/emil_1.png"), 3)
+        assert np.array_equal(mask, 2 * square())
+
     def test_masks_of_other_classes(self, split, drawn):
         Image.fromarray(np.full(SIZE, 9, np.uint8)).save(split / "TRAIN/MASK/bert_1.png")
         refused(parts=("TRAIN/MASK/bert_1.png", "9"))
