@@ -76,8 +76,10 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def copy_file(source: str, target: str) -> None:
-    """Copy the content of a file, atomically, making the folders that it needs."""
-    with open(source, "rb") as file:
+    """Copy the content of a local or a cloud file, atomically, making the folders that it needs."""
+    import blobfile as bf
+
+    with open(source, "rb") if is_local(source) else bf.BlobFile(source, "rb") as file:
         write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))
 
 

@@ -14,7 +14,14 @@ from guided_diffusion.images.masks import read_mask
 from guided_diffusion.images.names import ending
 from guided_diffusion.images.splits import list_held_out, list_labelled
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, copy_file, save_json, write_csv, writing
+from guided_diffusion.runtime.files import (
+    check_output,
+    copy_file,
+    is_local,
+    save_json,
+    write_csv,
+    writing,
+)
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
 from guided_diffusion.segmentation.annotations.writing.export import Export
 from guided_diffusion.segmentation.categories import ClassTable, to_plain
@@ -69,6 +76,8 @@ class LabelNext:
         self.config, self.output, self.predictor = config, output, predictor
         self.categories, self.batch_size = categories, batch_size
         self.folder = os.path.join(output, LABEL_NEXT_FOLDER)
+        if not is_local(output):
+            raise UserError(f"--label_next needs a folder of this machine as OUTPUT, not {output}")
         if os.path.lexists(self.folder) and not _is_empty(self.folder):
             raise UserError(
                 f"{self.folder} exists already and may hold corrections: choose another OUTPUT, or"
@@ -86,16 +95,10 @@ class LabelNext:
         free = {self.patients.group[item.path] for item in self.items} - used
         check_count(config.label_next, len(free), bool(known))
         check_images([item.path for item in known])
-        formats = parse_formats(exporting.export, "--export") or _DEFAULT_FORMATS
-        self._remove_partial()
-        self.export = Export(
-            os.path.join(output, _PARTIAL),
-            formats,
-            self.items,
-            categories,
-            exporting.tolerance,
-            skip_unreadable=skip_unreadable,
-        )
+        self.skip_unreadable = skip_unreadable
+        self.formats = parse_formats(exporting.export, "--export") or _DEFAULT_FORMATS
+        self.tolerance = exporting.tolerance
+        self._export(self.folder, self.items)  # refuses what a format cannot hold
         self._seen: dict[str, Seen] = {}
         self._lock = threading.Lock()
 
@@ -130,14 +133,21 @@ class LabelNext:
             " next, in the order of label_next.csv"
         )
 
+    def _export(self, folder: str, items: Sequence[Item]) -> Export:
+        skip = self.skip_unreadable
+        return Export(
+            folder, self.formats, items, self.categories, self.tolerance, skip_unreadable=skip
+        )
+
     def _write(self, choice: Next) -> None:
         partial = os.path.join(self.output, _PARTIAL)
-        items = {item.path: item for item in self.items}
-        for one in choice.chosen:
+        items = [Item(one.path, one.name) for one in choice.chosen]
+        export = self._export(partial, items)
+        for one, item in zip(choice.chosen, items):
             copy_file(one.path, os.path.join(partial, "IMG", _file(one)))
             mask = os.path.join(self.output, "MASK", f"{one.name}.png")
-            self.export.add(items[one.path], read_mask(mask, len(self.categories)))
-        self.export.close()
+            export.add(item, read_mask(mask, len(self.categories)))
+        export.close()
         save_json(os.path.join(partial, "categories.json"), to_plain(self.categories))
         paths = [one.path for one in (*choice.candidates, *choice.labelled)]
         notes = [f"{one.uncertainty:.3g}" for one in choice.chosen]
