@@ -172,6 +172,26 @@ class TestNothingOfVal:
         refused(parts=parts)
         assert join("--group", r"(.*)").code == 0
 
+    def test_by_the_folder_of_a_patient(self, split, drawn, tmp_path):
+        """Images of the same name in a folder for each patient, as predict.py hands them over."""
+        shutil.rmtree(drawn)
+        for number in range(4):
+            labelled(split / "TRAIN", f"film_{number}/a", f"film_{number}/b", seed=10 + number)
+        labelled(split / "VAL", "film_8/a", "film_8/b", seed=20)
+        for seed, name in enumerate(("film_6/a", "film_6/b", "film_7/a", "film_7/b"), 50):
+            noise(tmp_path / f"IMG/{name}.png", seed)
+            draw(drawn / name[:6], f"{name[7:]}.png")
+        ended = join("--images", "IMG")
+        assert ended.code == 0, ended.err
+        for name in ("film_6/a", "film_7/a"):
+            copy = split / f"TRAIN/IMG/{name}.png"
+            assert copy.read_bytes() == (tmp_path / f"IMG/{name}.png").read_bytes()
+        shutil.rmtree(drawn)
+        noise(tmp_path / "IMG/film_8/c.png", 70)
+        draw(drawn / "film_8", "c.png")
+        parts = ("IMG/film_8/c.png and Split/VAL/IMG/film_8/", "are of one patient")
+        refused("--images", "IMG", parts=parts)
+
     def test_by_patient_as_a_rule_says(self, split, drawn):
         refused("--group", r"_(\d)", parts=("drawn/emil_1.png and", "are of one patient"))
 
