@@ -53,7 +53,7 @@ setup(
     packages=find_packages(include=["guided_diffusion", "guided_diffusion.*"]),
     package_data={
         "guided_diffusion.segmentation": ["*.json"],
-        "guided_diffusion.segmentation.visuals": ["*.html"],
+        "guided_diffusion.segmentation.visuals": ["*.html", "*.js"],
     },
     ext_modules=[KERNELS] if (platform.system(), platform.machine()) == ("Linux", "x86_64") else [],
     python_requires=">=3.10",

@@ -1,6 +1,7 @@
 """Serve a local web page that segments radiographs: upload a file, view and download the result.
 
-serve.py MODEL   or several models, with commas: their mean
+serve.py MODEL                  or several models, with commas: their mean
+serve.py MODEL --save_dir DIR   also correct masks with a brush, and save them for finetune.py
 """
 
 import argparse

@@ -18,12 +18,12 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from guided_diffusion.networks import precision
 from guided_diffusion.runtime.files import read_json
-from guided_diffusion.segmentation.inference import serve
+from guided_diffusion.segmentation.inference import serve, visits
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.training import loop
 
 WITHOUT_NETWORK = {
-    *("prepare_data.py", "rgb2tif.py", "import_labels.py", "export_labels.py", "pack_model.py")
+    *("prepare_data.py", "rgb2tif.py", "import_labels.py", "export_labels.py", "pack_model.py"),
 }
 # their figures are compared between machines
 ALWAYS_FP32 = {"image_nll.py", "evaluate_samples.py"}
@@ -74,7 +74,7 @@ class serves_one:
         self.predictor = predictor
 
     def __enter__(self):
-        serve.page_for(self.predictor, "TRAIN/IMG/r0.png")
+        visits.page_for(self.predictor, "TRAIN/IMG/r0.png")
         return "nowhere"
 
     def __exit__(self, *_):

@@ -18,10 +18,9 @@ unset OPENAI_LOGDIR
 source flags/demo.sh
 export OPENAI_LOGDIR="$out/pretrained"
 
-# 600 unlabelled radiographs; 8 labelled ones to train on, 8 to select the best epoch on, and 24 held-out ones
-# from another seed
+# 600 unlabelled radiographs, 8 labelled ones, and 24 held-out ones from another seed
 run python tools/prepare_data.py --action create-sample --output-dir "$out/data" \
-    --image-size 64 --num-unlabelled 600 --num-samples 16 --train-images 8 --seed 0
+    --image-size 64 --num-unlabelled 600 --num-samples 9 --train-images 8 --seed 0
 run python tools/prepare_data.py --action create-sample --output-dir "$out/held_out" \
     --image-size 64 --num-unlabelled 0 --num-samples 25 --train-images 1 --seed 1
 
@@ -29,16 +28,22 @@ run python scripts/image_train.py --data_dir "$out/data/unlabelled" \
     $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS
 checkpoint=$(ls "$out"/pretrained/ema_*.pt | tail -n 1)
 
-split="$out/data/Split"
+# two labelled radiographs: the pretrained network, and the same one from random weights
+train="$out/data/Split/TRAIN"
 truth="$out/held_out/Split/VAL"
 for kind in pretrained scratch; do
-    flags="--lr 2e-3 --epochs 100 --batch_size 4 --val_interval 25"
+    flags="--train_names train_0000,train_0001 --steps 400"
     if [ "$kind" = scratch ]; then flags="$flags --random_init True"; fi
-    run python scripts/finetune.py "$checkpoint" "$split/TRAIN/IMG" "$split/TRAIN/MASK" \
-        "$split/VAL/IMG" "$split/VAL/MASK" $flags --weights_save "$out/$kind/segm.pth"
+    run python scripts/finetune.py "$checkpoint" "$train/IMG" "$train/MASK" $flags \
+        --categories flags/categories.json --weights_save "$out/$kind/segm.pth"
     run python scripts/predict.py "$out/$kind/segm.pth" "$truth/IMG" "$out/$kind/results"
     run python scripts/evaluate.py "$out/$kind/results/MASK" "$truth/MASK" \
         --categories flags/categories.json --output "$out/$kind/evaluation"
 done
+
+# 1 to 8 labelled radiographs, against a network with ImageNet weights and random weights
+run python scripts/label_efficiency.py "$train/IMG" "$train/MASK" "$truth/IMG" "$truth/MASK" \
+    --checkpoint "$checkpoint" --categories flags/categories.json --k 1,2,4,8 --seeds 0 --steps 400 \
+    --methods recipe,imagenet,scratch --output "$out/comparison"
 
 run python tools/demo_report.py "$out"

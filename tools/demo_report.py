@@ -1,4 +1,4 @@
-"""The report at the end of `make demo`: Dice of both networks, and where the pictures are."""
+"""The report at the end of `make demo`: Dice of the networks, and where the pictures are."""
 
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     metrics = {kind: read_json(str(folder / kind / "evaluation/metrics.json")) for kind in KINDS}
     names = list(metrics["pretrained"]["per_class"])
-    print(f"\nDice on {len(pairs(folder))} held-out radiographs, fine-tuned on 8 labelled ones\n")
+    print(f"\nDice on {len(pairs(folder))} held-out radiographs, fine-tuned on 2 labelled ones\n")
     print(f"{'':<24}{'pretrained':>12}{'from scratch':>14}")
     for name in names:
         row = [metrics[kind]["per_class"][name]["dice"] for kind in KINDS]
@@ -37,7 +37,10 @@ def main() -> None:
     write_overlays(folder, folder / "example.png", KINDS[:1], 2)
     grid = sorted((folder / "pretrained").glob("samples_*.png"))[-1]
     print(f"radiograph, truth, pretrained, from scratch: {picture}")
-    print(f"curves: {folder / 'pretrained/segm_logs/curves.png'}")
+    print(f"Dice by the number of labels, curves:        {folder / 'comparison/curves.png'}")
+    print(
+        f"curves of fine-tuning:                       {folder / 'pretrained/segm_logs/curves.png'}"
+    )
     print(f"radiographs sampled by the diffusion model:  {grid}")
     print(f"masks, colours, overlays, areas.csv:         {folder / 'pretrained/results'}")
 

@@ -64,7 +64,7 @@ def _list(path: str) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
     for name in names:
-        (images if _looks_like_image(name) else others).append(name)
+        (images if looks_like_image(name) else others).append(name)
     if not images:
         endings = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in others)
         seen = ", ".join(f"{count} {end}" for end, count in endings.most_common(5))
@@ -258,12 +258,17 @@ def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename} cannot be searched: {error.strerror}") from error
 
 
-def _looks_like_image(path: str) -> bool:
-    extension = os.path.splitext(path)[1].lower()
+def looks_like_image(path: str, name: str = "") -> bool:
+    """Whether `list_images` finds a file: by its ending, or as DICOM by how it begins.
+
+    :param name: that it will have; by default its own.
+    """
+    name = name or path
+    extension = os.path.splitext(name)[1].lower()
     if extension in IMAGE_EXTENSIONS:
         return True
     # modalities name files "IM0001" or by UID, whose last number looks like an extension
-    if (extension and not extension[1:].isdecimal()) or os.path.basename(path) == "DICOMDIR":
+    if (extension and not extension[1:].isdecimal()) or os.path.basename(name) == "DICOMDIR":
         return False
     with contextlib.suppress(OSError), open_file(path) as file:
         return is_dicom(file.read(HEAD_BYTES))

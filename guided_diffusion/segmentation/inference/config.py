@@ -85,3 +85,8 @@ class ServeConfig:
     )
     port: int = flag(7860, "port number", least=1, most=2**16 - 1)
     max_upload_mb: int = flag(64, "largest file accepted, in MB", least=1, most=10**5)
+    save_dir: str = flag(
+        "",
+        "folder for radiographs and their masks as corrected on the page: IMG, MASK,"
+        " categories.json; '': no corrections",
+    )

@@ -1,8 +1,6 @@
-"""A local web page that segments an uploaded radiograph; nothing is kept."""
+"""A local web page that segments an uploaded radiograph, and takes corrections of its mask."""
 
 import contextlib
-import html
-import io
 import os
 import tempfile
 import threading
@@ -10,20 +8,20 @@ from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 from typing import Any
 
-from PIL import Image
-
 from guided_diffusion import dist_util
-from guided_diffusion.images.names import stem
-from guided_diffusion.runtime.errors import UserError, as_user_error
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.files import check_output
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import ServeConfig
+from guided_diffusion.segmentation.inference.corrections import Corrections, SaveRoute
+from guided_diffusion.segmentation.inference.labelled_folder import LabelledFolder
 from guided_diffusion.segmentation.inference.local_only import LocalOnly
 from guided_diffusion.segmentation.inference.predictor import Segmenter
-from guided_diffusion.segmentation.inference.results import Item, Result
-from guided_diffusion.segmentation.visuals.report import Report
+from guided_diffusion.segmentation.inference.visits import Visits
+from guided_diffusion.segmentation.visuals.editor import relay
 
-# longest side of the picture shown, in pixels; the mask to download has the radiograph's own size
-SIDE = 1024
+# the name that a file has for its owner: gradio leaves characters out
+_WITH_NAME = "(file, name, token) => [file, file?.orig_name ?? '', token]"
 # the visitor's own fonts: gradio would load its fonts from the internet
 _FONTS = ("system-ui", "sans-serif")
 
@@ -34,6 +32,8 @@ def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
     :param model: a model file, or several separated by commas.
     """
     import_gradio()  # fails here, before the model is read
+    if config.save_dir:
+        check_output(config.save_dir, folder=True)
     predictor = averaging.on(dist_util.dev()).load(model, dist_util.dev())
     with served(predictor, model, config) as address:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
@@ -42,51 +42,24 @@ def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
         print("stopped")
 
 
-def page_for(predictor: Segmenter, path: str) -> str:
-    """The HTML for one file: a report of one card, in a frame of its own.
+def build_page(
+    predictor: Segmenter,
+    model: str,
+    max_upload_mb: int = 64,
+    corrections: Corrections | None = None,
+) -> Any:
+    """The page, a `gradio.Blocks` that is not yet served.
 
-    :raises ImageError: if the file cannot be read.
+    :param corrections: takes corrected masks; None: the page has no editor.
     """
-    image = predictor.read(path)
-    prediction = predictor.start([image])[0]()
-    mask = prediction.mask()
-    name = stem(os.path.basename(path))
-    encoded = io.BytesIO()
-    Image.fromarray(mask).save(encoded, "PNG")
-    download = (f"{name}_mask.png", encoded.getvalue())
-    categories = predictor.categories
-    result = Result(Item(path, name), image, mask, prediction)
-    report = Report("Segmented radiograph", categories, [("name", False)], ["area %"])
-    row = result.areas(categories)
-    report.add(result.card(row, categories, download=download, side=SIDE))
-    # sandboxed without the page's origin: it can only run its own script and save files
-    return (
-        '<iframe title="Segmented radiograph" sandbox="allow-scripts allow-downloads" '
-        'style="width:100%;height:85vh;border:0" '
-        f'srcdoc="{html.escape(report.html())}"></iframe>'
-    )
-
-
-def build_page(predictor: Segmenter, model: str, max_upload_mb: int = 64) -> Any:
-    """The page, a `gradio.Blocks` that is not yet served."""
     gradio = import_gradio()
-
-    def segment(path: str | None) -> str:
-        if not path:
-            return ""
-        try:
-            if os.path.getsize(path) > max_upload_mb * 1e6:
-                raise UserError(f"the file is larger than {max_upload_mb} MB")
-            return page_for(predictor, path)
-        except Exception as error:
-            known = as_user_error(error)
-            if known is None:
-                raise
-            return f"<p role='alert'>{html.escape(str(known).replace(path, 'the file'))}</p>"
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
-
+    visits = Visits(predictor, max_upload_mb, corrections)
+    kept = "Files are deleted as soon as they are read. "
+    if corrections is not None:
+        kept = (
+            f"Save stores a radiograph and its mask in the folder `{corrections.labelled.name}`;"
+            " other files are deleted when the next is uploaded, or when the server stops. "
+        )
     with gradio.Blocks(
         title="Segment a radiograph",
         analytics_enabled=False,
@@ -94,13 +67,14 @@ def build_page(predictor: Segmenter, model: str, max_upload_mb: int = 64) -> Any
     ) as page:
         gradio.Markdown(
             f"# Segment a radiograph\nModel: {os.path.basename(model)}. PNG, JPEG, TIFF or DICOM, "
-            f"up to {max_upload_mb} MB. Files are deleted as soon as they are read. "
-            "Not a medical device: research only."
+            f"up to {max_upload_mb} MB. {kept}Not a medical device: research only."
         )
         upload = gradio.File(label="Radiograph", type="filepath", height=120)
+        name = gradio.Textbox(visible=False)
+        token = gradio.State("")
         shown = gradio.HTML()
-        upload.upload(segment, upload, shown)
-        upload.clear(lambda: "", None, shown)
+        upload.upload(visits.segment, [upload, name, token], [shown, token], js=_WITH_NAME)
+        upload.clear(lambda token: visits.segment(None, "", token), token, [shown, token])
     return page
 
 
@@ -108,19 +82,25 @@ def build_page(predictor: Segmenter, model: str, max_upload_mb: int = 64) -> Any
 def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[str]:
     """Serve the page while the context is open; yields its address.
 
-    :raises UserError: if the port is not available.
+    :raises UserError: if the port is not available, or corrections cannot be saved.
     """
     gradio = import_gradio()
+    labelled = LabelledFolder(config.save_dir, predictor.categories) if config.save_dir else None
     others = [name.strip() for name in config.allow_hosts.split(",") if name.strip()]
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
-        app.middleware_stack = LocalOnly(app.middleware_stack, config.host, others)
+        answering = app.middleware_stack
+        if corrections is not None:
+            answering = SaveRoute(answering, corrections)
+        app.middleware_stack = LocalOnly(answering, config.host, others)
         yield
 
-    with tempfile.TemporaryDirectory() as folder:
+    # gradio serves what lies in its folder
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as scratch:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(predictor, model, config.max_upload_mb)
+        corrections = None if labelled is None else Corrections(labelled, scratch)
+        page = build_page(predictor, model, config.max_upload_mb, corrections)
         try:
             _, address, _ = page.launch(
                 server_name=config.host,
@@ -133,6 +113,7 @@ def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[st
                 quiet=True,
                 footer_links=[],
                 ssr_mode=False,
+                head=None if corrections is None else relay(),
                 app_kwargs={"lifespan": guarded},
             )
         except OSError as error:

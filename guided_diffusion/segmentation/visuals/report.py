@@ -1,9 +1,6 @@
 """report.html: predictions to browse, in one file that loads nothing from elsewhere."""
 
-import base64
 import heapq
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +14,19 @@ from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.runtime.text import encode, visible
 from guided_diffusion.segmentation.categories import Category, to_plain
 from guided_diffusion.segmentation.prediction import Prediction
+from guided_diffusion.segmentation.visuals.embedded import (
+    as_uint8,
+    data_uri,
+    fill,
+    picture_uri,
+    scaled,
+    size_within,
+)
 
 # the longest side of a thumbnail in pixels, and the most cards in a file, of then about 10 MB
 SIDE = 384
 LIMIT = 400
-_TEMPLATE = Path(__file__).with_name("report.html")
-_PLACE = "/*DATA*/"
+_TEMPLATE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,25 @@ def make_card(
     :param side: the longest side of the thumbnails, in pixels.
     """
     height, width = mask.shape
-    scale = min(1.0, side / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if image is None:
-        image = np.zeros(mask.shape, np.uint8)
-    elif image.dtype != np.uint8:
-        image = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    size = size_within(mask.shape, side)
+    shown = np.zeros(mask.shape, np.uint8) if image is None else as_uint8(image)
     plain: dict[str, Any] = {
         "name": visible(name),
         "size": f"{width} × {height}",
         "width": size[0],
         "height": size[1],
-        "image": _uri(_scaled(image, size), "JPEG", quality=80),
-        "mask": _uri(_nearest(mask, size), "PNG", optimize=True),
+        "image": picture_uri(scaled(shown, size), "JPEG", quality=80),
+        "mask": picture_uri(_nearest(mask, size), "PNG", optimize=True),
         "scores": {label: _plain(value) for label, value in scores.items()},
         "classes": [[index, [_plain(v) for v in row]] for index, row in classes.items()],
     }
     if true is not None:
-        plain["truth"] = _uri(_nearest(true, size), "PNG", optimize=True)
+        plain["truth"] = picture_uri(_nearest(true, size), "PNG", optimize=True)
     if prediction is not None:
         grey = np.rint(prediction.uncertainty.clip(0, 1) * 255).astype(np.uint8)
-        plain["uncertainty"] = _uri(_scaled(grey, size), "JPEG", quality=75)
+        plain["uncertainty"] = picture_uri(scaled(grey, size), "JPEG", quality=75)
     if download:
-        plain["download"] = {"name": download[0], "uri": _data_uri("image/png", download[1])}
+        plain["download"] = {"name": download[0], "uri": data_uri("image/png", download[1])}
     return Card(urgency, plain)
 
 
@@ -138,7 +138,7 @@ class Report:
             "orders": orders,
             "table": None,
             "pictures": [
-                {"caption": caption, "uri": _data_uri("image/png", Path(path).read_bytes())}
+                {"caption": caption, "uri": data_uri("image/png", Path(path).read_bytes())}
                 for caption, path in (pictures or {}).items()
             ],
             "cards": cards,
@@ -147,9 +147,7 @@ class Report:
         if table:
             rows = [[index, [_plain(v) for v in row]] for index, row in table[1].items()]
             plain["table"] = {"columns": list(table[0]), "rows": rows}
-        # so that "</script>" or "<!--" in a name does not end the script
-        text = json.dumps(plain, allow_nan=False).replace("<", "\\u003c")
-        return _TEMPLATE.read_text("utf-8").replace(_PLACE, text, 1)
+        return fill(_TEMPLATE, plain)
 
     def write(self, path: str, *args: Any, **options: Any) -> None:
         """Write the page to a file, atomically.
@@ -170,19 +168,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _scaled(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
-
-
 def _nearest(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-
-
-def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    encoded = io.BytesIO()
-    picture.save(encoded, kind, **options)
-    return _data_uri(f"image/{kind.lower()}", encoded.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

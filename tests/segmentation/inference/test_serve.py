@@ -12,43 +12,13 @@ import numpy as np
 import pytest
 from browser_util import chromium, watch
 from PIL import Image
+from serve_util import Halves, free_port, write
 
-from guided_diffusion.images.image_io import read_image
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import generic_categories
+from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.local_only import LocalOnly
-from guided_diffusion.segmentation.inference.serve import ServeConfig, page_for, served
-from guided_diffusion.segmentation.inference.uncertainty import entropy_map
-from guided_diffusion.segmentation.prediction import Prediction
-
-
-class Halves:
-    """Calls the left half class 1 and the rest background."""
-
-    categories = generic_categories(2)
-
-    def read(self, path):
-        return read_image(path, 1)
-
-    def start(self, images):
-        def finish(image):
-            left = np.zeros(image.shape, np.float32)
-            left[:, : image.shape[1] // 2] = 0.9
-            both = np.stack([1 - left, left])
-            return Prediction(both, entropy_map(both))
-
-        return [lambda image=image: finish(image) for image in images]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def write(path, size=(30, 40)):
-    Image.fromarray(np.full(size, 90, np.uint8)).save(path)
-    return path
+from guided_diffusion.segmentation.inference.serve import served
+from guided_diffusion.segmentation.inference.visits import page_for
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +58,8 @@ def test_a_radiograph_is_segmented_and_nothing_is_kept(address, browser, tmp_pat
     local = (address, "data:", "blob:", "about:", address.replace("http", "ws"))
     assert [url for url in asked if not url.startswith(local)] == []
     assert errors == []
+    assert page.locator("iframe").count() == 1  # no editor, as nothing would be saved
+    assert "save_mask" not in page.content()
     page.close()
 
 
@@ -178,6 +150,11 @@ def test_names_by_the_address_listened_on(listens_on, more, allowed, refused):
         assert bool(passed) == (host in allowed), host
 
 
+def test_corrections_need_a_folder(address):
+    own = {"Host": "localhost:{}", "Content-Length": "0"}
+    assert status(address, "POST", "/save_mask/x", **own) in (404, 405)
+
+
 def test_names_are_only_names(tmp_path):
     page = page_for(Halves(), str(write(tmp_path / "a<b>&'.png")))
     assert page.count("<iframe") == 1
@@ -200,3 +177,11 @@ def test_a_port_in_use_and_a_missing_package_are_one_line(script, tmp_path, monk
     ended = script("serve.py", "segm.pth")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "pip install '.[serve]'" in ended.err
+
+
+def test_a_folder_for_corrections_that_cannot_be_written(script, tmp_path):
+    pytest.importorskip("gradio")
+    (tmp_path / "file").write_text("")
+    ended = script("serve.py", "no_model.pth", "--save_dir", "file/below")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "cannot write file/below: a file is in the way of a folder" in ended.err

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.images.files import list_images
+from guided_diffusion.images.image_io import ImageError
 from guided_diffusion.images.names import composed, is_ignored, stem
+from guided_diffusion.images.placement import Placement, find_placement
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_text
 from guided_diffusion.segmentation.annotations.reading import volumes
 from guided_diffusion.segmentation.annotations.reading.label_map import Label, regions
 from guided_diffusion.segmentation.annotations.reading.node import Node
-from guided_diffusion.segmentation.annotations.reading.plane import plane_of
 from guided_diffusion.segmentation.annotations.reading.source import (
     Color,
     Drawing,
@@ -58,9 +59,17 @@ def read(path: str, options: Options) -> Source:
             image = ImageName(picture, title=base[1], convert=partial(volumes.picture, picture))
         else:
             image = _image_of(file, [name, base[1] if base else name], images)
-        plane = plane_of(image.path) if image.path else volumes.AS_SEEN
+        plane = _placement(image).axes[:2]
         source.drawings.append(_drawing(file, image, plane, names, source))
     return source
+
+
+def _placement(image: ImageName) -> Placement:
+    """Of the radiograph, as ITK would place it."""
+    try:
+        return find_placement(image.path) if image.path else Placement()
+    except ImageError:  # reading the image reports it
+        return Placement()
 
 
 def _volumes(path: str) -> list[str]:

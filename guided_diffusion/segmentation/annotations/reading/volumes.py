@@ -22,7 +22,8 @@ from guided_diffusion.segmentation.annotations.reading.packages import need
 
 ENDINGS = (".seg.nrrd", ".nrrd", ".nii.gz", ".nii")
 # directions of columns and rows, towards left, posterior and superior of the patient
-Plane = tuple[tuple[float, float, float], tuple[float, float, float]]
+# the directions of the columns and of the rows, see `placement.Placement.axes`
+Plane = tuple[tuple[float, ...], ...]
 AS_SEEN: Plane = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 _TYPES = {
