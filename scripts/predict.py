@@ -14,11 +14,11 @@ from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
-from guided_diffusion.segmentation.inference.config import PredictConfig
+from guided_diffusion.segmentation.inference.config import LabelNextConfig, PredictConfig
 
 
 def main() -> int:
-    parser = make_parser(__doc__, PredictConfig, AveragingConfig, ExportConfig)
+    parser = make_parser(__doc__, PredictConfig, AveragingConfig, ExportConfig, LabelNextConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "arguments",
@@ -35,7 +35,9 @@ def main() -> int:
     arguments = overrides.pop("arguments", [])
     averaging = from_flags(AveragingConfig, overrides)
     exporting = from_flags(ExportConfig, overrides)
-    return predict(from_flags(PredictConfig, overrides), averaging, exporting, arguments)
+    correcting = from_flags(LabelNextConfig, overrides)
+    config = from_flags(PredictConfig, overrides)
+    return predict(config, averaging, exporting, correcting, arguments)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ COMMANDS = {
     " --weights_save OUT.pth",
     "label_efficiency.py": f"{_LABELLED} --checkpoint diffusion/ema_0.9_000010.pt --k 1 --seeds 0"
     " --methods plain --steps 1 --tune_steps 1 --tune_lr 1e-3 -o OUT",
+    "simulate_loop.py": f"{_LABELLED} --checkpoint diffusion/ema_0.9_000010.pt --start 1 --add 1"
+    " --rounds 1 --seeds 0 --steps 1 -j 1 -o OUT",
     "probe.py": "diffusion . -o OUT",
     "predict.py": "segm.pth TRAIN/IMG OUT --save_uncertainty True",
     "evaluate.py": "VAL/IMG VAL/MASK --model segm.pth --output OUT --bootstrap 20",
@@ -98,6 +100,9 @@ VARIANTS = {
     "eta": "+ --sampler ddim",
     "image_train.py num_head_channels": "+ --attention_resolutions 16",
     "predict.py tolerance": "+ --export coco",
+    "predict.py labelled": "+ --label_next 1",
+    "predict.py avoid": "+ --label_next 1",
+    "predict.py group": "+ --label_next 1",
     "probe_interval": "+ --probe_dir .",
     "probe_categories": "+ --probe_dir .",
     "samples_per_mask": _GUIDED,

@@ -111,6 +111,27 @@ def test_annotations_of_other_tools(script, data, tmp_path):
     done(script("prepare_data.py", "--action", "validate", *pair, *categories))
 
 
+def test_corrections_of_predictions(script, pretrained, data, tmp_path):
+    tune = ["finetune.py", pretrained, data / "IMG", data / "MASK", "--epochs", 1]
+    done(script(*tune))
+    draw_pairs(tmp_path / "TRAIN", 2, seed=1)
+    chosen = ("--label_next", len(NAMES) + 1, "--labelled", "TRAIN")
+    done(script("predict.py", "segm.pth", data / "IMG", "out", *chosen))
+    folder = tmp_path / "out/LABEL_NEXT"
+    files = {f"{n}.png" for n in (LATIN, COMMA, ACCENT, NAMES[3])} | {UID}
+    assert set(os.listdir(folder / "IMG")) == files
+    rows = list(csv.DictReader((folder / "label_next.csv").open(encoding="utf-8")))
+    assert {row["file"] for row in rows} == {f"{SHOWN}.png"} | files - {f"{LATIN}.png"}
+    corrected = ("--images", folder / "IMG", "--empty", "background")
+    table = ("--categories", folder / "categories.json")
+    done(script("import_labels.py", folder / "labelme", *corrected, *table, "--into", "TRAIN"))
+    assert set(os.listdir("TRAIN/IMG")) == files | {"r0.png", "r1.png"}
+    assert Path("TRAIN/IMG", UID).read_bytes() == (data / "IMG" / UID).read_bytes()
+    for name in (LATIN, COMMA, ACCENT, NAMES[3], UID):
+        masks = [Image.open(Path(place, "MASK", f"{name}.png")) for place in ("TRAIN", "out")]
+        assert np.array_equal(*masks)
+
+
 def test_conflicting_groups_are_refused(script, data, tmp_path):
     (tmp_path / "g.csv").write_text(f"{ACCENT},p1\n{unicodedata.normalize('NFD', ACCENT)},p2\n")
     pair = ("--image_dir", data / "IMG", "--mask_dir", data / "MASK", "--output_dir", "o")

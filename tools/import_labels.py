@@ -1,6 +1,7 @@
 """Turn annotations of LabelMe, CVAT, Label Studio and others into images and index masks.
 
 import_labels.py SOURCE OUTPUT   OUTPUT/IMG, OUTPUT/MASK, OUTPUT/categories.json, OUTPUT/import.json
+import_labels.py SOURCE --into Split/TRAIN   joins them to those there, without touching Split/VAL
 """
 
 import argparse
@@ -16,12 +17,13 @@ def main() -> None:
     parser = make_parser(__doc__, ImportConfig)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", help="file or folder that the annotation tool exported")
-    parser.add_argument("output", help="folder for the results, new or empty")
-    overrides = parse_flags(parser)
+    parser.add_argument("output", nargs="?", help="folder for the results, new or empty; or --into")
+    overrides = parse_flags(parser, intermixed=True)
 
     from guided_diffusion.preparation.importing.job import import_labels
 
-    import_labels(overrides["source"], overrides["output"], from_flags(ImportConfig, overrides))
+    output = overrides.get("output", "")
+    import_labels(overrides["source"], output, from_flags(ImportConfig, overrides))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from guided_diffusion.images.names import stem
 
 # what files are that are not radiographs
 RESULT, IN_FOLDER, BY_SUFFIX = "results", "in folders of masks", "with the suffix of a mask"
+IMAGE_FOLDERS = ("img", "imgs", "image", "images")
 MASK_FOLDERS = (
     *("mask", "masks", "label", "labels", "annotation", "annotations", "gt", "seg"),
     *("segmentation", "segmentations", "ground_truth", "groundtruth"),
@@ -20,7 +21,9 @@ MASK_FOLDERS = (
 RESULT_FOLDERS = ("MASK", "COLOR", "OVERLAY", "UNCERTAINTY", "PROBABILITIES")
 # the folder for files of annotation tools, beside them
 EXPORT_FOLDER = "EXPORT"
-_FILLED = (*RESULT_FOLDERS, EXPORT_FOLDER)
+# the folder for radiographs to correct next
+LABEL_NEXT_FOLDER = "LABEL_NEXT"
+_FILLED = (*RESULT_FOLDERS, EXPORT_FOLDER, LABEL_NEXT_FOLDER)
 # pictures that other commands write, and the files beside them that tell that they did
 _PICTURES = (
     (re.compile(r"((samples|process)_\d+|curves)\.(png|gif)"), ("progress.csv", "log.txt")),

@@ -124,3 +124,24 @@ class ImportConfig:
         "", "class table whose indices the masks get; '': one is made of the names in SOURCE"
     )
     skip_missing: bool = flag(False, "leave out annotations whose images are missing")
+    into: str = flag(
+        "",
+        "instead of OUTPUT: folder of labelled radiographs, such as Split/TRAIN, that the images"
+        " and masks join; the masks get the indices of its categories.json, or of --categories",
+    )
+    avoid: tuple[str, ...] = flag(
+        (),
+        "with --into: folders of radiographs, such as Split/VAL, none of whose images and patients"
+        " may join; without it, folders VAL and TEST beside --into",
+        type=str,
+        nargs="+",
+    )
+    replace: bool = flag(
+        False, "with --into: replace the masks of images that are there already, which is refused"
+    )
+    group: str = flag(
+        "",
+        "with --into: how to identify the patient: a regular expression searched for in the names"
+        " (its first capture group, if any, is the patient), or a CSV file of lines NAME,PATIENT;"
+        " '': as DICOM's PatientID or the names tell",
+    )

@@ -11,25 +11,18 @@ all/, data/ or the only folder there is):
 """
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from guided_diffusion.images.files import Unpaired, find_pairs, list_radiographs, name_images
-from guided_diffusion.images.left_out import MASK_FOLDERS
+from guided_diffusion.images.left_out import IMAGE_FOLDERS, MASK_FOLDERS
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending, is_ignored
+from guided_diffusion.images.splits import SPLITS
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, write_atomically
-
-IMAGE_FOLDERS = ("img", "imgs", "image", "images")
-SPLITS = {
-    **{"train": "TRAIN", "training": "TRAIN"},
-    **{"val": "VAL", "valid": "VAL", "validation": "VAL"},
-    **{"test": "TEST", "testing": "TEST"},
-}
+from guided_diffusion.runtime.files import check_output, copy_file
 
 
 @dataclass(frozen=True)
@@ -182,9 +175,3 @@ def copy_pair(
         copy_file(item.mask, target + ending(item.mask))
     else:
         write_mask(target + ".png", mask)
-
-
-def copy_file(source: str, target: str) -> None:
-    """Copy the content of a file, making the folders that it needs."""
-    with open(source, "rb") as file:
-        write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))

@@ -1,20 +1,19 @@
 """Dividing a data set into TRAIN and VAL: no patient in both, every class in TRAIN."""
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from guided_diffusion.images.duplicates import find_duplicates, fingerprint
+from guided_diffusion.images.groups import read_groups
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.masks import black_and_white, mask_values
-from guided_diffusion.images.names import composed, spellings, stem
 from guided_diffusion.images.patients import find_patients, merge, shared_groups
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_table, write_csv
+from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.progress import track
 
 TRIES = 64
@@ -148,62 +147,6 @@ def _classes_in(items: Sequence[Item]) -> np.ndarray:
         except ImageError as error:
             raise UserError(f"{error}; see --action validate") from error
     return classes
-
-
-def read_groups(names: Sequence[str], rule: str) -> list[str]:
-    """The group (patient) of each name.
-
-    :param rule: "" to make each name a group of its own; a CSV file of lines NAME,GROUP; or a
-        regular expression, of which the first capture group, or else the whole match, is the group.
-    :raises UserError: if the rule is invalid or leaves a name without a group.
-    """
-    if not rule:
-        return list(names)
-    if rule.lower().endswith(".csv"):
-        return _groups_from_csv(names, rule)
-    try:
-        pattern = re.compile(composed(rule))
-    except re.error as error:
-        raise UserError(f"--group {rule}: not a regular expression ({error})") from error
-    groups, missing = [], []
-    for name in names:
-        match = pattern.search(name)
-        if match:
-            groups.append((match.group(1) or "") if pattern.groups else match.group())
-        else:
-            missing.append(name)
-    if missing:
-        raise UserError(
-            f"--group {rule} matches nothing in {len(missing)} of {len(names)} names: "
-            + ", ".join(missing[:5])
-        )
-    return groups
-
-
-def _groups_from_csv(names: Sequence[str], path: str) -> list[str]:
-    if not os.path.isfile(path):
-        raise UserError(f"--group {path} does not exist")
-    group_of: dict[str, str] = {}
-    for row in read_table(path):
-        if len(row) >= 2:
-            listed, group = composed(row[0]), composed(row[1])
-            if group_of.setdefault(listed, group) != group:
-                raise UserError(
-                    f"--group {path} lists {listed} with the groups {group_of[listed]} and {group}"
-                )
-            group_of.setdefault(stem(listed), group)
-    groups = [_look_up(group_of, name) or _look_up(group_of, name.split("/")[-1]) for name in names]
-    missing = [name for name, group in zip(names, groups) if not group]
-    if missing:
-        raise UserError(
-            f"--group {path} has no group for {len(missing)} of {len(names)} names: "
-            + ", ".join(missing[:5])
-        )
-    return groups
-
-
-def _look_up(group_of: Mapping[str, str], name: str) -> str:
-    return next((group_of[text] for text in spellings(name) if text in group_of), "")
 
 
 def divide(groups: Sequence[str], classes: np.ndarray, num_train: int, seed: int) -> np.ndarray:

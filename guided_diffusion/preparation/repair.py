@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from guided_diffusion.images.files import Unpaired
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.names import ending
-from guided_diffusion.preparation.layouts import Item, copy_file, copy_pair
+from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.preparation.validation import (
     KINDS,
     Fault,
@@ -14,7 +14,7 @@ from guided_diffusion.preparation.validation import (
     Report,
     repaired_mask,
 )
-from guided_diffusion.runtime.files import write_csv
+from guided_diffusion.runtime.files import copy_file, write_csv
 from guided_diffusion.runtime.progress import track
 
 

@@ -6,20 +6,19 @@ from collections.abc import Iterator, Sequence
 
 from guided_diffusion import dist_util
 from guided_diffusion.images.files import list_radiographs, name_images
+from guided_diffusion.images.groups import patients_of
 from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.names import ending
-from guided_diffusion.images.patients import find_patients
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.preparation.config import PrepareConfig
-from guided_diffusion.preparation.layouts import copy_file, require_new_folder
-from guided_diffusion.preparation.organize import read_groups
-from guided_diffusion.preparation.selection_picture import write_picture
+from guided_diffusion.preparation.layouts import require_new_folder
 from guided_diffusion.runtime import contents, run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, read_json, save_json, write_csv
+from guided_diffusion.runtime.files import check_output, copy_file, read_json, save_json, write_csv
 from guided_diffusion.segmentation.selection.choose import check_patients, choose
 from guided_diffusion.segmentation.selection.features import Encoder
 from guided_diffusion.segmentation.selection.medoids import Medoids
+from guided_diffusion.segmentation.selection.picture import write_picture
 from guided_diffusion.segmentation.selection.pool import read_pool
 
 # in the output folder, as long as the selection is not complete
@@ -47,7 +46,7 @@ def select(config: PrepareConfig) -> int:
     encoder = Encoder(read_trained(config.checkpoint, {}), dist_util.dev())
     paths, note = list_radiographs(config.image_dir)
     names = name_images(config.image_dir, paths)
-    patients, said = _patients(names, paths, config.group)
+    patients, said = patients_of(names, paths, config.group)
     for line in filter(None, (note and f"{config.image_dir}: {note}", said, encoder.note)):
         print(line)
     check_patients(config.k, len(set(patients)))
@@ -65,7 +64,8 @@ def select(config: PrepareConfig) -> int:
     shutil.rmtree(os.path.join(output, "IMG"), ignore_errors=True)  # of a command that was killed
     for number, file in zip(chosen, files):
         copy_file(paths[number], os.path.join(output, "IMG", file))
-    write_picture(os.path.join(output, "selection.png"), pool, medoids, encoder.reading)
+    picture = os.path.join(output, "selection.png")
+    write_picture(picture, pool.paths, medoids, encoder.reading)
     rows = _rows(files, [names[patients[number]] for number in chosen], medoids)
     write_csv(os.path.join(output, "selection.csv"), _COLUMNS, rows)
     shutil.rmtree(partial)
@@ -74,24 +74,6 @@ def select(config: PrepareConfig) -> int:
         " selection.csv; selection.png shows what each stands for"
     )
     return 0
-
-
-def _patients(names: Sequence[str], paths: Sequence[str], rule: str) -> tuple[list[int], str]:
-    """Of each radiograph, the index of the first one of the same patient; and how that is known.
-
-    :param rule: --group.
-    """
-    if rule:
-        first: dict[str, int] = {}
-        groups = read_groups(names, rule)
-        return [first.setdefault(group, n) for n, group in enumerate(groups)], ""
-    patients = find_patients(names, paths)
-    if patients.known:
-        return patients.groups, f"{patients.said}; --group states it yourself"
-    return patients.groups, (
-        "warning: nothing tells which images are of one patient, so several of one may be chosen;"
-        " --group states it"
-    )
 
 
 def _begin(output: str, config: PrepareConfig, paths: Sequence[str]) -> None:

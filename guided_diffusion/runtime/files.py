@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -72,6 +73,14 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
                 os.remove(temporary)
             raise
     _sync_folder(folder)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy the content of a local or a cloud file, atomically, making the folders that it needs."""
+    import blobfile as bf
+
+    with open(source, "rb") if is_local(source) else bf.BlobFile(source, "rb") as file:
+        write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ class ImageFinder:
         parts = _parts(name)
         for wanted in (parts, _parts(original_name("/".join(parts)))):
             best = self._best(wanted)
+            if len(best) > 1:  # the folder of the annotations may be called as that of the image
+                best = self._best([*_parts(base), *wanted])
             if len(best) > 1:
                 raise UserError(
                     f"{where}: its image {short(name)} could be {' or '.join(best[:3])}; name the"

@@ -58,7 +58,9 @@ def find_items(source: Source, folder: str, scratch: str, config: ImportConfig) 
         else:
             drawn.setdefault(real_path(path), []).append((path, drawing))
     _report_missing(source, missing, folder, config.skip_missing)
-    names = _names([entries[0] for entries in drawn.values()], [folder, scratch])
+    # names in a data set that is joined tell patients apart, so they keep all folders
+    base = config.images if config.into else ""
+    names = _names([entries[0] for entries in drawn.values()], [folder, scratch], base)
     items: dict[str, ImageItem] = {}
     for name, entries in zip(names, drawn.values()):
         path, first = entries[0]
@@ -130,12 +132,18 @@ def _report_missing(
         )
 
 
-def _names(images: Sequence[tuple[str, Drawing]], folders: Sequence[str]) -> list[str]:
-    """Names of images: their titles, or their paths below the folder that holds all of them."""
+def _names(
+    images: Sequence[tuple[str, Drawing]], folders: Sequence[str], below: str = ""
+) -> list[str]:
+    """Names of images: their titles, or their paths below a folder.
+
+    :param below: that folder; "" for the innermost that holds all of them.
+    """
     folder, scratch = (os.path.realpath(path) for path in folders)
     real = [real_path(path) for path, _ in images]
     own = [path for path in real if not path.startswith(scratch + os.sep)]
     base = os.path.commonpath([os.path.dirname(path) for path in own]) if own else folder
+    base = os.path.realpath(below) if below else base
     names = []
     for path, (_, drawing) in zip(real, images):
         scratched = path.startswith(scratch + os.sep)

@@ -18,32 +18,34 @@ from guided_diffusion.preparation.importing import colours
 from guided_diffusion.preparation.importing.classes import Classes, plan
 from guided_diffusion.preparation.importing.drawing import draw, vote
 from guided_diffusion.preparation.importing.items import ImageItem, find_items
+from guided_diffusion.preparation.importing.joining import CATEGORIES, REPORT, Target
 from guided_diffusion.preparation.importing.report import Report, say
-from guided_diffusion.preparation.layouts import copy_file, require_new_folder
+from guided_diffusion.preparation.layouts import require_new_folder
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.segmentation.annotations.reading import formats
 from guided_diffusion.segmentation.annotations.reading.source import Drawing, Options, Size, Source
 from guided_diffusion.segmentation.categories import to_plain
 
 IMAGES, MASKS = "IMG", "MASK"
-CATEGORIES, REPORT = "categories.json", "import.json"
 
 
 def import_labels(source: str, output: str, config: ImportConfig) -> Report:
     """Convert annotations to OUTPUT/IMG, OUTPUT/MASK, categories.json and import.json.
 
     :param source: file or folder of an annotation tool.
-    :param output: a folder that does not exist or is empty.
+    :param output: a folder that does not exist or is empty; "" if `config.into` names one to join.
     :raises UserError: before anything is written, naming the file and the annotation at fault.
     """
     if not os.path.exists(source):
         raise UserError(f"{source} does not exist")
     if os.path.isfile(source) and zipfile.is_zipfile(source):
         raise UserError(f"{source} is an archive; unpack it, and name the folder")
-    folder = source if os.path.isdir(source) else ""
-    require_new_folder(output, folder, config.images, flag="OUTPUT")
+    _check_flags(output, config)
+    if output:
+        folder = source if os.path.isdir(source) else ""
+        require_new_folder(output, folder, config.images, flag="OUTPUT")
     if config.images and not os.path.isdir(config.images):
         raise UserError(f"--images {config.images} is not a folder")
     try:
@@ -53,7 +55,23 @@ def import_labels(source: str, output: str, config: ImportConfig) -> Report:
         formats.forget()
 
 
+def _check_flags(output: str, config: ImportConfig) -> None:
+    if config.into:
+        if output:
+            raise UserError(f"give either OUTPUT ({output}) or --into {config.into}, not both")
+        return
+    if not output:
+        raise UserError(
+            "the following arguments are required: output, or --into with a folder to join (see"
+            " --help)"
+        )
+    for name in ("avoid", "replace", "group"):
+        if getattr(config, name):
+            raise UserError(f"--{name} needs --into, the folder that the images join")
+
+
 def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Report:
+    target = Target.open(config) if config.into else None
     name, found = _read(source, config)
     if not found.classes:
         raise _nothing(source, found)
@@ -61,7 +79,7 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
         found.classes,
         config.map,
         config.priority,
-        config.categories,
+        target.table_path if target else config.categories,
         config.unlabelled == "ignore",
         source,
     )
@@ -76,13 +94,23 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
         sizes[item.name] = _checked_size(item)
         mask = _mask(item, sizes[item.name], classes, unlabelled, found)
         report.add(item, mask)
+        if target:
+            target.check_values(item, mask)
     _note_left_out(found.drawings, classes, found)
     report.left_out = found.left_out
+
+    def mask_of(item: ImageItem) -> np.ndarray:
+        return _mask(item, sizes[item.name], classes, unlabelled)
+
+    if target:
+        said = target.join(target.place(items, sizes, config), mask_of, report)
+        say(report, target.folder)
+        print(said)
+        return report
     with _all_or_nothing(output):
         for item in track(items, "writing"):
             copy_file(item.path, os.path.join(output, IMAGES, item.name + ending(item.path)))
-            mask = _mask(item, sizes[item.name], classes, unlabelled)
-            write_mask(os.path.join(output, MASKS, f"{item.name}.png"), mask)
+            write_mask(os.path.join(output, MASKS, f"{item.name}.png"), mask_of(item))
         save_json(os.path.join(output, CATEGORIES), to_plain(classes.table))
         save_json(os.path.join(output, REPORT), report.to_plain())
     say(report, output)

@@ -84,6 +84,8 @@ class Plan:
     :param variants: further ways to evaluate every network, see `parse_variants`.
     """
 
+    NUMBER = "--k"  # the flag for the number of images
+
     def __init__(
         self,
         settings: LabelEfficiencyConfig,
@@ -141,6 +143,16 @@ class Plan:
     @property
     def unions(self) -> list[Run]:
         return [run for run in self.runs if run.method.members]
+
+    @property
+    def ready(self) -> list[Run]:
+        """The runs whose images are known before any run is made."""
+        return self.runs
+
+    def needed(self) -> set[Run]:
+        """The runs whose networks others that have not finished will use."""
+        unfinished = [union for union in self.unions if not self.finished(union)]
+        return {member for union in unfinished for member in self.members(union)}
 
     def members(self, union: Run) -> list[Run]:
         """The runs whose networks a union consists of."""
@@ -230,7 +242,9 @@ class Plan:
         for flags in self.variants.values():
             swaps = parse_flags(make_parser("", AveragingConfig), flags).get("flip_swap")
             check_swaps(self.categories, parse_swaps(swaps or ""), chosen=True)
-        for run in self.trainings:
+        for run in self.ready:
+            if run.method.members:
+                continue
             given = self.parse_arguments(run)
             check_flips(self.categories, given.get("flip", "none"), given.get("flip_swap", ""))
 
@@ -289,12 +303,12 @@ class Plan:
             return {name for name, mask in masks if shows_foreground(mask)}
 
         useful = with_foreground(self.train)
-        for run in self.runs:
+        for run in self.ready:
             names = self.images_of(run)
             if useful.isdisjoint(names):
                 raise UserError(
                     f"{run.name} would train on {', '.join(names)}, whose masks show no class but"
-                    " the background: choose other --seeds or a larger --k"
+                    f" the background: choose other --seeds or a larger {self.NUMBER}"
                 )
         for test in self.tests:
             if not with_foreground(test):

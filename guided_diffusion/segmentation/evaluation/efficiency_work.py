@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 import torch as th
 from tqdm import tqdm
@@ -45,18 +46,22 @@ _LOOK_EVERY = 0.5
 _MOST_JOBS = 4
 
 
-def run_all(plan: Plan, budgets: str = "") -> str | None:
+def run_all(
+    plan: Plan, budgets: str = "", make: Callable[[Any, Run], Outcome] | None = None
+) -> str | None:
     """Do the runs that are not finished, and write the tables; returns the signal that stopped it.
 
     :param budgets: how those of the methods were chosen, for table.md.
+    :param make: makes a run of the plan; by default `make_run`. It is pickled.
     """
     plan.check_all()
-    stopped_by = _make(plan, lambda: _write_tables(plan, budgets, picture=False))
+    work = functools.partial(make or make_run, plan)
+    stopped_by = _make(plan, work, lambda: _write_tables(plan, budgets, picture=False))
     _write_tables(plan, budgets)
     return stopped_by
 
 
-def _make(plan: Plan, after_each: Callable[[], None]) -> str | None:
+def _make(plan: Plan, work: Callable[[Run], Outcome], after_each: Callable[[], None]) -> str | None:
     todo = _todo(plan)
     done = max(0, len(plan.runs) - len(todo))
     with progress_bar(done + len(todo), unit="run", initial=done) as bar:
@@ -70,11 +75,10 @@ def _make(plan: Plan, after_each: Callable[[], None]) -> str | None:
         jobs = min(len(todo), plan.settings.jobs or _parallel_runs())
         if jobs > 1:
             tqdm.write(f"{jobs} runs at a time")
-            work = functools.partial(make_run, plan)
             return side_by_side(work, todo, jobs, functools.partial(_share_cores, jobs), report)
         for run in todo:
             bar.set_description(run.name)
-            outcome = make_run(plan, run)
+            outcome = work(run)
             report(run, outcome)
             if outcome.stopped_by:
                 return outcome.stopped_by
@@ -86,12 +90,7 @@ def _todo(plan: Plan) -> list[Run]:
 
     A union comes after its members and the trainings that follow them, so that it hardly waits.
     """
-    needed = {
-        member
-        for union in plan.unions
-        if not plan.finished(union)
-        for member in plan.members(union)
-    }
+    needed = plan.needed()
     todo: list[Run] = []
     late: list[Run] = []
     for _, runs in itertools.groupby(plan.runs, lambda run: (run.seed, run.fold, run.k)):
@@ -135,7 +134,7 @@ def make_run(plan: Plan, run: Run) -> Outcome:
     began = time.monotonic()
     with writing(plan.folder(run)):
         os.makedirs(plan.folder(run), exist_ok=True)
-    stopped_by = _wait_for(plan, plan.members(run)) if run.method.members else _train(plan, run)
+    stopped_by = wait_for(plan, plan.members(run)) if run.method.members else _train(plan, run)
     if stopped_by:
         return Outcome(stopped_by)
     seconds = time.monotonic() - began
@@ -144,7 +143,7 @@ def make_run(plan: Plan, run: Run) -> Outcome:
         seconds = sum(result["seconds"] for result in found if result)
     messages = _evaluate(plan, run, seconds)
     for training in plan.members(run) or [run]:
-        _clean_up(plan, training)
+        clean_up(plan, training)
     if th.cuda.is_available():
         th.cuda.empty_cache()
     messages[0] += f", {time.monotonic() - began:.0f} s"
@@ -163,7 +162,7 @@ def _train(plan: Plan, run: Run) -> str | None:
     return finetuner.stopped_by if finetuner is not None else None
 
 
-def _wait_for(plan: Plan, members: Sequence[Run]) -> str | None:
+def wait_for(plan: Plan, members: Sequence[Run]) -> str | None:
     """Until other processes have trained them; returns the signal that stopped it."""
     with StopRequest() as stop:
         while not all(map(plan.finished, members)):
@@ -201,13 +200,13 @@ def _evaluate(plan: Plan, run: Run, seconds: float) -> list[str]:
     return messages
 
 
-def _clean_up(plan: Plan, run: Run) -> None:
-    """Remove what a finished training needs no more; its network once all unions have used it."""
+def clean_up(plan: Plan, run: Run) -> None:
+    """Remove what a finished training needs no more; its network once all others have used it."""
     settings = LearningConfig(weights_save=plan.model_path(run))
     _remove(settings.last_path)
     if (result := plan.result(run)) is None or result.get("kept", True):
         return
-    if any(run in plan.members(union) and not plan.finished(union) for union in plan.unions):
+    if run in plan.needed():
         return
     _remove(settings.weights_save)
     shutil.rmtree(settings.stages_folder, ignore_errors=True)

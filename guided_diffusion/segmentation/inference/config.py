@@ -38,6 +38,40 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class LabelNextConfig:
+    """Which radiographs a person is to correct next."""
+
+    TITLE = "Correcting"
+
+    label_next: int = flag(
+        0,
+        "write OUTPUT/LABEL_NEXT: so many radiographs to correct next, which the model is unsure of"
+        " and which are unlike each other, with their predictions as annotations: of LabelMe, or as"
+        " --export says; 0: none",
+        least=0,
+        most=10**6,
+    )
+    labelled: str = flag(
+        "",
+        "label_next: folder of radiographs that are labelled already, such as Split/TRAIN; those"
+        " chosen are unlike them, and of other patients",
+    )
+    avoid: tuple[str, ...] = flag(
+        (),
+        "label_next: folders of radiographs to measure on, such as Split/VAL: none of their images"
+        " and patients is chosen; without it, folders VAL and TEST beside --labelled",
+        type=str,
+        nargs="+",
+    )
+    group: str = flag(
+        "",
+        "label_next: how to identify the patient, of whom one radiograph is chosen: a regular"
+        " expression searched for in the names (its first capture group, if any, is the patient),"
+        " or a CSV file of lines NAME,PATIENT; '': as DICOM's PatientID or the names tell",
+    )
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """Where the page is served."""
 

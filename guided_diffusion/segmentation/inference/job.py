@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from guided_diffusion.segmentation.annotations.writing.config import ExportConfi
 from guided_diffusion.segmentation.annotations.writing.export import Export
 from guided_diffusion.segmentation.categories import Category, categories_for
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
-from guided_diffusion.segmentation.inference.config import PredictConfig
+from guided_diffusion.segmentation.inference.config import LabelNextConfig, PredictConfig
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
 from guided_diffusion.segmentation.inference.results import (
     AreasRow,
@@ -39,6 +39,9 @@ from guided_diffusion.segmentation.inference.uncertainty import next_to_label
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.visuals.render import show
 from guided_diffusion.segmentation.visuals.report import Card, Report
+
+if TYPE_CHECKING:
+    from guided_diffusion.segmentation.inference.label_next import LabelNext
 
 
 class Paths(NamedTuple):
@@ -87,6 +90,7 @@ class Job:
 
     :param files: each radiograph's mask file, by name, instead of a folder of results.
     :param export: writes files of annotation tools besides.
+    :param next: writes those to correct next at the end.
     """
 
     predictor: Segmenter
@@ -95,6 +99,7 @@ class Job:
     output: str
     files: Mapping[str, str]
     export: Export | None = None
+    next: "LabelNext | None" = None
 
     def run(self, items: Sequence[Item]) -> int:
         """Segment all radiographs; returns the exit code."""
@@ -121,6 +126,8 @@ class Job:
         if stop.requested:
             print(f"stopped by {stop.requested} after {len(rows)} of {len(items)} radiographs")
             return EXIT_STOPPED
+        if self.next:
+            self.next.write()
         return 0
 
     def _results(
@@ -163,6 +170,8 @@ class Job:
             write_result(self.output, result, self.categories, *saving)
         if self.export:
             self.export.add(result.item, result.mask)
+        if self.next:
+            self.next.add(result)
         row = result.areas(self.categories)
         card = result.card(row, self.categories) if self._reporting else None
         return Written(row, card, result if config.viz else None)
@@ -177,7 +186,7 @@ class Job:
             show(result.item.name, result.image, result.mask, self.categories)
 
     def _summarise(self, rows: Sequence[AreasRow], report: Report) -> None:
-        if len(rows) > 1:
+        if len(rows) > 1 and not self.next:
             scores = {row["name"]: row["uncertainty"] for row in rows}
             name = next_to_label(scores)
             print(f"to label next: {name}, the least certain (uncertainty {scores[name]:.4f})")
@@ -224,6 +233,7 @@ def predict(
     config: PredictConfig,
     averaging: AveragingConfig,
     exporting: ExportConfig,
+    correcting: LabelNextConfig,
     arguments: Sequence[str],
 ) -> int:
     """The whole command.
@@ -237,6 +247,7 @@ def predict(
         raise UserError(
             "--export writes files for many radiographs: leave out --no_save and --interactive"
         )
+    _check_correcting(correcting, config)
     config = dataclasses.replace(config, model=paths.model)
     predictor = averaging.on(dist_util.dev()).load(paths.model, dist_util.dev())
     categories = predictor.categories
@@ -256,16 +267,35 @@ def predict(
     files = _mask_files(items, paths.outputs, named=bool(config.output))
     if files and formats:
         raise UserError("--export needs a folder as OUTPUT, not a file for each mask")
+    if files and correcting.label_next:
+        raise UserError("--label_next needs a folder as OUTPUT, not a file for each mask")
     if not config.no_save:
         check_outputs(list(files.values()) or result_paths(output, items))
-    export = None
+    export, skip = None, config.skip_bad_images
     if formats:
-        place, skip = os.path.join(output, EXPORT_FOLDER), config.skip_bad_images
-        tolerance = exporting.tolerance
+        place, tolerance = os.path.join(output, EXPORT_FOLDER), exporting.tolerance
         export = Export(place, formats, items, categories, tolerance, skip_unreadable=skip)
+    following = None
+    if correcting.label_next:
+        from guided_diffusion.segmentation.inference.label_next import LabelNext
+
+        size = config.batch_size
+        rest = (output, items, predictor, categories, size, skip)
+        following = LabelNext(correcting, exporting, *rest)
     if not (files or config.no_save):
         run_lock.hold_folder(output, "choose another OUTPUT")
-    return Job(predictor, config, categories, output, files, export).run(items)
+    return Job(predictor, config, categories, output, files, export, following).run(items)
+
+
+def _check_correcting(correcting: LabelNextConfig, config: PredictConfig) -> None:
+    if correcting.label_next and (config.no_save or config.interactive):
+        raise UserError(
+            "--label_next chooses among the radiographs whose results are written: leave out"
+            " --no_save and --interactive"
+        )
+    for name in ("labelled", "avoid", "group"):
+        if getattr(correcting, name) and not correcting.label_next:
+            raise UserError(f"--{name} needs --label_next, the number of radiographs to choose")
 
 
 def _mask_files(items: Sequence[Item], outputs: Sequence[str], named: bool) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from guided_diffusion.images.files import list_radiographs, name_images, real_path
 from guided_diffusion.images.image_io import write_image
-from guided_diffusion.images.left_out import EXPORT_FOLDER, RESULT_FOLDERS
+from guided_diffusion.images.left_out import EXPORT_FOLDER, LABEL_NEXT_FOLDER, RESULT_FOLDERS
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
@@ -38,7 +38,8 @@ def find_items(
     :param say: called with a line about files that were left out.
     :raises UserError: if two radiographs would have the same name in the results.
     """
-    results = [os.path.join(output, name) for name in (*RESULT_FOLDERS, EXPORT_FOLDER)]
+    folders = (*RESULT_FOLDERS, EXPORT_FOLDER, LABEL_NEXT_FOLDER)
+    results = [os.path.join(output, name) for name in folders]
     items: dict[str, Item] = {}
     names: dict[str, str] = {}
     for source in [sources] if isinstance(sources, str) else sources:

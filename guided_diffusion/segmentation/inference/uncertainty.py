@@ -6,6 +6,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch as th
 
+from guided_diffusion.segmentation.prediction import Prediction
+
+# least expected foreground, in pixels: radiographs that show less are the least certain of all
+_LEAST_FOREGROUND = 1e-3
+
 
 def entropy(probabilities: th.Tensor, dim: int) -> th.Tensor:
     """Shannon entropy over the classes as a share of its maximum, log C: 0 to 1.
@@ -49,6 +54,17 @@ class EnsembleMean:
     def disagreement(self) -> th.Tensor:
         """`[N x H x W]` in [0, 1]; 0 where all members agree."""
         return (entropy(self.mean(), 1) - self._entropies / self.count).clamp(0, 1)
+
+
+def uncertainty_of(prediction: Prediction) -> float:
+    """The entropy summed over all pixels, in pixels of expected foreground.
+
+    So large empty borders do not make a radiograph certain, and one in which nothing is found is
+    the least certain of all.
+    """
+    foreground = float(np.sum(1 - prediction.probabilities[0], dtype=np.float64))
+    total = float(np.sum(prediction.uncertainty, dtype=np.float64))
+    return total / foreground if foreground > _LEAST_FOREGROUND else float("inf")
 
 
 def next_to_label(scores: Mapping[str, float]) -> str:

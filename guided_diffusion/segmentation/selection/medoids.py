@@ -22,24 +22,30 @@ class Medoids:
     """Chosen points, the best first, and what each stands for.
 
     chosen: indices [k]; the first k' of them are a selection of k'.
-    nearest: of each point, the place in `chosen` of the medoid that stands for it [N].
+    nearest: of each point, the place in `chosen` of the medoid that stands for it, -1 for a given
+    one [N].
     distance: from each point to that medoid, float32 [N].
-    reached: mean distance to the nearest of the first 1, 2, ..., k medoids [k].
+    reached: mean distance to the nearest of the first 1, 2, ..., k medoids, or a given one [k].
+    known: distance from each point to the nearest given one [N]; None if there is none.
     """
 
     chosen: list[int]
     nearest: np.ndarray
     distance: np.ndarray
     reached: list[float]
+    known: np.ndarray | None = None
 
 
-def choose_medoids(points: np.ndarray, k: int, groups: Sequence[int]) -> Medoids:
+def choose_medoids(
+    points: np.ndarray, k: int, groups: Sequence[int], given: Sequence[int] = ()
+) -> Medoids:
     """Choose k points, at most one of each group.
 
     :param points: float32 [N x D].
-    :param groups: of each point; at least k different ones.
+    :param groups: of each point; at least k different ones without those of `given`.
+    :param given: indices of points that are medoids already, and stay so.
     """
-    search = _Search(points, np.asarray(groups))
+    search = _Search(points, np.asarray(groups), given)
     search.build(k)
     search.exchange()
     return search.ordered()
@@ -48,10 +54,15 @@ def choose_medoids(points: np.ndarray, k: int, groups: Sequence[int]) -> Medoids
 class _Search:
     """A selection on its way to the best one."""
 
-    def __init__(self, points: np.ndarray, groups: np.ndarray):
+    def __init__(self, points: np.ndarray, groups: np.ndarray, given: Sequence[int] = ()):
         self.points, self.groups = points, groups
         self.squares = np.einsum("nd,nd->n", points, points)
         self.chosen: list[int] = []
+        self.used = np.isin(groups, groups[list(given)])  # points of the groups of given ones
+        # from each point to the nearest of the given ones
+        self.known = np.full(len(points), np.inf, np.float32)
+        for index in given:
+            self.known = np.minimum(self.known, self.distances([index])[:, 0])
 
     def distances(self, columns: Sequence[int] | np.ndarray) -> np.ndarray:
         """From every point to some of them, float32 [N x len(columns)]."""
@@ -72,10 +83,10 @@ class _Search:
         What a point gains only shrinks as others are added, so most need not be looked at again.
         """
         # farther than any point from any other: the first point gains by what it is nearer
-        near = np.sqrt(self.squares) + np.sqrt(self.squares.max())
+        near = np.minimum(np.sqrt(self.squares) + np.sqrt(self.squares.max()), self.known)
         bounds = np.full(len(self.points), np.inf)
         while len(self.chosen) < k:
-            free = np.flatnonzero(~np.isin(self.groups, self.groups[self.chosen]))
+            free = np.flatnonzero(~np.isin(self.groups, self.groups[self.chosen]) & ~self.used)
             order = free[np.argsort(-bounds[free], kind="stable")]
             best = -1.0
             for block in self.blocks(order):
@@ -101,7 +112,7 @@ class _Search:
     def _best_exchange(self, block: np.ndarray) -> None:
         """Do the best exchange for a point of a block, if one is worth it."""
         k = len(self.chosen)
-        to_medoids = self.distances(self.chosen)
+        to_medoids = np.column_stack([self.distances(self.chosen), self.known])
         owner = to_medoids.argmin(1)
         near = to_medoids.min(1)
         to_medoids[range(len(owner)), owner] = np.inf
@@ -120,14 +131,14 @@ class _Search:
     def _allowed(self, block: np.ndarray) -> np.ndarray:
         """Whether each medoid may go for each point, by the groups of the others: [k x block]."""
         taken = self.groups[self.chosen][:, None] == self.groups[block]
-        return (taken.sum(0) - taken) == 0
+        return ((taken.sum(0) - taken) == 0) & ~self.used[block]
 
     def ordered(self) -> Medoids:
         """The medoids in the order in which each shortens the remaining distances most."""
         to_medoids = self.distances(self.chosen)
         order: list[int] = []
         reached: list[float] = []
-        near = np.full(len(self.points), np.inf, np.float32)
+        near = self.known
         while len(order) < len(self.chosen):
             rest = [place for place in range(len(self.chosen)) if place not in order]
             sums = np.minimum(near[:, None], to_medoids[:, rest]).sum(0, dtype=np.float64)
@@ -136,4 +147,8 @@ class _Search:
             reached.append(float(sums.min()) / len(near))
         to_medoids = to_medoids[:, order]
         chosen = [self.chosen[place] for place in order]
-        return Medoids(chosen, to_medoids.argmin(1), to_medoids.min(1), reached)
+        nearest, distance = to_medoids.argmin(1), to_medoids.min(1)
+        nearest[chosen] = np.arange(len(chosen))  # of equal points too
+        nearest[self.known < distance] = -1
+        known = self.known if np.isfinite(self.known).all() else None
+        return Medoids(chosen, nearest, np.minimum(distance, self.known), reached, known)

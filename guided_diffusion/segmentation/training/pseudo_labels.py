@@ -22,6 +22,7 @@ from guided_diffusion.runtime import checkpoint, rng, run_lock
 from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.segmentation.inference.predictor import Ensemble
+from guided_diffusion.segmentation.inference.uncertainty import uncertainty_of
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.prediction import Prediction
 from guided_diffusion.segmentation.training.dataset import LabelledImages
@@ -29,8 +30,6 @@ from guided_diffusion.segmentation.training.loop import SAVE_EVERY
 
 # radiographs per forward pass
 _BATCH = 8
-# least expected foreground, in pixels: radiographs that show less are the least certain of all
-_LEAST_FOREGROUND = 1e-3
 
 
 @dataclasses.dataclass
@@ -125,17 +124,6 @@ def draw_radiographs(
         seen[patients[number]] += 1
     turns.sort(key=lambda turn: turn[0])
     return [number for _, number in turns[: count or None]]
-
-
-def uncertainty_of(prediction: Prediction) -> float:
-    """The entropy summed over all pixels, in pixels of expected foreground.
-
-    So large empty borders do not make a radiograph certain, and one in which nothing is found is
-    the least certain of all.
-    """
-    foreground = float(np.sum(1 - prediction.probabilities[0], dtype=np.float64))
-    total = float(np.sum(prediction.uncertainty, dtype=np.float64))
-    return total / foreground if foreground > _LEAST_FOREGROUND else float("inf")
 
 
 def label(

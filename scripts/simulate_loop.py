@@ -1,0 +1,34 @@
+"""Play the loop of predicting, correcting and learning again, with masks that are known.
+
+Fine-tunes on a few images of TRAIN, lets the network choose the next ones, adds their true masks,
+and so on; Dice on VAL over the number of labelled images, for several rules of choosing. Rerun a
+stopped command to resume. The output folder gets table.md, table.csv, runs.csv (one row per run),
+curves.png and commands.sh (to repeat each run).
+"""
+
+import _path  # noqa: F401 - finds the package in a checkout that is not installed
+
+from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.segmentation.evaluation.config import LoopConfig
+
+
+def main() -> int:
+    parser = make_parser(__doc__, LoopConfig)
+    parser.add_argument("train_img", help="folder of radiographs to choose among")
+    parser.add_argument("train_mask", help="folder of their masks")
+    parser.add_argument("val_img", help="folder of radiographs to evaluate on")
+    parser.add_argument("val_mask", help="folder of their masks")
+    overrides = parse_flags(parser)
+
+    from guided_diffusion.segmentation.evaluation.simulate_loop import simulate_loop
+
+    return simulate_loop(
+        from_flags(LoopConfig, overrides),
+        (overrides["train_img"], overrides["train_mask"]),
+        (overrides["val_img"], overrides["val_mask"]),
+    )
+
+
+if __name__ == "__main__":
+    command(main)()

@@ -1,0 +1,144 @@
+"""Playing the loop of predicting, correcting and learning again."""
+
+import csv
+import json
+import pickle
+import shutil
+
+import pytest
+from conftest import digests, draw_pairs
+
+from guided_diffusion.segmentation.evaluation import efficiency_work
+from guided_diffusion.segmentation.evaluation.config import LoopConfig
+from guided_diffusion.segmentation.evaluation.draws import draw
+from guided_diffusion.segmentation.evaluation.loop_plan import LoopPlan
+
+NAMES = [f"r{number}" for number in range(8)]
+
+
+def rows(name):
+    with open(name) as file:
+        return list(csv.DictReader(file))
+
+
+def images(folder, run):
+    return json.loads((folder / "runs" / run / "result.json").read_text())["images"]
+
+
+@pytest.fixture
+def play(script, pretrained, tmp_path):
+    """Runs the script on eight images to choose among and two to evaluate on."""
+    draw_pairs(tmp_path / "TRAIN", len(NAMES))
+    draw_pairs(tmp_path / "VAL", 2, seed=1)
+    folders = [str(tmp_path / part / kind) for part in ("TRAIN", "VAL") for kind in ("IMG", "MASK")]
+
+    def run(*flags, out="out"):
+        own = ("--checkpoint", pretrained, "--start", 2, "--add", 2, "--rounds", 2)
+        more = ("--seeds", "0", "--steps", 2, "--common", "--augmentation none", "-j", 1, "-o", out)
+        return script("simulate_loop.py", *folders, *own, *more, *flags)
+
+    return run
+
+
+def test_images_are_added_by_each_rule(play, tmp_path):
+    ended = play("--choose", "next,uncertain,random")
+    assert ended.code == 0, ended.err
+    assert "| next | " in ended.out
+    out = tmp_path / "out"
+    start = draw(NAMES, 2, 0)
+    for rule in ("next", "uncertain", "random"):
+        first, second, third = (images(out, f"{rule}_k{k}_seed0") for k in (2, 4, 6))
+        assert first == start
+        assert (second[:2], third[:4]) == (first, second)
+        assert [len(set(names)) for names in (second, third)] == [4, 6]
+    assert images(out, "random_k6_seed0") == draw(NAMES, 6, 0)
+    chosen = json.loads((out / "runs/next_k4_seed0/chosen.json").read_text())
+    assert chosen == {"images": images(out, "next_k4_seed0")[2:]}
+    table = rows(out / "table.csv")
+    assert [(row["method"], row["k"]) for row in table] == [
+        (rule, k) for rule in ("next", "uncertain", "random") for k in "246"
+    ]
+    assert len({row["mean_dice mean"] for row in table if row["k"] == "2"}) == 1
+    assert (out / "curves.png").is_file()
+    assert not list(out.rglob("segm*.pth"))
+
+
+def test_it_resumes(play, tmp_path, monkeypatch):
+    only = ("--choose", "next")
+    assert play(*only, out="whole").code == 0
+    train, left = efficiency_work._train, [2]
+
+    def stops(plan, run):
+        left[0] -= 1
+        return "SIGTERM" if left[0] < 0 else train(plan, run)
+
+    monkeypatch.setattr(efficiency_work, "_train", stops)
+    ended = play(*only)
+    assert ended.code == 75
+    assert "rerun the command to resume" in ended.out
+    left[0] = 1  # but no more: what is finished is not trained again
+    assert play(*only).code == 0
+    assert images(tmp_path / "out", "next_k6_seed0") == images(tmp_path / "whole", "next_k6_seed0")
+    scores = [[r["mean_dice"] for r in rows(tmp_path / n / "runs.csv")] for n in ("out", "whole")]
+    assert scores[0] == scores[1]
+    before = digests(tmp_path / "out" / "runs")
+    assert play(*only).code == 0
+    assert digests(tmp_path / "out" / "runs") == before
+    ended = play(*only, "--steps", 3)
+    assert ended.code == 2
+    assert "was made with other flags or data" in ended.err
+
+
+def test_a_lost_network_is_trained_again(play, tmp_path):
+    only = ("--choose", "next", "--rounds", 1)
+    assert play(*only).code == 0
+    before = images(tmp_path / "out", "next_k4_seed0")
+    shutil.rmtree(tmp_path / "out/runs/next_k4_seed0")
+    ended = play(*only)
+    assert ended.code == 0, ended.err
+    assert images(tmp_path / "out", "next_k4_seed0") == before
+
+
+@pytest.fixture
+def plan(tmp_path, pretrained):
+    """Of eight images of four patients."""
+    draw_pairs(tmp_path / "TRAIN", 8)
+    draw_pairs(tmp_path / "VAL", 1, seed=1)
+    for path in sorted((tmp_path / "TRAIN").rglob("*.png")):
+        number = int(path.stem[1:])
+        path.rename(path.with_name(f"P{number // 2:03d}-{number % 2}.png"))
+    folders = [tuple(str(tmp_path / p / k) for k in ("IMG", "MASK")) for p in ("TRAIN", "VAL")]
+    config = LoopConfig(str(pretrained), start=2, add=1, rounds=2, output=str(tmp_path / "out"))
+    return LoopPlan(config, *folders)
+
+
+def test_a_patient_is_labelled_once(plan):
+    drawn = [run for run in plan.runs if run.method.name == "random"]
+    for run in drawn:
+        assert len({name[:4] for name in plan.images_of(run)}) == run.k
+    assert len(drawn) == 9
+
+
+def test_processes_wait_for_runs_that_others_have_begun(plan):
+    """They take runs in order, so no run may wait for a later one."""
+    copy = pickle.loads(pickle.dumps(plan))
+    for number, run in enumerate(copy.runs):
+        waits_for = copy.start(run) if copy.repeats_start(run) else copy.previous(run)
+        assert waits_for is None or waits_for in copy.runs[:number]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--choose", "best"), "--choose best: name some of next, uncertain, random"),
+        (("--method", "partner"), "--method partner: name one that trains a single network"),
+        (("--rounds", 4), "make 10 images; "),
+        (("--common", "--lr nonsense"), "--lr"),
+        (("--start", 0), "--start 0"),
+    ],
+)
+def test_wrong_flags(play, tmp_path, flags, said):
+    ended = play(*flags)
+    assert ended.code == 2
+    assert said in ended.err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
