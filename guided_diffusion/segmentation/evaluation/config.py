@@ -61,29 +61,12 @@ class GuidanceConfig:
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """What is labelled in which order, and what learns from it."""
-
-    TITLE = "Loop"
+class RunsConfig:
+    """The runs of a comparison: what is common to all of them."""
 
     checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
-    start: int = flag(
-        4, "images that are labelled at first, drawn by the seed", least=1, most=10**6
-    )
-    add: int = flag(4, "images that each round adds", least=1, most=10**6)
-    rounds: int = flag(3, "rounds of choosing, labelling and training", least=1, most=1000)
-    seeds: str = flag("0,1,2", "seeds of the first images and of training, comma-separated")
-    choose: str = flag(
-        "next,random",
-        "what to compare, comma-separated: next, as predict.py --label_next chooses; uncertain, the"
-        " least certain alone; random",
-    )
-    method: str = flag(
-        "recipe", "what learns, as in label_efficiency.py --methods: recipe, plain, imagenet, ..."
-    )
-    steps: int = flag(200, "optimisation steps of every training", least=1)
     batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
-    common: str = flag("", "further flags of the training script, in quotes")
+    common: str = flag("", "further flags of every training, in quotes")
     precision: str = precision_flag()
     categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
     out_channels: int = flag(
@@ -99,12 +82,10 @@ class LoopConfig:
         least=-1,
         most=2**16 - 1,
     )
-    output: str = flag("simulate_loop", "folder for runs, tables and the plot", "-o")
-    keep_models: bool = flag(False, "keep the network of every training")
+    keep_models: bool = flag(False, "keep the network of every run")
     jobs: int = flag(
         0,
-        "trainings at a time, each with its share of the cores; 0: one per core, up to 4; one on a"
-        " GPU",
+        "runs at a time, each with its share of the cores; 0: one per core, up to 4; one on a GPU",
         "-j",
         least=0,
         most=256,
@@ -112,12 +93,35 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class LabelEfficiencyConfig:
+class LoopConfig(RunsConfig):
+    """What is labelled in which order, and what learns from it."""
+
+    TITLE = "Loop"
+
+    start: int = flag(
+        4, "images that are labelled at first, drawn by the seed", least=1, most=10**6
+    )
+    add: int = flag(4, "images that each round adds", least=1, most=10**6)
+    rounds: int = flag(3, "rounds of choosing, labelling and training", least=1, most=1000)
+    seeds: str = flag("0,1,2", "seeds of the first images and of training, comma-separated")
+    choose: str = flag(
+        "next,random",
+        "what to compare, comma-separated: next, as predict.py --label_next chooses; uncertain, the"
+        " least certain alone; random",
+    )
+    method: str = flag(
+        "recipe", "what learns, as in label_efficiency.py --methods: recipe, plain, imagenet, ..."
+    )
+    steps: int = flag(200, "optimisation steps of every training", least=1)
+    output: str = flag("simulate_loop", "folder for runs, tables and the plot", "-o")
+
+
+@dataclass(frozen=True)
+class LabelEfficiencyConfig(RunsConfig):
     """What to compare."""
 
     TITLE = "Comparison"
 
-    checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
     k: str = flag("1,2,5,10", "numbers of labelled images, comma-separated")
     seeds: str = flag("0,1,2", "seeds of the drawn images and of training, comma-separated")
     choose: str = flag(
@@ -139,23 +143,6 @@ class LabelEfficiencyConfig:
     tune_lr: str = flag(
         "3e-4,1e-3,3e-3,1e-2", "with --steps 0: learning rates to choose from, comma-separated"
     )
-    batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
-    common: str = flag("", "further flags for every method, in quotes")
-    precision: str = precision_flag()
-    categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
-    out_channels: int = flag(
-        0,
-        "number of classes including background; 0: infer from categories or masks",
-        least=0,
-        most=256,
-    )
-    binary: bool = flag(False, BINARY_HELP)
-    ignore_index: int = flag(
-        -1,
-        "value of mask pixels that no loss or score counts; -1: as the class table says",
-        least=-1,
-        most=2**16 - 1,
-    )
     folds: int = flag(
         0,
         "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST",
@@ -163,11 +150,3 @@ class LabelEfficiencyConfig:
         most=1000,
     )
     output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o")
-    keep_models: bool = flag(False, "keep the network of every run")
-    jobs: int = flag(
-        0,
-        "runs at a time, each with its share of the cores; 0: one per core, up to 4; one on a GPU",
-        "-j",
-        least=0,
-        most=256,
-    )
