@@ -20,7 +20,7 @@ demo: setup
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/demo.sh demo
 
 test: setup
-	$(TEST) -n auto --dist loadfile
+	$(TEST) -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(VENV)/bin/ruff check .

