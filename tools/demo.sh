@@ -28,7 +28,7 @@ run python scripts/image_train.py --data_dir "$out/data/unlabelled" \
     $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS
 checkpoint=$(ls "$out"/pretrained/ema_*.pt | tail -n 1)
 
-# two labelled radiographs: the pretrained network, and the same one from random weights
+# 400 steps each; two labelled radiographs: the pretrained network, and the same one from random weights
 train="$out/data/Split/TRAIN"
 truth="$out/held_out/Split/VAL"
 for kind in pretrained scratch; do
