@@ -137,21 +137,13 @@ class Plan:
         ]
 
     @property
-    def trainings(self) -> list[Run]:
-        return [run for run in self.runs if not run.method.members]
-
-    @property
-    def unions(self) -> list[Run]:
-        return [run for run in self.runs if run.method.members]
-
-    @property
     def ready(self) -> list[Run]:
         """The runs whose images are known before any run is made."""
         return self.runs
 
     def needed(self) -> set[Run]:
         """The runs whose networks others that have not finished will use."""
-        unfinished = [union for union in self.unions if not self.finished(union)]
+        unfinished = [run for run in self.runs if run.method.members and not self.finished(run)]
         return {member for union in unfinished for member in self.members(union)}
 
     def members(self, union: Run) -> list[Run]:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -99,9 +99,7 @@ def _todo(plan: Plan) -> list[Run]:
         for run in runs:
             if run.method.members:
                 late += [] if plan.finished(run) else [run]
-            elif not plan.finished(run) or (
-                run in needed and not os.path.exists(plan.model_path(run))
-            ):
+            elif _is_awaited(plan, run, needed):
                 todo.append(run)
         todo += unions
     return todo + late
@@ -127,6 +125,11 @@ def _parallel_runs() -> int:
 def _share_cores(jobs: int) -> None:
     """Leave the other processes their cores."""
     th.set_num_threads(max(1, min(th.get_num_threads(), dist_util.cores() // jobs)))
+
+
+def _is_awaited(plan: Plan, run: Run, needed: Collection[Run]) -> bool:
+    """Whether a run has not finished, or lacks the network that others need."""
+    return not plan.finished(run) or (run in needed and not os.path.exists(plan.model_path(run)))
 
 
 def make_run(plan: Plan, run: Run) -> Outcome:
@@ -162,10 +165,10 @@ def _train(plan: Plan, run: Run) -> str | None:
     return finetuner.stopped_by if finetuner is not None else None
 
 
-def wait_for(plan: Plan, members: Sequence[Run]) -> str | None:
-    """Until other processes have trained them; returns the signal that stopped it."""
+def wait_for(plan: Plan, runs: Sequence[Run]) -> str | None:
+    """Until other processes have made them; returns the signal that stopped it."""
     with StopRequest() as stop:
-        while not all(map(plan.finished, members)):
+        while any(_is_awaited(plan, run, plan.needed()) for run in runs):
             if stop.requested:
                 return stop.requested
             time.sleep(_LOOK_EVERY)

@@ -279,7 +279,8 @@ def test_a_union_predicts_with_the_networks_of_its_methods(compare, script, tmp_
     # for the union alone, a method is trained again where its network is gone
     shutil.rmtree("out/runs/both_k2_seed1")
     os.remove("out/runs/quick_k2_seed1/segm.pth")
-    ended = compare(*argv, "0,1")
+    th.set_num_threads(1)  # as many as each of two processes takes, of which one waits
+    ended = compare(*argv, "0,1", "-j", 2)
     assert ended.code == 0, ended.err
     assert rows("out/runs.csv")[1]["mean_dice"] == runs["both", "1"]["mean_dice"]
     left = {path.parent.name for path in (tmp_path / "out").rglob("*.pth")}
