@@ -26,6 +26,7 @@ from .runtime.resume import (  # noqa: F401 - parse_resume_step_from_filename is
     parse_resume_step_from_filename,
 )
 from .runtime.signals import StopRequest
+from .runtime.text import one_line
 from .stepper import Stepper, annealed, first_not_finite
 
 Batch = tuple[th.Tensor, dict[str, th.Tensor]]
@@ -70,7 +71,7 @@ def load_weights(model: th.nn.Module, path: str) -> None:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         told = isinstance(error, RuntimeError)  # torch's, which names weights and shapes
-        reason = " ".join(str(error).split())[:300] if told else "it is not a state_dict"
+        reason = one_line(error, 300) if told else "it is not a state_dict"
         raise UserError(
             f"{path} does not fit the network that the flags describe: {reason}"
         ) from error

@@ -11,6 +11,7 @@ import torch as th
 
 from guided_diffusion.networks.imagenet import REMEDY, ImageNetEncoder
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.text import one_line
 
 # the one whose weights come in a package
 OFFLINE = "efficientnet-lite0"
@@ -45,10 +46,9 @@ def open_encoder(name: str, side: int) -> "Encoder":
             f" offline choose {OFFLINE}"
         ) from error
     except (AssertionError, RuntimeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--align_encoder {name}: it has no pretrained feature maps of images of {side} x"
-            f" {side} pixels ({reason}): choose another"
+            f" {side} pixels ({one_line(error)}): choose another"
         ) from error
     return encoder
 

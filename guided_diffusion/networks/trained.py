@@ -22,6 +22,7 @@ from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.text import one_line
 from guided_diffusion.unet import LoadReport
 
 AnyConfig = ModelConfig | SuperResConfig | ClassifierConfig
@@ -61,12 +62,10 @@ class Trained(NetworkRecord[Network_co]):
             raise UserError(f"{self.path}: {' '.join(str(error).split())}") from error
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
             told = isinstance(error, RuntimeError)  # torch's, which names weights and shapes
-            reason = (
-                " ".join(str(error).split(":", 1)[-1].split())[:200] if told else "no such network"
-            )
+            reason = one_line(str(error).split(":", 1)[-1]) if told else "no such network"
             raise UserError(
                 f"{self.path} does not fit the network that its config.json or the flags describe:"
-                f" {' '.join(reason.split())[:200]}"
+                f" {one_line(reason)}"
             ) from error
         half = self.model.use_fp16 and th.device(device).type == "cuda"
         (network.convert_to_fp16 if half else network.convert_to_fp32)()
@@ -167,7 +166,7 @@ def _from_config(
         known = KINDS.get(found) if isinstance(found, str) else None
         use = f"it is for scripts/{known[1]}" if known else "it is unknown to this version"
         raise UserError(
-            f"{path} is a network of kind {' '.join(str(found).split())[:40]}, not {kind}: {use};"
+            f"{path} is a network of kind {one_line(found, 40)}, not {kind}: {use};"
             f" name a checkpoint of kind {kind}"
         )
     try:

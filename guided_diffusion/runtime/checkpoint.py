@@ -27,6 +27,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import (
     is_local,
     read_sections,
+    remove_file,
     save_json,
     write_atomically,
     writing,
@@ -239,8 +240,7 @@ def remove_temporaries(folder: str) -> None:
     if is_local(folder) and os.path.isdir(folder):
         for name in os.listdir(folder):
             if re.fullmatch(r"\.(config|model|ema_|opt|state|progress\.).*\.\d+\.tmp", name):
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(folder, name))
+                remove_file(os.path.join(folder, name))
 
 
 def write_config(folder: str, sections: Mapping[str, Any]) -> None:

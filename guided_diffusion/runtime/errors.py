@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from guided_diffusion.runtime.text import print_any_name, visible
+from guided_diffusion.runtime.text import one_line, print_any_name, visible
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -63,7 +63,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     ):
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error)
         return UserError(
             f"out of memory ({said}): lower --batch_size or the sizes of images and network"
         )

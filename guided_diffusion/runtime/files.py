@@ -83,6 +83,12 @@ def copy_file(source: str, target: str) -> None:
         write_atomically(target, lambda copy: shutil.copyfileobj(file, copy))
 
 
+def remove_file(path: str) -> None:
+    """Remove a local file if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[None]:
     """While writing to `path`: what the system refuses becomes a UserError that names it."""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local, write_atomically, writing
-from guided_diffusion.runtime.text import encode, visible
+from guided_diffusion.runtime.text import encode, one_line, visible
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -396,7 +396,7 @@ class WandbOutputFormat(KVWriter):
             )
         except Exception as error:  # no login, no network: many types
             raise UserError(
-                f"--wandb: {' '.join(str(error).split())[:200]}: log in with `wandb login`, set"
+                f"--wandb: {one_line(error)}: log in with `wandb login`, set"
                 " WANDB_MODE=offline, or leave it out"
             ) from error
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_sections, save_json, write_atomically
 from guided_diffusion.runtime.fingerprints import file_fingerprint
+from guided_diffusion.runtime.text import one_line
 
 if TYPE_CHECKING:
     import torch as th
@@ -132,4 +133,4 @@ def _download(path: str) -> str:
 
 def _line(error: Exception) -> str:
     """What an error of a library says, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -37,6 +37,11 @@ def visible(text: str) -> str:
     return encode(text).decode()
 
 
+def one_line(text: object, most: int = 200) -> str:
+    """What a library says, such as its error, on one line of at most so many characters."""
+    return " ".join(str(text).split())[:most]
+
+
 def print_any_name() -> None:
     """Let stdout and stderr show every name, whatever their encoding."""
     for stream in (sys.stdout, sys.stderr):

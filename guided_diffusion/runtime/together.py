@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from guided_diffusion.runtime.files import writing
+from guided_diffusion.runtime.files import remove_file, writing
 
 _STAGE = ".partial"
 
@@ -41,7 +41,7 @@ class Changes:
                     shutil.copyfile(target, kept, follow_symlinks=False)
                     undo.append(partial(os.replace, kept, target))
                 else:
-                    undo.append(partial(_remove, target))
+                    undo.append(partial(remove_file, target))
                 os.replace(staged, target)
         except BaseException:
             for step in reversed(undo):
@@ -69,8 +69,3 @@ def _missing_folders(folder: str) -> list[str]:
         missing.append(folder)
         folder = os.path.dirname(folder)
     return missing[::-1]
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)

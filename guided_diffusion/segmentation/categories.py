@@ -14,7 +14,8 @@ from guided_diffusion.images.swaps import Swaps, check_swap_classes
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json
 
-DEFAULT_CATEGORIES = str(Path(__file__).with_name("categories.json"))
+TABLE_NAME = "categories.json"
+DEFAULT_CATEGORIES = str(Path(__file__).with_name(TABLE_NAME))
 MAX_CATEGORIES = 255  # masks have 8 bits, and 255 in them means "ignore"
 IGNORE_COLOR = (128, 128, 128)
 CODES_EXAMPLE = (

@@ -21,6 +21,7 @@ from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.runtime.text import one_line
 from guided_diffusion.segmentation.categories import (
     ClassTable,
     from_plain,
@@ -191,7 +192,7 @@ def _faults_of(source: str) -> Iterator[None]:
             f"{source} describes no network that can be built: this package did not write it"
         ) from error
     except RuntimeError as error:
-        reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        reason = one_line(str(error).split(":", 1)[-1])
         raise UserError(
             f"{source} holds weights of another network than it describes: {reason}"
         ) from error

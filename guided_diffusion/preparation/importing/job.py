@@ -18,7 +18,7 @@ from guided_diffusion.preparation.importing import colours
 from guided_diffusion.preparation.importing.classes import Classes, plan
 from guided_diffusion.preparation.importing.drawing import draw, vote
 from guided_diffusion.preparation.importing.items import ImageItem, find_items
-from guided_diffusion.preparation.importing.joining import CATEGORIES, REPORT, Target
+from guided_diffusion.preparation.importing.joining import REPORT, Target
 from guided_diffusion.preparation.importing.report import Report, say
 from guided_diffusion.preparation.layouts import require_new_folder
 from guided_diffusion.runtime.errors import UserError
@@ -26,7 +26,7 @@ from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.segmentation.annotations.reading import formats
 from guided_diffusion.segmentation.annotations.reading.source import Drawing, Options, Size, Source
-from guided_diffusion.segmentation.categories import to_plain
+from guided_diffusion.segmentation.categories import TABLE_NAME, to_plain
 
 IMAGES, MASKS = "IMG", "MASK"
 
@@ -111,7 +111,7 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
         for item in track(items, "writing"):
             copy_file(item.path, os.path.join(output, IMAGES, item.name + ending(item.path)))
             write_mask(os.path.join(output, MASKS, f"{item.name}.png"), mask_of(item))
-        save_json(os.path.join(output, CATEGORIES), to_plain(classes.table))
+        save_json(os.path.join(output, TABLE_NAME), to_plain(classes.table))
         save_json(os.path.join(output, REPORT), report.to_plain())
     say(report, output)
     return report

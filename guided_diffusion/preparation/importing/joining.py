@@ -21,9 +21,14 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
 from guided_diffusion.runtime.together import together
-from guided_diffusion.segmentation.categories import ClassTable, load_categories, to_plain
+from guided_diffusion.segmentation.categories import (
+    TABLE_NAME,
+    ClassTable,
+    load_categories,
+    to_plain,
+)
 
-CATEGORIES, REPORT = "categories.json", "import.json"
+REPORT = "import.json"
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Target:
             changes.write(record, lambda path: save_json(path, report.to_plain()))
             if not _own_table(self.folder):
                 table = to_plain(load_categories(self.table_path))
-                own = os.path.join(self.folder, CATEGORIES)
+                own = os.path.join(self.folder, TABLE_NAME)
                 changes.write(own, lambda path: save_json(path, table))
         new = sum(bool(one.image) for one in placements)
         apart = f"kept apart from {len(self.others)} radiographs" if self.others else ""
@@ -203,7 +208,7 @@ def _find_table(folder: str, given: str) -> str:
     own = _own_table(folder)
     if not own and not given:
         raise UserError(
-            f"--into {folder} has no {CATEGORIES}: give the class table of its masks with"
+            f"--into {folder} has no {TABLE_NAME}: give the class table of its masks with"
             " --categories"
         )
     if own and given:
@@ -214,7 +219,7 @@ def _find_table(folder: str, given: str) -> str:
 def _own_table(folder: str) -> str:
     """The class table in a folder or beside it; "" if there is none."""
     places = (folder, os.path.dirname(os.path.normpath(folder)))
-    paths = (os.path.join(place, CATEGORIES) for place in places)
+    paths = (os.path.join(place, TABLE_NAME) for place in places)
     return next(filter(os.path.isfile, paths), "")
 
 

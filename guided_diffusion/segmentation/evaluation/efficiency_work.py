@@ -18,7 +18,7 @@ from tqdm import tqdm
 from guided_diffusion import dist_util, logger
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json, writing
+from guided_diffusion.runtime.files import remove_file, save_json, writing
 from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
@@ -206,18 +206,13 @@ def _evaluate(plan: Plan, run: Run, seconds: float) -> list[str]:
 def clean_up(plan: Plan, run: Run) -> None:
     """Remove what a finished training needs no more; its network once all others have used it."""
     settings = LearningConfig(weights_save=plan.model_path(run))
-    _remove(settings.last_path)
+    remove_file(settings.last_path)
     if (result := plan.result(run)) is None or result.get("kept", True):
         return
     if run in plan.needed():
         return
-    _remove(settings.weights_save)
+    remove_file(settings.weights_save)
     shutil.rmtree(settings.stages_folder, ignore_errors=True)
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
 
 
 def _scores(plan: Plan, path: str, test: Pairs, flags: Sequence[str]) -> Figures:

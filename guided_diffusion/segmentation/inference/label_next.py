@@ -24,7 +24,7 @@ from guided_diffusion.runtime.files import (
 )
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
 from guided_diffusion.segmentation.annotations.writing.export import Export
-from guided_diffusion.segmentation.categories import ClassTable, to_plain
+from guided_diffusion.segmentation.categories import TABLE_NAME, ClassTable, to_plain
 from guided_diffusion.segmentation.inference.config import LabelNextConfig
 from guided_diffusion.segmentation.inference.predictor import Segmenter
 from guided_diffusion.segmentation.inference.results import Item, Result
@@ -148,7 +148,7 @@ class LabelNext:
             mask = os.path.join(self.output, "MASK", f"{one.name}.png")
             export.add(item, read_mask(mask, len(self.categories)))
         export.close()
-        save_json(os.path.join(partial, "categories.json"), to_plain(self.categories))
+        save_json(os.path.join(partial, TABLE_NAME), to_plain(self.categories))
         paths = [one.path for one in (*choice.candidates, *choice.labelled)]
         notes = [f"{one.uncertainty:.3g}" for one in choice.chosen]
         picture = os.path.join(partial, "label_next.png")

@@ -3,7 +3,6 @@
 import contextlib
 import filecmp
 import os
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +11,16 @@ from guided_diffusion.images.files import looks_like_image
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.images.names import composed, is_ignored, stem, without_mask_suffix
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, is_local, save_json, write_atomically
+from guided_diffusion.runtime.files import check_output, copy_file, is_local, save_json
 from guided_diffusion.runtime.text import visible
-from guided_diffusion.segmentation.categories import ClassTable, load_categories, to_plain
+from guided_diffusion.segmentation.categories import (
+    TABLE_NAME,
+    ClassTable,
+    load_categories,
+    to_plain,
+)
 
-IMAGES, MASKS, CATEGORIES = "IMG", "MASK", "categories.json"
+IMAGES, MASKS = "IMG", "MASK"
 
 
 class AlreadySaved(UserError):
@@ -54,7 +58,7 @@ class LabelledFolder:
         self.categories = categories
         for folder in (path, self._path(IMAGES), self._path(MASKS)):
             check_output(folder, folder=True)
-        self._table = self._path(CATEGORIES)
+        self._table = self._path(TABLE_NAME)
         if os.path.exists(self._table):
             self.categories = load_categories(self._table)
             ours, theirs = ([c.name for c in table] for table in (categories, self.categories))
@@ -136,8 +140,7 @@ class LabelledFolder:
             save_json(self._table, to_plain(self.categories))
         image = os.path.join(self._path(IMAGES), place.image)
         if not place.has_image:
-            with open(path, "rb") as file:
-                write_atomically(image, lambda copy: shutil.copyfileobj(file, copy))
+            copy_file(path, image)
         try:
             write_mask(os.path.join(self._path(MASKS), place.mask), mask)
         except BaseException:

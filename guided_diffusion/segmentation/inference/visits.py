@@ -1,6 +1,5 @@
 """What the page answers to an uploaded radiograph: its segmentation, and an editor of its mask."""
 
-import contextlib
 import html
 import io
 import os
@@ -9,6 +8,7 @@ from PIL import Image
 
 from guided_diffusion.images.names import stem
 from guided_diffusion.runtime.errors import UserError, as_user_error
+from guided_diffusion.runtime.files import remove_file
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.inference.corrections import Corrections
 from guided_diffusion.segmentation.inference.labelled_folder import MASKS
@@ -98,8 +98,7 @@ class Visits:
                 raise
             return _alert(str(known).replace(path, "the file")), ""
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
+            remove_file(path)
 
     def forget(self, token: str) -> None:
         if self.corrections is not None and token:

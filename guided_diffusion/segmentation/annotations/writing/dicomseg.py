@@ -10,6 +10,7 @@ from guided_diffusion.images.dicom_file import parse, value_of
 from guided_diffusion.images.image_io import MAX_PIXELS, ImageError, image_errors, open_image
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.text import one_line
 from guided_diffusion.segmentation.annotations.writing.labelled import Labelled
 from guided_diffusion.segmentation.annotations.writing.writer import FileWriter
 from guided_diffusion.segmentation.categories import Category, Code, SegmentCodes
@@ -47,8 +48,7 @@ class DicomSegWriter(FileWriter):
         try:
             self._segmentation(source, labelled.mask).save_as(content)
         except (AttributeError, ValueError, TypeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"no DICOM-SEG can refer to {path}: {reason}") from error
+            raise UserError(f"no DICOM-SEG can refer to {path}: {one_line(error)}") from error
         write_atomically(self.path_of(labelled.source), lambda file: file.write(content.getvalue()))
 
     def _segmentation(
