@@ -32,7 +32,10 @@ def main() -> None:
         print(f"{name:<24}{row[0]:>12.3f}{row[1]:>14.3f}")
     row = [metrics[kind]["mean_dice"] for kind in KINDS]
     print(f"{'mean of the foreground':<24}{row[0]:>12.3f}{row[1]:>14.3f}\n")
-    print("400 steps for all; longer training would help random weights most (docs/label-efficiency.md)\n")
+    print(
+        "400 steps for all; longer training would help random weights most, see"
+        " docs/label-efficiency.md\n"
+    )
     picture = folder / "overlays.png"
     write_overlays(folder, picture, KINDS, 5)
     write_overlays(folder, folder / "example.png", KINDS[:1], 2)

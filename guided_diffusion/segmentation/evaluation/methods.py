@@ -85,7 +85,7 @@ def _parse_method(name: str, definition: str) -> Method:
         members = words[::2]
         if len(words) % 2 == 0 or len(set(members)) < len(members):
             raise UserError(
-                f"--method {name}: {definition.strip()}: expected different methods, METHOD + METHOD"
+                f"--method {name}: {definition.strip()}: expected METHOD + METHOD, no method twice"
             )
         return Method(name, members=tuple(members))
     script = "finetune.py"
