@@ -16,9 +16,10 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from commands_util import COMMANDS, arguments, prepare_commands
+from commands_util import COMMANDS, arguments, path_of, prepare_commands
 from conftest import run_script
 
+from guided_diffusion.runtime import commands
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.inference import serve
@@ -32,23 +33,10 @@ MEMORY = 16 * 2**30  # bytes of address space, beyond what is in use
 SKIPPED = {("compile", "True")}
 
 
-class _Seen(Exception):
-    """A command has built its parser."""
-
-
 @functools.cache
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a command."""
-    found = []
-
-    def seen(parser, *args, **options):
-        found.append(parser)
-        raise _Seen
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_Seen):
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", seen)
-        run_script(name)
-    return found[0]
+    return commands.parser_of(path_of(name))
 
 
 def flags_of(name: str) -> list[argparse.Action]:

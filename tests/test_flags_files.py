@@ -12,7 +12,8 @@ from paths import ROOT
 from guided_diffusion.gaussian_diffusion import LossType
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.training.run import TrainConfig
 
 FLAGS = ROOT / "flags"

@@ -3,15 +3,21 @@
 import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.preparation.config import ConvertConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+
+
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, ConvertConfig)
+    flags.add_argument("input", help="a colour mask, or a folder of them with its sub-folders")
+    flags.add_argument("output", help="index mask to write, or the folder for them")
+    return flags
 
 
 def main() -> None:
-    parser = make_parser(__doc__, ConvertConfig)
-    parser.add_argument("input", help="a colour mask, or a folder of them with its sub-folders")
-    parser.add_argument("output", help="index mask to write, or the folder for them")
-    overrides = parse_flags(parser)
+    overrides = parse_flags(parser())
 
     from guided_diffusion.preparation.convert import convert
 

@@ -18,11 +18,10 @@ import dataclasses
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import expand_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -181,7 +180,7 @@ class _StoreInRange(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def _add_flag(
+def add_flag(
     parser: argparse._ActionsContainer, name: str, default: Any, fallback: Any, **options: Any
 ) -> None:
     spellings = [f"--{name}"]
@@ -205,7 +204,7 @@ def _add_flag(
 def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: Mapping[str, Any]) -> None:
     """Add a flag for each entry, of the type of its default; also spelt with hyphens."""
     for name, default in default_dict.items():
-        _add_flag(parser, name, default, fallback=default, help=f"default: {default!r}")
+        add_flag(parser, name, default, fallback=default, help=f"default: {default!r}")
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
@@ -213,65 +212,11 @@ def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any
     return {key: getattr(args, key) for key in keys}
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Reports a wrong flag as a UserError, without printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def make_parser(
-    description: str | None, *configs: "type[DataclassInstance]"
-) -> argparse.ArgumentParser:
-    """Build a parser whose flags are the fields of the configurations, one group each.
-
-    A field of several configurations is listed under the first. Flags that are not given are absent
-    from the result of parsing, so that a checkpoint's configuration can supply them; see
-    `from_flags`.
-    """
-    parser = _OneLineParser(
-        description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
-    seen: set[str] = set()
-    for config in configs:
-        group = parser.add_argument_group(getattr(config, "TITLE", None))
-        for f in dataclasses.fields(config):
-            if f.name in seen or not f.init:
-                continue
-            seen.add(f.name)
-            options = dict(f.metadata)
-            shown = "''" if f.default == "" else f.default
-            text = f"{options.pop('help', f.name)} (default: {shown})".replace("%", "%%")
-            _add_flag(group, f.name, f.default, argparse.SUPPRESS, help=text, **options)
-    return parser
-
-
-def parse_flags(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, intermixed: bool = False
-) -> dict[str, Any]:
-    """The flags and positional arguments that were given, by name.
-
-    `~` and variables in texts are replaced: shells leave them in --flag=~/data and in quotes.
-
-    :param argv: the command line without the command; by default that of this process.
-    :param intermixed: whether flags may stand between the positional arguments.
-    :raises UserError: for an unknown flag or an invalid value.
-    """
-    parse = parser.parse_intermixed_args if intermixed else parser.parse_args
-    given = {name: value for name, value in vars(parse(argv)).items() if value is not NOT_GIVEN}
-    return {name: _expanded(value) for name, value in given.items()}
-
-
-def _expanded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_expanded(one) for one in value]
-    return expand_path(value) if isinstance(value, str) else value
-
-
 def from_flags(config: type[Config], overrides: Overrides, base: Config | None = None) -> Config:
     """Build a configuration from the flags given; the other fields are those of `base`.
 
-    :param overrides: from `parse_flags`; names that are no fields of `config` are ignored.
+    :param overrides: from `command_line.parse_flags`; names that are no fields of `config` are
+        ignored.
     :param base: by default the defaults of `config`.
     """
     values = dataclasses.asdict(base) if base is not None else {}

@@ -17,8 +17,8 @@ from typing import Any
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.swaps import parse_swaps
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import make_parser, parse_flags
 from guided_diffusion.segmentation.categories import check_swaps
 from guided_diffusion.segmentation.evaluation import run_precision
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig

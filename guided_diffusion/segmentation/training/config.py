@@ -1,13 +1,13 @@
 """The flags of the scripts that learn to segment."""
 
-import argparse
 import dataclasses
 
 from guided_diffusion.images.masks import BINARY_HELP, MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.flags import flag, make_parser
+from guided_diffusion.runtime.command_line import CommandParser, make_parser
+from guided_diffusion.runtime.flags import flag
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.learning import (
@@ -133,7 +133,7 @@ class MaskProcessConfig(DiffusionConfig):
     predict_xstart: bool = flag(True, "predict the mask itself instead of the noise")
 
 
-def finetune_flags(description: str = "") -> argparse.ArgumentParser:
+def finetune_flags(description: str = "") -> CommandParser:
     """The parser of scripts/finetune.py."""
     parser = make_parser(
         description, FinetuneConfig, ReadingConfig, ModelConfig, DiffusionConfig, TrainConfig
@@ -143,14 +143,14 @@ def finetune_flags(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def baseline_flags(description: str = "") -> argparse.ArgumentParser:
+def baseline_flags(description: str = "") -> CommandParser:
     """The parser of scripts/baseline_train.py."""
     parser = make_parser(description, BaselineConfig, ReadingConfig, ModelConfig)
     Folders.add_to(parser, default=TRAIN_FOLDERS)
     return parser
 
 
-def mask_diffusion_flags(description: str = "") -> argparse.ArgumentParser:
+def mask_diffusion_flags(description: str = "") -> CommandParser:
     """The parser of scripts/mask_diffusion_train.py."""
     parser = make_parser(
         description, MaskTrainConfig, MaskDiffusionConfig, MaskProcessConfig, ReadingConfig
