@@ -5,18 +5,24 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import ClassifierSampleConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
     return make_parser(
-        __doc__, ClassifierSampleConfig, ModelConfig, DiffusionConfig, ClassifierConfig
+        __doc__,
+        ClassifierSampleConfig,
+        ModelConfig,
+        DiffusionConfig,
+        ClassifierConfig,
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.classifier_guidance import classifier_job

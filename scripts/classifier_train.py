@@ -6,18 +6,25 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.training.config import ClassifierTrainConfig
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
+from guided_diffusion.training.config import ClassifierTrainConfig, RunFolderConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
     return make_parser(
-        __doc__, ClassifierTrainConfig, ClassifierConfig, DiffusionConfig, ReadingConfig
+        __doc__,
+        ClassifierTrainConfig,
+        ClassifierConfig,
+        DiffusionConfig,
+        ReadingConfig,
+        RunFolderConfig,
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.training.classifier import train

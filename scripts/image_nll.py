@@ -6,16 +6,17 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import LikelihoodConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    return make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig)
+    return make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig, ProcessConfig)
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.networks.trained import read_trained

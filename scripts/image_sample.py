@@ -6,16 +6,17 @@ from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import GuidedSampleConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    return make_parser(__doc__, GuidedSampleConfig, GuidedConfig, DiffusionConfig)
+    return make_parser(__doc__, GuidedSampleConfig, GuidedConfig, DiffusionConfig, ProcessConfig)
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.mask_guidance import image_job

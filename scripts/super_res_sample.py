@@ -5,16 +5,19 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import SuperResSampleConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    return make_parser(__doc__, SuperResSampleConfig, SuperResConfig, DiffusionConfig)
+    return make_parser(
+        __doc__, SuperResSampleConfig, SuperResConfig, DiffusionConfig, ProcessConfig
+    )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.super_res import super_res_job

@@ -24,7 +24,7 @@ class PrepareConfig:
     image_dir: str = flag("", "folder of radiographs")
     mask_dir: str = flag("", "folder of their masks")
     source_dir: str = flag("", "data set in any known layout, instead of the two folders")
-    output_dir: str = flag("", "folder for the results")
+    output_dir: str = flag("", "folder for the results", "-o", "--output")
     num_classes: int = flag(
         0,
         "number of classes, background included; 0: infer from --categories or the masks",

@@ -43,7 +43,7 @@ def select(config: PrepareConfig) -> int:
     partial = os.path.join(output, _PARTIAL)
     if not (output and os.path.isdir(partial)):
         require_new_folder(output, config.image_dir)
-    encoder = Encoder(read_trained(config.checkpoint, {}), dist_util.dev())
+    encoder = Encoder(read_trained(config.checkpoint, {}), dist_util.open_device())
     paths, note = list_radiographs(config.image_dir)
     names = name_images(config.image_dir, paths)
     patients, said = patients_of(names, paths, config.group)

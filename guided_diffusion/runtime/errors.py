@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from guided_diffusion.runtime import interrupts
+from guided_diffusion.runtime import interrupts, session
 from guided_diffusion.runtime.interrupts import EXIT_INTERRUPTED
 from guided_diffusion.runtime.text import one_line, print_any_name, visible
 
@@ -91,11 +91,11 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        from guided_diffusion.runtime import messages, run_lock  # which imports this module
+        from guided_diffusion.runtime import run_lock  # which imports this module
 
         print_any_name()
         try:
-            with messages.in_command():
+            with session.changed(command=True):
                 code = main()
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:

@@ -32,6 +32,8 @@ _FEW = [name for name, traits in TRAITS.items() if traits.few_steps]
 _ALL = [name for name in TRAITS if name not in _FEW]
 # networks that see the images when samples are compared, see `features.py`
 FEATURES = ("inception", "resnet18", "resnet50", "ddpm")
+# what an output is called in every command
+_OUTPUT = ("-o", "--output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,9 @@ class SampleConfig:
 
     TITLE = "Sampling"
 
-    model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
+    model_path: str = flag(
+        "", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read", "--checkpoint"
+    )
     num_samples: int = flag(10000, "number of images to sample", least=1, most=10**7)
     batch_size: int = flag(16, "images per batch and rank", least=1, most=MOST_BATCH)
     seed: int = flag(
@@ -80,7 +84,7 @@ class SampleConfig:
     compile: bool = flag(
         False, "compile the network, on GPUs to a CUDA graph: takes minutes, then runs faster"
     )
-    out_dir: str = flag("", "folder for the results; '': see docs/sampling.md")
+    out_dir: str = flag("", "folder for the results; '': see docs/sampling.md", *_OUTPUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +129,15 @@ class LikelihoodConfig:
     TITLE = "Likelihood"
 
     data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
-    model_path: str = flag("", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read")
+    model_path: str = flag(
+        "", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read", "--checkpoint"
+    )
     num_samples: int = flag(1000, "images to measure, at most: the first by name", least=1)
     batch_size: int = flag(1, "images that a rank measures at once", least=1, most=MOST_BATCH)
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
     seed: int = flag(0, "of the noise", least=0, most=MOST_SEED)
     precision: str = precision_flag("fp32")
-    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md")
+    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md", *_OUTPUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +148,9 @@ class EvaluateSamplesConfig:
 
     features: str = flag("inception", "network that sees the images", choices=FEATURES)
     weights: str = flag("", "file of its weights; '': torchvision downloads them")
-    model_path: str = flag("", "pretrained checkpoint, for --features ddpm; needs no download")
+    model_path: str = flag(
+        "", "pretrained checkpoint, for --features ddpm; needs no download", "--checkpoint"
+    )
     feature_timestep: float = flag(
         0.05, "for ddpm: timestep of the images, as a share of all", least=0, most=1
     )
@@ -151,4 +159,6 @@ class EvaluateSamplesConfig:
     )
     batch_size: int = flag(32, "images per forward pass", least=1, most=MOST_BATCH)
     precision: str = precision_flag("fp32")
-    out_dir: str = flag("", "folder of the results; '': evaluation_FEATURES beside the samples")
+    out_dir: str = flag(
+        "", "folder of the results; '': evaluation_FEATURES beside the samples", *_OUTPUT
+    )

@@ -13,12 +13,13 @@ class EvaluateConfig:
 
     TITLE = "Evaluation"
 
-    model: str = flag("", "model file to predict with; several, with commas: their mean", "-m")
+    model: str = flag(
+        "", "model file to predict with; several, with commas: their mean", "-m", "--checkpoint"
+    )
     compare: tuple[str, ...] = flag(
         (), "two model files, or folders of masks: is the second better?", type=str, nargs=2
     )
     images: str = flag("", "the masks' radiographs, for the report and the size of their pixels")
-    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
     output: str = flag("", "folder for figures and pictures, see docs/prediction.md", "-o")
     categories: str = flag("", "class table, a file like flags/categories.json")
     num_classes: int = flag(
@@ -51,12 +52,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """Where to predict, and what to write."""
+    """In which precision to predict, and what to write."""
 
     TITLE = "Evaluation"
 
     output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
-    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
     precision: str = precision_flag()
 
 

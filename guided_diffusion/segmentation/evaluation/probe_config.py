@@ -30,4 +30,3 @@ class ProbeConfig:
 
     categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
     output: str = flag("", "folder for probe.json and probe.png; '': the run's folder", "-o")
-    device: str = flag("", "where to compute, such as cpu or cuda:1; '': a GPU if available")

@@ -13,7 +13,6 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import run_lock
-from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, from_flags
@@ -175,7 +174,7 @@ def probe_run(config: ProbeConfig, run: str, split_folder: str) -> None:
     :param run: the run's folder.
     :param split_folder: see LabelledSplit.
     """
-    device = named_device(config.device) or dist_util.dev()
+    device = dist_util.open_device()
     output = config.output or run
     paths = averaged_checkpoints(run)
     split = LabelledSplit(split_folder, config.categories)

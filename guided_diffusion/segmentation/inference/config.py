@@ -13,7 +13,7 @@ class PredictConfig:
 
     TITLE = "Prediction"
 
-    model: str = flag("", "same as the argument MODEL", "-m")
+    model: str = flag("", "same as the argument MODEL", "-m", "--checkpoint")
     input: tuple[str, ...] = flag((), "same as INPUT; one or more", "-i", type=str, nargs="+")
     output: tuple[str, ...] = flag(
         (), "same as OUTPUT; or one mask file per radiograph", "-o", type=str, nargs="+"
@@ -89,4 +89,6 @@ class ServeConfig:
         "",
         "folder for radiographs and their masks as corrected on the page: IMG, MASK,"
         " categories.json; '': no corrections",
+        "-o",
+        "--output",
     )

@@ -249,7 +249,8 @@ def predict(
         )
     _check_correcting(correcting, config)
     config = dataclasses.replace(config, model=paths.model)
-    predictor = averaging.on(dist_util.dev()).load(paths.model, dist_util.dev())
+    device = dist_util.open_device()
+    predictor = averaging.on(device).load(paths.model, device)
     categories = predictor.categories
     if config.categories:
         categories = categories_for(len(categories), config.categories)

@@ -31,10 +31,11 @@ def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
 
     :param model: a model file, or several separated by commas.
     """
+    device = dist_util.open_device()
     import_gradio()  # fails here, before the model is read
     if config.save_dir:
         check_output(config.save_dir, folder=True)
-    predictor = averaging.on(dist_util.dev()).load(model, dist_util.dev())
+    predictor = averaging.on(device).load(model, device)
     with served(predictor, model, config) as address:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -8,6 +8,8 @@ from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser
 from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.instead import add_instead
+from guided_diffusion.runtime.process_flags import ProcessConfig
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.learning import (
@@ -16,7 +18,7 @@ from guided_diffusion.segmentation.training.learning import (
     FinetuneConfig,
     LearningConfig,
 )
-from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
+from guided_diffusion.training.config import ConditionalTrainConfig, RunFolderConfig, TrainConfig
 
 NETWORKS = ("smp", "unet", "features")
 # default folders
@@ -110,8 +112,8 @@ class MaskTrainConfig(ConditionalTrainConfig):
     )
     weights_save: str = flag(
         "",
-        "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in"
-        " OPENAI_LOGDIR",
+        "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in the"
+        " run's folder",
     )
     visualize_process: bool = flag(
         False, "with each grid of samples, show noise turning into a mask: process_N.png and .gif"
@@ -136,16 +138,23 @@ class MaskProcessConfig(DiffusionConfig):
 def finetune_flags(description: str = "") -> CommandParser:
     """The parser of scripts/finetune.py."""
     parser = make_parser(
-        description, FinetuneConfig, ReadingConfig, ModelConfig, DiffusionConfig, TrainConfig
+        description,
+        FinetuneConfig,
+        ReadingConfig,
+        ModelConfig,
+        DiffusionConfig,
+        TrainConfig,
+        ProcessConfig,
     )
     parser.add_argument("checkpoint", help="pretrained network: model*.pt or ema_*.pt")
+    add_instead(parser, "checkpoint", "--checkpoint")
     Folders.add_to(parser)
     return parser
 
 
 def baseline_flags(description: str = "") -> CommandParser:
     """The parser of scripts/baseline_train.py."""
-    parser = make_parser(description, BaselineConfig, ReadingConfig, ModelConfig)
+    parser = make_parser(description, BaselineConfig, ReadingConfig, ModelConfig, ProcessConfig)
     Folders.add_to(parser, default=TRAIN_FOLDERS)
     return parser
 
@@ -153,7 +162,13 @@ def baseline_flags(description: str = "") -> CommandParser:
 def mask_diffusion_flags(description: str = "") -> CommandParser:
     """The parser of scripts/mask_diffusion_train.py."""
     parser = make_parser(
-        description, MaskTrainConfig, MaskDiffusionConfig, MaskProcessConfig, ReadingConfig
+        description,
+        MaskTrainConfig,
+        MaskDiffusionConfig,
+        MaskProcessConfig,
+        ReadingConfig,
+        RunFolderConfig,
+        ProcessConfig,
     )
     Folders.add_to(parser)
     return parser
