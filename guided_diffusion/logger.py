@@ -155,10 +155,11 @@ class Logger:
     def log(self, *args: Any, level: int = INFO) -> None:
         """Write a message unless `level` is below the logger's own."""
         if self.level <= level:
+            words = [str(arg) for arg in args]
+            hidden = level < WARN and messages.hidden(" ".join(words))
             for output in self.output_formats:
-                hidden = output.on_screen and messages.is_quiet() and level < WARN
-                if isinstance(output, SeqWriter) and not hidden:
-                    output.writeseq([str(arg) for arg in args])
+                if isinstance(output, SeqWriter) and not (hidden and output.on_screen):
+                    output.writeseq(words)
 
     def set_level(self, level: int) -> None:
         self.level = level
@@ -248,6 +249,17 @@ def pending_of_rank(gathered: Sequence[Pending], rank: int, num_ranks: int) -> P
 def log(*args: Any, level: int = INFO) -> None:
     """Write a message, its words separated by spaces, unless `level` is below the logger's own."""
     get_current().log(*args, level=level)
+
+
+def result(text: str) -> None:
+    """Write a message that is a command's result: to standard output, and to the log's files."""
+    if not session.current().command:
+        log(text)
+        return
+    with session.changed(quiet=True):
+        log(text)
+    if get_rank_without_mpi_import() == 0:
+        print(text, flush=True)
 
 
 def debug(*args: Any) -> None:

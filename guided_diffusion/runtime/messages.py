@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from guided_diffusion.runtime import session
 
+_WARNING = "warning: "
+
 
 def is_quiet() -> bool:
     """Whether notes and progress bars are left out."""
@@ -22,15 +24,20 @@ def log_stream() -> TextIO:
     return sys.stderr if session.current().command else sys.stdout
 
 
-def note(text: str) -> None:
+def hidden(text: str) -> bool:
+    """Whether --quiet hides a message: it does unless that is a warning."""
+    return is_quiet() and not text.startswith(_WARNING)
+
+
+def say(text: str) -> None:
     """Say something that is no result, above the progress bar if there is one."""
-    if not is_quiet():
+    if not hidden(text):
         write(text, sys.stderr)
 
 
 def warn(text: str) -> None:
-    """Say what may be wrong with the results, --quiet or not."""
-    write(f"warning: {text}", sys.stderr)
+    """Say what may be wrong with the results."""
+    say(_WARNING + text)
 
 
 def write(text: str, stream: TextIO) -> None:

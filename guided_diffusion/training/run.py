@@ -413,7 +413,7 @@ def run_training(loop: TrainLoop, run: Run[NetworkConfig, TrainConfig]) -> int:
     loop.run_loop()
     if loop.stopped_by:
         logger.log(f"stopped by {loop.stopped_by}: rerun the command to resume")
-    logger.log(f"run folder: {run.folder}")
+    logger.result(f"run folder: {run.folder}")
     return EXIT_STOPPED if loop.stopped_by else 0
 
 

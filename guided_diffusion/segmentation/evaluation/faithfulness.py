@@ -13,6 +13,7 @@ from guided_diffusion.images.image_io import write_image
 from guided_diffusion.networks.precision import choose_for
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category
@@ -203,7 +204,7 @@ def evaluate_guidance(config: GuidanceConfig, model: str, folder: str) -> None:
     check_output(output, folder=True)
     source = GuidedImages.in_folder(folder)
     if note:
-        print(note)
+        say(note)
     predictor = load_predictor(model, device, precision=precision)
     result = compare_with_masks(predictor, source)
     print(table(result.evaluation))

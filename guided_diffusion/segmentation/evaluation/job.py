@@ -8,6 +8,7 @@ from typing import Any
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.evaluation import calibration
 from guided_diffusion.segmentation.evaluation.comparison import compare_two
 from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
@@ -73,7 +74,7 @@ def _evaluate(source: Source, predictions: str) -> None:
     if result.calibration:
         print(f"\n{result.calibration.text()}")
     if categories is None and not config.binary:
-        print(
+        say(
             f"{len(result.categories)} classes, by the highest value in the masks; to change this, "
             "use --categories or --num_classes"
         )

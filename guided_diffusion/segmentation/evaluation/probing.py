@@ -16,6 +16,7 @@ from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.resume import is_ema, parse_resume_step_from_filename
 from guided_diffusion.segmentation.categories import ClassTable
@@ -183,7 +184,7 @@ def probe_run(config: ProbeConfig, run: str, split_folder: str) -> None:
     newest: Trained[ModelConfig] = read_trained(paths[max(paths)], {}, for_tuning=True)
     prober = Prober(split, newest.reading, output, device)
     for note in prober.notes:
-        print(note)
+        say(note)
     todo = [step for step in sorted(paths) if step not in prober.curve]
     with progress_bar(len(todo), "checkpoint") as bar:
         for step in todo:

@@ -11,6 +11,7 @@ from typing import Any
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.corrections import Corrections, SaveRoute
@@ -40,7 +41,7 @@ def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        print("stopped")
+        say("stopped")
 
 
 def build_page(
