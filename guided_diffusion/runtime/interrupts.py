@@ -49,10 +49,10 @@ def _unraisable(unraisable: Any) -> None:
 
 
 def _end() -> None:
-    """End at once. A lock is given back; other exit handlers may wait for what will not come."""
+    """End at once. Locks are given back; other exit handlers may wait for what will not come."""
+    if run_lock := sys.modules.get("guided_diffusion.runtime.run_lock"):
+        run_lock.release_all()
     if not _forked():
-        if run_lock := sys.modules.get("guided_diffusion.runtime.run_lock"):
-            run_lock.release_all()
         sys.stdout.flush()
         os.write(2, f"{LINE}\n".encode())
     os._exit(EXIT_INTERRUPTED)
