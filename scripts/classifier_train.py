@@ -4,7 +4,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.training.config import ClassifierTrainConfig
 
@@ -12,7 +12,14 @@ from guided_diffusion.training.config import ClassifierTrainConfig
 def parser() -> CommandParser:
     """The command's flags and arguments."""
     return make_parser(
-        __doc__, ClassifierTrainConfig, ClassifierConfig, DiffusionConfig, ReadingConfig
+        __doc__,
+        ClassifierTrainConfig,
+        ClassifierConfig,
+        Part(
+            DiffusionConfig,
+            ignored=["learn_sigma", "predict_xstart", "use_kl", "rescale_learned_sigmas"],
+        ),
+        ReadingConfig,
     )
 
 

@@ -9,13 +9,13 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from guided_diffusion.runtime import config_file
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import expand_path
-from guided_diffusion.runtime.flags import NOT_GIVEN, Range, str2bool
+from guided_diffusion.runtime.flags import NOT_GIVEN, Declared, Range, str2bool
 from guided_diffusion.runtime.help_text import Shown, default_of, metavar_of, page, version
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Part:
 
     :param default: what takes the place of the configuration's defaults, such as "from the
         checkpoint".
+    :param defaults: the same of single flags.
     :param title: of the flags, in place of the configuration's TITLE.
     :param ignored: names of flags that the command takes, so that those of other commands may be
         passed along, and ignores: no help lists them. True: all.
@@ -39,6 +40,7 @@ class Part:
 
     config: "type[DataclassInstance]"
     default: str = ""
+    defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
     title: str = ""
     ignored: Collection[str] | bool = ()
     basic: Collection[str] | None = None
@@ -49,7 +51,7 @@ class Part:
     def shows(self, field: "dataclasses.Field[Any]") -> bool:
         """Whether --help shows a flag."""
         if self.basic is None:
-            return field.metadata.get("basic", False) and not self.default
+            return field.metadata["declared"].basic and not self.default
         return field.name in self.basic
 
 
@@ -72,13 +74,15 @@ class _StoreInRange(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-class _Print(argparse.Action):
-    """Prints something and ends the command."""
+class _Asked(Exception):
+    """The user asked for a text in place of the command's work."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        assert isinstance(parser, CommandParser)
-        print(version() if self.dest == "version" else parser.help(self.dest == "help_all"))
-        parser.exit()
+
+class _Ask(argparse.Action):
+    """Ends the parsing: while it lasts, argparse takes all arguments for optional ones."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        raise _Asked(self.dest)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -103,12 +107,12 @@ class CommandParser(argparse.ArgumentParser):
         self._switches: dict[str, tuple[argparse.Action, bool]] = {}
 
     def add_configuration(self, part: Part) -> None:
-        """Add the flags of a configuration; those that another one has declared stay as they are."""
+        """Add the flags of a configuration but those that another one has declared."""
         config = part.config
         group = self.add_argument_group(part.title or getattr(config, "TITLE", None))
         if section := getattr(config, "SECTION", "") if part.ignored is not True else "":
             known = self.sections.setdefault(section, set())
-            known.update(field.name for field in dataclasses.fields(config))
+            known.update(_names_of_kin(config, section))
         for field in dataclasses.fields(config):
             if field.init and field.name not in self.defaults:
                 self._add_field(group, field, part)
@@ -117,32 +121,28 @@ class CommandParser(argparse.ArgumentParser):
         self, group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]", part: Part
     ) -> None:
         options = dict(field.metadata)
-        for name in ("basic", "metavar", "default_words"):
-            options.pop(name, None)
-        text, default = default_of(field.metadata, field.default)
+        declared: Declared = options.pop("declared")
+        text, default = default_of(field)
         if "type" not in options:
             kind = str if field.default is None else type(field.default)
             options["type"] = str2bool if kind is bool else kind
-        switch = options["type"] is str2bool or options.get("nargs") == "?"
-        for name in ("nargs", "const") if switch else ():
-            options.pop(name, None)
         if "limits" in options:
             options["action"] = _StoreInRange
         spellings = [*_both(f"--{field.name}"), *options.pop("aliases", ())]
         options["help"] = text.replace("%", "%%")
         action = group.add_argument(*spellings, dest=field.name, **options)
-        if switch:
+        if declared.switch:
             self._switches |= dict.fromkeys(spellings, (action, True))
             for spelling in _both(f"--no_{field.name}"):
                 self._switches.setdefault(spelling, (action, False))
         self.defaults[field.name] = field.default
         if not part.ignores(field.name):
             self.shown[field.name] = Shown(
-                metavar="" if switch else metavar_of(field),
+                metavar="" if declared.switch else metavar_of(field),
                 help=text,
-                default=part.default or default,
+                default=part.defaults.get(field.name, part.default or default),
                 basic=part.shows(field),
-                switch=switch,
+                switch=declared.switch,
             )
 
     def add_general(self) -> None:
@@ -160,7 +160,7 @@ class CommandParser(argparse.ArgumentParser):
             if name == "config":
                 group.add_argument(*spellings, dest=name, action="append", help=text)
             else:
-                group.add_argument(*spellings, dest=name, action=_Print, nargs=0, help=text)
+                group.add_argument(*spellings, dest=name, action=_Ask, nargs=0, help=text)
             metavar = "FILE" if name == "config" else ""
             self.shown[name] = Shown(metavar, text, basic=name == "config")
 
@@ -248,7 +248,12 @@ class CommandParser(argparse.ArgumentParser):
         """The flags and positional arguments that were given, by name; see `parse_flags`."""
         given = list(sys.argv[1:] if argv is None else argv)
         words = self._with_values(given)
-        found, extra = self.parse_known_intermixed_args(words)
+        try:
+            found, extra = self.parse_known_intermixed_args(words)
+        except _Asked as asked:
+            text = str(asked)
+            print(version() if text == "version" else self.help(text == "help_all"))
+            self.exit()
         if extra:
             self.error(f"unrecognized arguments: {' '.join(extra)}{self._bare(given, extra[0])}")
         values = vars(found)
@@ -294,6 +299,16 @@ class CommandParser(argparse.ArgumentParser):
 def _both(spelling: str) -> list[str]:
     """A spelling with underscores, and with hyphens."""
     return list(dict.fromkeys([spelling, f"--{spelling[2:].replace('_', '-')}"]))
+
+
+def _names_of_kin(config: "type[DataclassInstance]", section: str) -> set[str]:
+    """The fields of a configuration, and of all that stand in the same section and share a base."""
+    bases = [base for base in config.__mro__ if getattr(base, "SECTION", "") == section]
+    names: set[str] = set()
+    for kind in (kinds := [bases[-1]]):
+        kinds += kind.__subclasses__()
+        names.update(field.name for field in dataclasses.fields(kind))
+    return names
 
 
 def _is_value(action: argparse.Action, word: str) -> bool:

@@ -8,13 +8,17 @@ of the command. The config.json of a run holds more than flags, which is passed 
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_text
+from guided_diffusion.runtime.text import one_line
 
 # of the files; see SECTION of the configurations
-SECTIONS = ("model", "diffusion", "reading", "train", "sample", "finetune", "predict")
+SECTIONS = (
+    *("model", "diffusion", "reading", "train", "sample", "finetune", "baseline"),
+    *("predict", "evaluate"),
+)
 # the sections of a run's config.json that hold flags
 _OF_RUNS = {"model": "model", "diffusion": "diffusion", "reading": "reading", "training": "train"}
 # how a run was started, which is no property of it
@@ -99,9 +103,7 @@ def _load(path: str) -> dict[str, Any]:
     try:
         content = _json(text) if path.endswith(".json") else _yaml(text)
     except ValueError as error:
-        raise UserError(
-            f"--config {path} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"--config {path} cannot be read: {one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -133,7 +135,7 @@ def _yaml(text: str) -> Any:
     class Loader(yaml.SafeLoader):
         """Knows null, but neither numbers nor dates nor booleans."""
 
-        yaml_implicit_resolvers = {
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
             first: [(tag, words) for tag, words in found if tag.endswith((":null", ":merge"))]
             for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }

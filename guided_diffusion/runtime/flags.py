@@ -74,6 +74,16 @@ class Range:
         return words if self.also is None else f"{words}, or {self.also}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What the help says of a flag, see `flag`."""
+
+    basic: bool = False
+    metavar: str = ""
+    default: str = ""
+    switch: bool = False
+
+
 def flag(
     default: Any,
     help: str,
@@ -81,6 +91,7 @@ def flag(
     basic: bool = False,
     metavar: str = "",
     default_words: str = "",
+    switch: bool = False,
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
@@ -95,15 +106,20 @@ def flag(
     :param aliases: further spellings, such as "-o".
     :param basic: whether --help shows it; --help-all shows all.
     :param metavar: what stands for the value in the help, such as FILE; by default by its type.
+    :param switch: whether it may stand without a value, for True, and takes only what its `type`
+        accepts; always so of booleans.
     :param default_words: what happens without the flag, where the default does not tell.
     :param least, above, most, below, also: the numbers that it takes, see `Range`; by default no
         more than MOST.
     :param options: for `ArgumentParser.add_argument`.
     """
     limits = Range(least, above, most, below, also)
-    metadata = {"help": help, "aliases": aliases, "basic": basic, "metavar": metavar, **options}
-    if default_words:
-        metadata["default_words"] = default_words
+    metadata = {
+        "help": help,
+        "aliases": aliases,
+        "declared": Declared(basic, metavar, default_words, switch or isinstance(default, bool)),
+        **options,
+    }
     if limits != Range():
         metadata["limits"] = limits
     return dataclasses.field(default=default, metadata=metadata)

@@ -5,7 +5,7 @@ import dataclasses
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -17,13 +17,14 @@ _MOST_CHOICES = 36
 _NAMES, _PAGE = 27, 100
 # what a text stands for, by the end of the flag's name
 _METAVARS = {
-    "dir": "FOLDER",
-    "folder": "FOLDER",
-    "checkpoint": "FILE",
-    "path": "FILE",
-    "categories": "FILE",
-    "weights_save": "FILE",
-    "model": "FILE",
+    **dict.fromkeys(["dir", "folder", "output"], "FOLDER"),
+    **dict.fromkeys(["checkpoint", "path", "categories", "model", "save", "load"], "FILE"),
+    **dict.fromkeys(["sampler", "encoder"], "NAME"),
+    **dict.fromkeys(["resolutions", "labels", "classes", "names", "rate"], "LIST"),
+    **dict.fromkeys(["timesteps", "blocks", "seeds", "tune_steps", "tune_lr"], "LIST"),
+    "swap": "PAIRS",
+    "device": "DEVICE",
+    "group": "PATTERN",
 }
 # how a help text ends that says what the default "", None or () means
 _MEANING = re.compile(r"(?:^|[;,:] )(?:''|absent|default): (?P<words>[^;]*)$")
@@ -54,10 +55,10 @@ class Shown:
         return text if quiet else f"{text} (default: {self.default})".strip()
 
 
-def default_of(declared: Mapping[str, Any], default: Any) -> tuple[str, str]:
+def default_of(field: "dataclasses.Field[Any]") -> tuple[str, str]:
     """A flag's help without what it says of the default, and the default in words."""
-    text = declared.get("help", "")
-    if words := declared.get("default_words", ""):
+    text, default = field.metadata["help"], field.default
+    if words := field.metadata["declared"].default:
         return text, words
     if isinstance(default, bool):
         return text, "on" if default else "off"
@@ -65,27 +66,27 @@ def default_of(declared: Mapping[str, Any], default: Any) -> tuple[str, str]:
         return text[: found.start()], found["words"]
     if isinstance(default, tuple):
         return text, ",".join(map(str, default))
+    if isinstance(default, float):
+        return text, f"{default:g}"
     return text, "" if default is None else str(default)
 
 
 def metavar_of(field: "dataclasses.Field[Any]") -> str:
     """What stands for a flag's value."""
-    declared = field.metadata
-    if declared.get("metavar"):
-        return declared["metavar"]
-    if choices := [str(choice) for choice in declared.get("choices", ()) if choice != ""]:
+    if metavar := field.metadata["declared"].metavar:
+        return metavar
+    if choices := [str(choice) for choice in field.metadata.get("choices", ()) if choice != ""]:
         listed = "|".join(choices)
         return listed if len(listed) <= _MOST_CHOICES else "NAME"
-    kind = declared.get("type", type(field.default))
+    kind = field.metadata.get("type", type(field.default))
     if kind is int:
         return "N"
     if kind is float:
-        limits = declared.get("limits", Range())
+        limits = field.metadata.get("limits", Range())
         low = limits.least if limits.above is None else limits.above
         high = limits.most if limits.below is None else limits.below
         return "FRACTION" if (low, high) == (0, 1) else "NUMBER"
-    ends = (metavar for end, metavar in _METAVARS.items() if field.name.endswith(end))
-    return next(ends, "TEXT")
+    return next((m for end, m in _METAVARS.items() if field.name.endswith(end)), "TEXT")
 
 
 def page(
@@ -138,7 +139,7 @@ def _name(action: argparse.Action, shown: Shown, everything: bool) -> str:
     """How a flag is spelt; with everything also its short and other names."""
     if not action.option_strings:
         return str(action.metavar or action.dest.upper())
-    name = f"--{action.dest}"
+    name = f"--{action.dest}" if action.dest != "help_all" else "--help-all"
     also = ""
     if everything:
         others = [s for s in action.option_strings if s.replace("-", "_") != f"__{action.dest}"]
