@@ -104,7 +104,7 @@ class CommandParser(argparse.ArgumentParser):
         self.shown: dict[str, Shown] = {}
         self.sections: dict[str, set[str]] = {}
         # from the spellings of booleans to their flag, and to the value of --no_flag
-        self._switches: dict[str, tuple[argparse.Action, bool]] = {}
+        self.switches: dict[str, tuple[argparse.Action, bool]] = {}
 
     def add_configuration(self, part: Part) -> None:
         """Add the flags of a configuration but those that another one has declared."""
@@ -132,9 +132,9 @@ class CommandParser(argparse.ArgumentParser):
         options["help"] = text.replace("%", "%%")
         action = group.add_argument(*spellings, dest=field.name, **options)
         if declared.switch:
-            self._switches |= dict.fromkeys(spellings, (action, True))
+            self.switches |= dict.fromkeys(spellings, (action, True))
             for spelling in _both(f"--no_{field.name}"):
-                self._switches.setdefault(spelling, (action, False))
+                self.switches.setdefault(spelling, (action, False))
         self.defaults[field.name] = field.default
         if not part.ignores(field.name):
             self.shown[field.name] = Shown(
@@ -172,22 +172,20 @@ class CommandParser(argparse.ArgumentParser):
         groups: dict[str, list[tuple[argparse.Action, Shown]]] = {"Arguments": [], "Flags": []}
         for group in self._action_groups:
             for action in group._group_actions:
-                shown = self.shown.get(action.dest)
-                if shown is None and action.dest in self.defaults:
-                    continue  # ignored
+                if self.ignores(action.dest):
+                    continue
                 title = group.title or "Flags"
-                if shown is None:
-                    shown = Shown(str(action.metavar or action.dest.upper()), action.help or "")
-                    title = title if title not in ("positional arguments", "options") else "Flags"
-                groups.setdefault(title if action.option_strings else "Arguments", []).append(
-                    (action, shown)
-                )
+                if group in (self._positionals, self._optionals):  # of add_argument
+                    title = "Flags" if action.option_strings else "Arguments"
+                name = str(action.metavar or action.dest.upper())
+                shown = self.shown.get(action.dest, Shown(name, action.help or ""))
+                groups.setdefault(title, []).append((action, shown))
         groups[GENERAL] = groups.pop(GENERAL, [])
         return ((title, actions) for title, actions in groups.items() if actions)
 
     def spellings_of(self, action: argparse.Action) -> tuple[str, ...]:
         """All spellings of a flag, the original package's first; with --no_flag of a boolean."""
-        more = [s for s, (of, positive) in self._switches.items() if of is action and not positive]
+        more = [s for s, (of, positive) in self.switches.items() if of is action and not positive]
         return (*sorted(action.option_strings, key=lambda s: not s.startswith("--")), *more)
 
     def help(self, everything: bool) -> str:
@@ -212,9 +210,17 @@ class CommandParser(argparse.ArgumentParser):
 
     def unknown(self, name: str) -> str:
         """What to say of a flag that the command does not have, such as "--bach_size"."""
-        spellings = {s: a for s, a in self._option_string_actions.items() if a.dest in self.shown}
-        nearest = difflib.get_close_matches(name.replace("-", "_"), spellings, 1)
-        return f"; did you mean --{spellings[nearest[0]].dest}?" if nearest else ""
+        known = {s: a for s, a in self._option_string_actions.items() if not self.ignores(a.dest)}
+        known |= {s: a for s, (a, _) in self.switches.items() if not self.ignores(a.dest)}
+        nearest = difflib.get_close_matches(f"--{name[2:].replace('-', '_')}", known, 1)
+        if not nearest:
+            return ""
+        kept = nearest[0] in self.switches and not self.switches[nearest[0]][1]
+        return f"; did you mean {nearest[0] if kept else f'--{known[nearest[0]].dest}'}?"
+
+    def ignores(self, name: str) -> bool:
+        """Whether the command takes a flag and ignores it."""
+        return name in self.defaults and name not in self.shown
 
     def _with_values(self, argv: Sequence[str]) -> list[str]:
         """The command line with a value for each boolean: none of them takes an argument for one.
@@ -228,7 +234,7 @@ class CommandParser(argparse.ArgumentParser):
             if word == "--":
                 return [*words, word, *rest]
             name, equals, _ = word.partition("=")
-            action, positive = self._switches.get(name, (None, True))
+            action, positive = self.switches.get(name, (None, True))
             if action is None:
                 flag = name.startswith("--") and " " not in name
                 if flag and name not in self._option_string_actions:
@@ -265,16 +271,18 @@ class CommandParser(argparse.ArgumentParser):
     def _bare(self, given: Sequence[str], word: str) -> str:
         """What to say of a word too many: whether a boolean stands before it."""
         before = given[given.index(word) - 1] if word in given[1:] else ""
-        return f"; {before} takes True or False" if before in self._switches else ""
+        return f"; {before} takes True or False" if before in self.switches else ""
 
     def _read(self, path: str) -> dict[str, Any]:
         """The flags in a file of settings, checked as if they stood on the command line."""
-        actions = {name: self._option_string_actions[f"--{name}"] for name in self.defaults}
-        for title, pairs in self.visible():
-            if title != GENERAL:
-                actions |= {a.dest: a for a, _ in pairs if a.option_strings}
+        general = next(group for group in self._action_groups if group.title == GENERAL)
+        actions = {
+            action.dest: action
+            for action in self._actions
+            if action.option_strings and action not in general._group_actions
+        }
         found = argparse.Namespace()
-        ignored = set(actions) - set(self.shown)
+        ignored = set(filter(self.ignores, actions))
         for key, texts in config_file.read(path, actions, self.sections, ignored, self.unknown):
             action = actions[key]
             try:

@@ -124,7 +124,7 @@ class MaskTrainConfig(ConditionalTrainConfig):
         "", "train on these images only: comma-separated file names without extension"
     )
     augmentation: str = flag(
-        "medium", "strength of the augmentation of image and mask", choices=LEVELS, basic=True
+        "medium", "strength of the augmentation of image and mask", choices=LEVELS
     )
     flip: str = flag("none", "mirror half of the images", choices=FLIPS)
     flip_swap: str = flag(
