@@ -106,6 +106,12 @@ class CommandParser(argparse.ArgumentParser):
         # from the spellings of booleans to their flag, and to the value of --no_flag
         self.switches: dict[str, tuple[argparse.Action, bool]] = {}
 
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """As of any parser; a positional argument is named in capitals."""
+        if not names[0].startswith("-"):
+            options.setdefault("metavar", names[0].upper())
+        return super().add_argument(*names, **options)
+
     def add_configuration(self, part: Part) -> None:
         """Add the flags of a configuration but those that another one has declared."""
         config = part.config
@@ -177,8 +183,8 @@ class CommandParser(argparse.ArgumentParser):
                 title = group.title or "Flags"
                 if group in (self._positionals, self._optionals):  # of add_argument
                     title = "Flags" if action.option_strings else "Arguments"
-                name = str(action.metavar or action.dest.upper())
-                shown = self.shown.get(action.dest, Shown(name, action.help or ""))
+                told = Shown(str(action.metavar or ""), action.help or "")
+                shown = self.shown.get(action.dest, told)
                 groups.setdefault(title, []).append((action, shown))
         groups[GENERAL] = groups.pop(GENERAL, [])
         return ((title, actions) for title, actions in groups.items() if actions)
@@ -210,13 +216,13 @@ class CommandParser(argparse.ArgumentParser):
 
     def unknown(self, name: str) -> str:
         """What to say of a flag that the command does not have, such as "--bach_size"."""
-        known = {s: a for s, a in self._option_string_actions.items() if not self.ignores(a.dest)}
-        known |= {s: a for s, (a, _) in self.switches.items() if not self.ignores(a.dest)}
-        nearest = difflib.get_close_matches(f"--{name[2:].replace('-', '_')}", known, 1)
-        if not nearest:
-            return ""
-        kept = nearest[0] in self.switches and not self.switches[nearest[0]][1]
-        return f"; did you mean {nearest[0] if kept else f'--{known[nearest[0]].dest}'}?"
+        known = {s: f"--{action.dest}" for s, action in self._option_string_actions.items()}
+        known |= {
+            s: s if positive is False else known[s] for s, (_, positive) in self.switches.items()
+        }
+        words = {s[2:]: flag for s, flag in known.items() if not self.ignores(flag[2:])}
+        nearest = difflib.get_close_matches(name[2:].replace("-", "_"), words, 1)
+        return f"; did you mean {words[nearest[0]]}?" if nearest else ""
 
     def ignores(self, name: str) -> bool:
         """Whether the command takes a flag and ignores it."""

@@ -126,7 +126,7 @@ def _usage(arguments: Sequence[argparse.Action]) -> str:
     """The arguments, those that go together in one pair of brackets."""
     words = ""
     for action in arguments:
-        name = str(action.metavar or action.dest.upper())
+        name = str(action.metavar)
         optional = action.nargs == "?"
         if optional and words.endswith("]"):
             words = f"{words[:-1]} {name}]"
@@ -138,7 +138,7 @@ def _usage(arguments: Sequence[argparse.Action]) -> str:
 def _name(action: argparse.Action, shown: Shown, everything: bool) -> str:
     """How a flag is spelt; with everything also its short and other names."""
     if not action.option_strings:
-        return str(action.metavar or action.dest.upper())
+        return str(action.metavar)
     name = f"--{action.dest}" if action.dest != "help_all" else "--help-all"
     also = ""
     if everything:
