@@ -46,8 +46,7 @@ class TestEveryCommand:
     def test_flags_of_says_what_help_does(self, parser):
         everything = " ".join(parser.help(everything=True).split())
         for flag in flags_of(parser):
-            assert flag.positional or all(s in parser._option_string_actions or s in parser.switches
-                                          for s in flag.spellings)  # fmt: skip
+            assert set(flag.spellings) <= {*parser._option_string_actions, *parser.switches}
             assert " ".join(flag.help.split()) in everything, flag.name
             assert flag.default in ("", "off") or f"(default: {flag.default})" in everything
 

@@ -216,6 +216,188 @@ class CommandParser(argparse.ArgumentParser):
 
     def unknown(self, name: str) -> str:
         """What to say of a flag that the command does not have, such as "--bach_size"."""
+        actions = {s: action for s, (action, _) in self.switches.items()}
+        actions |= self._option_string_actions
+        known = {
+            spelling.lstrip("-"): f"--{action.dest}" if positive else spelling
+            for spelling, action in actions.items()
+            for _, positive in [self.switches.get(spelling, (action, True))]
+            if not self.ignores(action.dest)
+        }
+        nearest = difflib.get_close_matches(name[2:].replace("-", "_"), known, 1)
+        return f"; did you mean {known[nearest[0]]}?" if nearest else ""
+
+    def ignores(self, name: str) -> bool:
+        return self.ignored if isinstance(self.ignored, bool) else name in self.ignored
+
+    def shows(self, field: "dataclasses.Field[Any]") -> bool:
+        """Whether --help shows a flag."""
+        if self.basic is None:
+            return field.metadata["declared"].basic and not self.default
+        return field.name in self.basic
+
+
+class _StoreInRange(argparse.Action):
+    """Stores a number, or a UserError says which are allowed."""
+
+    def __init__(self, *args: Any, limits: Range, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.limits = limits
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if isinstance(values, int | float):
+            self.limits.check(f"--{self.dest}", values)
+        setattr(namespace, self.dest, values)
+
+
+class _Asked(Exception):
+    """The user asked for a text in place of the command's work."""
+
+
+class _Ask(argparse.Action):
+    """Ends the parsing: while it lasts, argparse takes all arguments for optional ones."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        raise _Asked(self.dest)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command. It reports a wrong flag as a UserError of one line.
+
+    :ivar defaults: of the flags that are fields of configurations.
+    :ivar shown: what the help says of them; without those that the command ignores.
+    :ivar sections: of files of settings, and the names in them that this command or its kin know.
+    """
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            add_help=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        self.defaults: dict[str, Any] = {}
+        self.shown: dict[str, Shown] = {}
+        self.sections: dict[str, set[str]] = {}
+        # from the spellings of booleans to their flag, and to the value of --no_flag
+        self.switches: dict[str, tuple[argparse.Action, bool]] = {}
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """As of any parser; a positional argument is named in capitals."""
+        if not names[0].startswith("-"):
+            options.setdefault("metavar", names[0].upper())
+        return super().add_argument(*names, **options)
+
+    def add_configuration(self, part: Part) -> None:
+        """Add the flags of a configuration but those that another one has declared."""
+        config = part.config
+        group = self.add_argument_group(part.title or getattr(config, "TITLE", None))
+        if section := getattr(config, "SECTION", "") if part.ignored is not True else "":
+            known = self.sections.setdefault(section, set())
+            known.update(_names_of_kin(config, section))
+        for field in dataclasses.fields(config):
+            if field.init and field.name not in self.defaults:
+                self._add_field(group, field, part)
+
+    def _add_field(
+        self, group: argparse._ArgumentGroup, field: "dataclasses.Field[Any]", part: Part
+    ) -> None:
+        options = dict(field.metadata)
+        declared: Declared = options.pop("declared")
+        text, default = default_of(field)
+        if "type" not in options:
+            kind = str if field.default is None else type(field.default)
+            options["type"] = str2bool if kind is bool else kind
+        if "limits" in options:
+            options["action"] = _StoreInRange
+        spellings = [*_both(f"--{field.name}"), *options.pop("aliases", ())]
+        options["help"] = text.replace("%", "%%")
+        action = group.add_argument(*spellings, dest=field.name, **options)
+        if declared.switch:
+            self.switches |= dict.fromkeys(spellings, (action, True))
+            for spelling in _both(f"--no_{field.name}"):
+                self.switches.setdefault(spelling, (action, False))
+        self.defaults[field.name] = field.default
+        if not part.ignores(field.name):
+            self.shown[field.name] = Shown(
+                metavar="" if declared.switch else metavar_of(field),
+                help=text,
+                default=part.defaults.get(field.name, part.default or default),
+                basic=part.shows(field),
+                switch=declared.switch,
+            )
+
+    def add_general(self) -> None:
+        """Add the flags that every command has."""
+        group = self.add_argument_group(GENERAL)
+        words = {
+            "config": "YAML or JSON file of flags by name, or a run's config.json; flags on the"
+            " command line override it",
+            "help": "show the flags that matter first, and exit",
+            "help_all": "show all flags, and exit",
+            "version": "show the versions of this package and of torch, and exit",
+        }
+        for name, text in words.items():
+            spellings = [*(["-h"] if name == "help" else []), *_both(f"--{name}")]
+            if name == "config":
+                group.add_argument(*spellings, dest=name, action="append", help=text)
+            else:
+                group.add_argument(*spellings, dest=name, action=_Ask, nargs=0, help=text)
+            metavar = "FILE" if name == "config" else ""
+            self.shown[name] = Shown(metavar, text, basic=name == "config")
+
+    def visible(self) -> Iterator[tuple[str, list[tuple[argparse.Action, Shown]]]]:
+        """The groups of arguments and flags that the help lists: their titles and what is in them.
+
+        The positional arguments come first, and flags that every command has last.
+        """
+        groups: dict[str, list[tuple[argparse.Action, Shown]]] = {"Arguments": [], "Flags": []}
+        for group in self._action_groups:
+            for action in group._group_actions:
+                if self.ignores(action.dest):
+                    continue
+                title = group.title or "Flags"
+                if group in (self._positionals, self._optionals):  # of add_argument
+                    title = "Flags" if action.option_strings else "Arguments"
+                told = Shown(str(action.metavar or ""), action.help or "")
+                shown = self.shown.get(action.dest, told)
+                groups.setdefault(title, []).append((action, shown))
+        groups[GENERAL] = groups.pop(GENERAL, [])
+        return ((title, actions) for title, actions in groups.items() if actions)
+
+    def spellings_of(self, action: argparse.Action) -> tuple[str, ...]:
+        """All spellings of a flag, the original package's first; with --no_flag of a boolean."""
+        more = [s for s, (of, positive) in self.switches.items() if of is action and not positive]
+        return (*sorted(action.option_strings, key=lambda s: not s.startswith("--")), *more)
+
+    def help(self, everything: bool) -> str:
+        """The text of --help, or of --help-all."""
+        return page(self.prog, self.description or "", self.visible(), everything)
+
+    def format_help(self) -> str:
+        return self.help(everything=True)
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (--\w+)/\S+:", r"argument \1:", message)
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices if choice != ""]
+            raise argparse.ArgumentError(
+                action,
+                f"invalid choice: {value!r} (choose from {', '.join(choices)})"
+                + did_you_mean(str(value), choices),
+            )
+
+    def unknown(self, name: str) -> str:
+        """What to say of a flag that the command does not have, such as "--bach_size"."""
         known = {s: f"--{action.dest}" for s, action in self._option_string_actions.items()}
         known |= {
             s: s if positive is False else known[s] for s, (_, positive) in self.switches.items()

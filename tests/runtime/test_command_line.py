@@ -77,7 +77,7 @@ def test_flags_among_arguments(parser, words, found):
         ("M --no_reprot", "did you mean --no_report?"),
         ("M --epoch 3", "unrecognized arguments: --epoch (see"),  # no word of an ignored flag
         ("--batchsize 3 I K", "did you mean --batch_size?"),  # not: MODEL is missing
-        ("M --resize squish", "invalid choice: 'squish' (choose from crop, squash); did you mean squash?"),
+        ("M --resize squish", "'squish' (choose from crop, squash); did you mean squash?"),
         ("M --save_all=perhaps", "expected True or False, not 'perhaps'"),
         ("M --no_report=True", "--no_report takes no value"),
         ("M I K --save_all perhaps", "perhaps; --save_all takes True or False"),
