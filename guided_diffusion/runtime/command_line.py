@@ -178,13 +178,13 @@ class CommandParser(argparse.ArgumentParser):
         groups: dict[str, list[tuple[argparse.Action, Shown]]] = {"Arguments": [], "Flags": []}
         for group in self._action_groups:
             for action in group._group_actions:
-                if self.ignores(action.dest):
+                if action.option_strings and self.ignores(action.dest):
                     continue
                 title = group.title or "Flags"
                 if group in (self._positionals, self._optionals):  # of add_argument
                     title = "Flags" if action.option_strings else "Arguments"
                 told = Shown(str(action.metavar or ""), action.help or "")
-                shown = self.shown.get(action.dest, told)
+                shown = self.shown.get(action.dest, told) if action.option_strings else told
                 groups.setdefault(title, []).append((action, shown))
         groups[GENERAL] = groups.pop(GENERAL, [])
         return ((title, actions) for title, actions in groups.items() if actions)
