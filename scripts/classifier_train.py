@@ -4,7 +4,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.training.config import ClassifierTrainConfig, RunFolderConfig
@@ -16,7 +16,10 @@ def parser() -> CommandParser:
         __doc__,
         ClassifierTrainConfig,
         ClassifierConfig,
-        DiffusionConfig,
+        Part(
+            DiffusionConfig,
+            ignored=["learn_sigma", "predict_xstart", "use_kl", "rescale_learned_sigmas"],
+        ),
         ReadingConfig,
         RunFolderConfig,
         ProcessConfig,

@@ -3,7 +3,7 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import EvaluateSamplesConfig
@@ -11,7 +11,12 @@ from guided_diffusion.sampling.config import EvaluateSamplesConfig
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    flags = make_parser(__doc__, EvaluateSamplesConfig, ReadingConfig, ProcessConfig)
+    flags = make_parser(
+        __doc__,
+        EvaluateSamplesConfig,
+        Part(ReadingConfig, "as the samples' network read", ignored=["image_size", "in_channels"]),
+        ProcessConfig,
+    )
     flags.add_argument("samples", help=".npz file or folder of a sampling script, or a glob")
     flags.add_argument("reference", help="folder, glob or .npz file of the real images")
     return flags

@@ -2,8 +2,15 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.networks.config import (
+    FROM_CHECKPOINT,
+    IN_SHAPES,
+    OF_TRAINING,
+    READ,
+    DiffusionConfig,
+    ModelConfig,
+)
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
@@ -12,7 +19,23 @@ from guided_diffusion.sampling.config import LikelihoodConfig
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    return make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig, ProcessConfig)
+    return make_parser(
+        __doc__,
+        LikelihoodConfig,
+        Part(
+            ModelConfig,
+            FROM_CHECKPOINT,
+            title=f"Network {READ}",
+            ignored=[*IN_SHAPES, *OF_TRAINING],
+        ),
+        Part(
+            DiffusionConfig,
+            FROM_CHECKPOINT,
+            title=f"Diffusion process {READ}",
+            ignored=OF_TRAINING,
+        ),
+        ProcessConfig,
+    )
 
 
 def main() -> int:

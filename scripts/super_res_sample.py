@@ -2,8 +2,14 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.networks.config import (
+    FROM_CHECKPOINT,
+    OF_TRAINING,
+    READ,
+    DiffusionConfig,
+    SuperResConfig,
+)
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import SuperResSampleConfig
@@ -12,7 +18,21 @@ from guided_diffusion.sampling.config import SuperResSampleConfig
 def parser() -> CommandParser:
     """The command's flags and arguments."""
     return make_parser(
-        __doc__, SuperResSampleConfig, SuperResConfig, DiffusionConfig, ProcessConfig
+        __doc__,
+        SuperResSampleConfig,
+        Part(
+            SuperResConfig,
+            FROM_CHECKPOINT,
+            title=f"Network {READ}",
+            ignored=["in_channels", *OF_TRAINING],
+        ),
+        Part(
+            DiffusionConfig,
+            FROM_CHECKPOINT,
+            title=f"Diffusion process {READ}",
+            ignored=OF_TRAINING,
+        ),
+        ProcessConfig,
     )
 
 

@@ -55,8 +55,9 @@ def run(name, folder, *lists):
 
 @pytest.mark.parametrize("name", all_commands())
 def test_flags_are_parsed_without_slow_imports(name, tmp_path):
-    codes, slow, done = run(name, tmp_path, ["--help"], ["--no_such_flag", "1"])
-    assert codes == [0, 2], done.stderr
+    texts = (["--help"], ["--help-all"], ["--version"])
+    codes, slow, done = run(name, tmp_path, *texts, ["--no_such_flag", "1"])
+    assert codes == [0, 0, 0, 2], done.stderr
     assert slow == []
     assert done.stdout.startswith("usage:")
     assert done.stderr.startswith("error:")

@@ -1,6 +1,5 @@
 """What the commands take, without running them: for references and tests."""
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -58,23 +57,19 @@ def parser_of(path: str | os.PathLike[str]) -> CommandParser:
 
 
 def flags_of(parser: CommandParser) -> list[Flag]:
-    """The arguments and flags of a command, in the order of its --help-all."""
-    found = []
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            if isinstance(action, argparse._HelpAction):
-                continue
-            found.append(
-                Flag(
-                    name=action.dest,
-                    spellings=tuple(action.option_strings),
-                    metavar=str(action.metavar or ""),
-                    help=(action.help or "").replace("%%", "%"),
-                    default="",
-                    choices=tuple(map(str, action.choices or ())),
-                    group=group.title or "",
-                    basic=True,
-                    required=action.required,
-                )
-            )
-    return found
+    """The arguments and flags of a command that have an effect, as --help-all lists them."""
+    return [
+        Flag(
+            name=action.dest,
+            spellings=parser.spellings_of(action),
+            metavar=shown.metavar,
+            help=shown.help,
+            default=shown.default,
+            choices=tuple(str(choice) for choice in action.choices or () if choice != ""),
+            group=title,
+            basic=shown.basic,
+            required=action.required,
+        )
+        for title, pairs in parser.visible()
+        for action, shown in pairs
+    ]

@@ -41,24 +41,33 @@ class SampleConfig:
     """Sampling."""
 
     TITLE = "Sampling"
+    SECTION = "sample"
 
     model_path: str = flag(
-        "", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read", "--checkpoint"
+        "",
+        "checkpoint, ema_*.pt or model*.pt; config.json beside it is read",
+        "--checkpoint",
+        basic=True,
     )
-    num_samples: int = flag(10000, "number of images to sample", least=1, most=10**7)
-    batch_size: int = flag(16, "images per batch and rank", least=1, most=MOST_BATCH)
+    num_samples: int = flag(10000, "number of images to sample", least=1, most=10**7, basic=True)
+    batch_size: int = flag(16, "images per batch and rank", least=1, most=MOST_BATCH, basic=True)
     seed: int = flag(
         0,
         "seed of noise and random classes; image k depends on it and on k",
         least=0,
         most=MOST_SEED,
+        basic=True,
     )
-    sampler: str = flag("", "'': ddpm, or ddim with --use_ddim", choices=("", *TRAITS))
+    sampler: str = flag(
+        "", "how to sample; '': ddpm, or ddim with --use_ddim", choices=("", *TRAITS), basic=True
+    )
     steps: int = flag(
         0,
-        f"0: {DEFAULT_STEPS} for {', '.join(_FEW)}; all timesteps for {', '.join(_ALL)}",
+        f"timesteps to sample at; 0: {DEFAULT_STEPS} for {', '.join(_FEW)}; all for"
+        f" {', '.join(_ALL)}",
         least=0,
         most=10**5,
+        basic=True,
     )
     eta: float = flag(
         0.0,
@@ -70,7 +79,7 @@ class SampleConfig:
     use_ddim: bool = flag(False, "same as --sampler ddim")
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixel values")
     class_labels: str = flag(
-        "", "class names or numbers, comma-separated, used in turn; '': random classes"
+        "", "class names or numbers, comma-separated, used in turn; '': random classes", basic=True
     )
     guidance_scale: float = flag(
         1.0,
@@ -78,22 +87,27 @@ class SampleConfig:
         " --cond_drop_prob or --use_ablated_segmentations",
         least=-1000,
         most=1000,
+        basic=True,
     )
     save_process: bool = flag(False, "also show the sampling process: process.png and process.gif")
     precision: str = precision_flag()
     compile: bool = flag(
         False, "compile the network, on GPUs to a CUDA graph: takes minutes, then runs faster"
     )
-    out_dir: str = flag("", "folder for the results; '': see docs/sampling.md", *_OUTPUT)
+    out_dir: str = flag(
+        "", "folder for the results; '': see docs/sampling.md", *_OUTPUT, basic=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class GuidedSampleConfig(SampleConfig):
     """Sampling."""
 
-    seg_dir: str = flag("", "class maps: an image is sampled for each, under its name")
-    seg_split: str = flag("test", "which of SEG_DIR/all/{train,val,test}, where that is the layout")
-    samples_per_mask: int = flag(1, "images for each class map", least=1, most=10**6)
+    seg_dir: str = flag("", "class maps: an image is sampled for each, under its name", basic=True)
+    seg_split: str = flag(
+        "test", "which of SEG_DIR/all/{train,val,test}, where that is the layout", metavar="NAME"
+    )
+    samples_per_mask: int = flag(1, "images for each class map", least=1, most=10**6, basic=True)
     ignore_index: int = flag(
         -1,
         "value of class map pixels without a label, which count as background; -1: none",
@@ -109,9 +123,9 @@ class GuidedSampleConfig(SampleConfig):
 class ClassifierSampleConfig(SampleConfig):
     """Sampling."""
 
-    classifier_path: str = flag("", "checkpoint of the classifier")
+    classifier_path: str = flag("", "checkpoint of the classifier", basic=True)
     classifier_scale: float = flag(
-        1.0, "strength of the classifier's guidance; 0: none", least=-1000, most=1000
+        1.0, "strength of the classifier's guidance; 0: none", least=-1000, most=1000, basic=True
     )
 
 
@@ -119,7 +133,9 @@ class ClassifierSampleConfig(SampleConfig):
 class SuperResSampleConfig(SampleConfig):
     """Sampling; image k sharpens small image k modulo their number."""
 
-    base_samples: str = flag("", "small images: .npz of a sampling script, folder or glob")
+    base_samples: str = flag(
+        "", "small images: .npz of a sampling script, folder or glob", metavar="PATH", basic=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,16 +144,23 @@ class LikelihoodConfig:
 
     TITLE = "Likelihood"
 
-    data_dir: str = flag("", "folder of the images, searched recursively; or a glob")
+    data_dir: str = flag("", "folder of the images, searched recursively; or a glob", basic=True)
     model_path: str = flag(
-        "", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read", "--checkpoint"
+        "",
+        "checkpoint, ema_*.pt or model*.pt; config.json beside it is read",
+        "--checkpoint",
+        basic=True,
     )
-    num_samples: int = flag(1000, "images to measure, at most: the first by name", least=1)
-    batch_size: int = flag(1, "images that a rank measures at once", least=1, most=MOST_BATCH)
+    num_samples: int = flag(
+        1000, "images to measure, at most: the first by name", least=1, basic=True
+    )
+    batch_size: int = flag(
+        1, "images that a rank measures at once", least=1, most=MOST_BATCH, basic=True
+    )
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
     seed: int = flag(0, "of the noise", least=0, most=MOST_SEED)
     precision: str = precision_flag("fp32")
-    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md", *_OUTPUT)
+    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md", *_OUTPUT, basic=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,19 +169,27 @@ class EvaluateSamplesConfig:
 
     TITLE = "Comparison"
 
-    features: str = flag("inception", "network that sees the images", choices=FEATURES)
-    weights: str = flag("", "file of its weights; '': torchvision downloads them")
+    features: str = flag("inception", "network that sees the images", choices=FEATURES, basic=True)
+    weights: str = flag(
+        "", "file of its weights; '': torchvision downloads them", metavar="FILE", basic=True
+    )
     model_path: str = flag(
-        "", "pretrained checkpoint, for --features ddpm; needs no download", "--checkpoint"
+        "",
+        "pretrained checkpoint, for --features ddpm; needs no download",
+        "--checkpoint",
+        basic=True,
     )
     feature_timestep: float = flag(
         0.05, "for ddpm: timestep of the images, as a share of all", least=0, most=1
     )
     nearest_k: int = flag(
-        5, "neighbours that span the balls of precision, recall and coverage", least=1
+        5, "neighbours that span the balls of precision, recall and coverage", least=1, basic=True
     )
     batch_size: int = flag(32, "images per forward pass", least=1, most=MOST_BATCH)
     precision: str = precision_flag("fp32")
     out_dir: str = flag(
-        "", "folder of the results; '': evaluation_FEATURES beside the samples", *_OUTPUT
+        "",
+        "folder of the results; '': evaluation_FEATURES beside the samples",
+        *_OUTPUT,
+        basic=True,
     )

@@ -25,7 +25,10 @@ class AveragingConfig:
         "", "diffusion steps to average over, such as 1,50,150; '': the model's own (kind unet)"
     )
     tta: str = flag(
-        "none", "test-time augmentation: views to average over; flips mirror", choices=TTA
+        "none",
+        "test-time augmentation: views to average over; flips mirror",
+        choices=TTA,
+        basic=True,
     )
     flip_swap: str | None = flag(
         None,
