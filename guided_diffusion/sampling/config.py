@@ -1,8 +1,15 @@
 """The flags of sampling, and of measuring what was sampled."""
 
 import dataclasses
+from typing import Any, TypeVar
 
-from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
+from guided_diffusion.runtime.flags import (
+    MOST_BATCH,
+    MOST_SEED,
+    Overrides,
+    flag,
+    from_flags,
+)
 from guided_diffusion.runtime.precision_flag import precision_flag
 
 
@@ -35,6 +42,13 @@ FEATURES = ("inception", "resnet18", "resnet50", "ddpm")
 # what an output is called in every command
 _OUTPUT = ("-o", "--output")
 
+# what flags that are left open are: the original's 10000 images at every timestep take days
+OPEN_NUM_SAMPLES = 16
+OPEN_SAMPLER: dict[str, Any] = {"sampler": "dpm++2m", "eta": 1.0}
+_CHOOSING = ("sampler", "use_ddim", "steps", "timestep_respacing", "eta")
+MOST_SAMPLES = 10**7
+_ORIGINAL = "--num_samples 10000 --sampler ddpm"
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -49,7 +63,14 @@ class SampleConfig:
         "--checkpoint",
         basic=True,
     )
-    num_samples: int = flag(10000, "number of images to sample", least=1, most=10**7, basic=True)
+    num_samples: int = flag(
+        10000,
+        "number of images to sample",
+        least=1,
+        most=MOST_SAMPLES,
+        basic=True,
+        default_words=f"{OPEN_NUM_SAMPLES}; one of each mask or small image",
+    )
     batch_size: int = flag(16, "images per batch and rank", least=1, most=MOST_BATCH, basic=True)
     seed: int = flag(
         0,
@@ -59,7 +80,12 @@ class SampleConfig:
         basic=True,
     )
     sampler: str = flag(
-        "", "how to sample; '': ddpm, or ddim with --use_ddim", choices=("", *TRAITS), basic=True
+        "",
+        "how to sample",
+        choices=("", *TRAITS),
+        basic=True,
+        default_words=f"{OPEN_SAMPLER['sampler']} with --eta {OPEN_SAMPLER['eta']:g}; ddim with"
+        " --use_ddim; ddpm with --steps, --eta or --timestep_respacing",
     )
     steps: int = flag(
         0,
@@ -136,6 +162,32 @@ class SuperResSampleConfig(SampleConfig):
     base_samples: str = flag(
         "", "small images: .npz of a sampling script, folder or glob", metavar="PATH", basic=True
     )
+
+
+Sample = TypeVar("Sample", bound=SampleConfig)
+
+
+def sample_settings(config: type[Sample], overrides: Overrides, count: int = 0) -> Sample:
+    """The settings of a sampling command, with few images and steps where the flags say nothing.
+
+    :param count: images to sample unless --num_samples says it; by default OPEN_NUM_SAMPLES.
+    """
+    left_open: dict[str, Any] = {}
+    if "num_samples" not in overrides:
+        left_open["num_samples"] = count or OPEN_NUM_SAMPLES
+    if not any(name in overrides for name in _CHOOSING):
+        left_open |= OPEN_SAMPLER
+    return from_flags(config, {**left_open, **overrides})
+
+
+def said_of_defaults(overrides: Overrides) -> str:
+    """What to tell a user who left open how many images are sampled how; "" if the flags say it."""
+    opened = [] if "num_samples" in overrides else ["the number of images"]
+    if not any(name in overrides for name in _CHOOSING):
+        opened.append("the sampler")
+    if not opened:
+        return ""
+    return f"{' and '.join(opened)} by default; as in the original package: {_ORIGINAL}"
 
 
 @dataclasses.dataclass(frozen=True)

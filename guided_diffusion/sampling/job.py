@@ -120,7 +120,7 @@ class SampleJob:
     gradient, see `solvers.SamplerOptions`. also: further settings that determine the images,
     recorded in `sampling.json`. names: file names of the images, which then go to `IMG`; by default
     images are numbered and go to `png`. prepare: called with the folder before sampling, on the
-    main rank.
+    main rank. defaults: what to tell a user who left open what is sampled.
     """
 
     settings: SampleConfig
@@ -132,6 +132,7 @@ class SampleJob:
     also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     names: Sequence[str] = ()
     prepare: Callable[[str], None] | None = None
+    defaults: str = ""
 
     def __post_init__(self) -> None:
         if self.settings.compile:
@@ -147,6 +148,8 @@ class SampleJob:
 
     def run(self) -> int:
         """Sample the missing images and write all results; returns the exit code."""
+        if self.defaults:
+            _say(self.defaults)
         folder, self.precision, note = self._open_folder()
         if note:
             _say(note)
