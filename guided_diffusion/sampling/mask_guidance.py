@@ -103,7 +103,7 @@ def image_job(overrides: Overrides) -> SampleJob:
     masks = guiding_masks(settings, trained)
     labels = class_labels(settings, trained)
     if masks is not None:
-        return _guided_job(settings, trained, labels, masks)
+        return _guided_job(settings, trained, labels, masks, overrides)
     model = guided(trained.network(dist_util.dev()), settings, trained)
     return SampleJob(settings, trained, model, labels, defaults=said_of_defaults(overrides))
 
@@ -164,7 +164,11 @@ def _parse_classes(text: str, classes: int) -> tuple[int, ...]:
 
 
 def _guided_job(
-    settings: GuidedSampleConfig, trained: Trained, labels: Labels | None, masks: GuidingMasks
+    settings: GuidedSampleConfig,
+    trained: Trained,
+    labels: Labels | None,
+    masks: GuidingMasks,
+    overrides: Overrides,
 ) -> SampleJob:
     """The job for the images of all masks, at most --num_samples.
 
@@ -188,4 +192,5 @@ def _guided_job(
         also=masks.identity(),
         names=names,
         prepare=partial(masks.write, count),
+        defaults=said_of_defaults({**overrides, "num_samples": count}),
     )

@@ -13,7 +13,11 @@ from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides
-from guided_diffusion.sampling.config import SuperResSampleConfig, sample_settings
+from guided_diffusion.sampling.config import (
+    SuperResSampleConfig,
+    said_of_defaults,
+    sample_settings,
+)
 from guided_diffusion.sampling.images import read_npz
 from guided_diffusion.sampling.job import SampleJob, as_flags_say, class_labels, guided
 
@@ -40,7 +44,8 @@ def super_res_job(overrides: Overrides) -> SampleJob:
         return {"low_res": small[[k % len(small) for k in indices]].to(dist_util.dev())}
 
     also = {"base_samples": zlib.crc32(small.numpy().tobytes())}
-    return SampleJob(settings, trained, model, labels, conditions, also=also)
+    said = said_of_defaults({**overrides, "num_samples": settings.num_samples})
+    return SampleJob(settings, trained, model, labels, conditions, also=also, defaults=said)
 
 
 def load_base_samples(

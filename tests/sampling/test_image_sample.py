@@ -13,6 +13,12 @@ from sampling_util import DIFFUSION, NETWORK, QUICK, arrays, pictures, same, wri
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.runtime import progress, rng
 from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.sampling.choices import choose_sampler
+from guided_diffusion.sampling.config import (
+    GuidedSampleConfig,
+    said_of_defaults,
+    sample_settings,
+)
 from guided_diffusion.sampling.images import to_uint8
 
 HEADS = ("--num_heads", "2", "--use_new_attention_order", "False")
@@ -120,7 +126,8 @@ class TestInterruption:
 
     def test_a_signal_ends_even_a_large_batch(self, script, model, tmp_path):
         out = tmp_path / "out"
-        flags = ["--model_path", model, "--num_samples", 500, "--batch_size", 500, "--out_dir", out]
+        flags = ["--model_path", model, "--num_samples", 500, "--batch_size", 500]
+        flags += ["--sampler", "ddpm", "--out_dir", out]
         running = Command("image_sample.py", flags, {}, tmp_path / "said", draw_at_once)
         running.wait_for(lambda: "0/50" in running.said)
         running.send("SIGTERM")
@@ -201,7 +208,7 @@ class TestFlags:
         name = "samples/ema_0.9_000010_dpm++2m_3_seed0"
         assert same(model.parent / name, known.parent / name, tolerance=0)
 
-    @pytest.mark.parametrize("flags", [(), ("--use_ddim", "True"), ("--sampler", "ddim")])
+    @pytest.mark.parametrize("flags", [("--use_ddim", "True"), ("--sampler", "ddpm")])
     def test_running_every_step_is_said(self, script, tmp_path, flags):
         long = DiffusionConfig(learn_sigma=True, diffusion_steps=150, noise_schedule="cosine")
         model = write_trained(tmp_path / "run", diffusion=long)
@@ -211,6 +218,37 @@ class TestFlags:
         done = script("image_sample.py", "--model_path", model, "--num_samples", 1, *flags, *few)
         assert "every one" not in done.err
         assert "5 steps over 5 of 150 timesteps" in done.err
+
+    def test_the_checkpoint_alone_takes_no_days(self, script, model):
+        done = script("image_sample.py", "--model_path", model)
+        assert done.code == 0, done.err
+        device, said, line = done.err.splitlines()[:3]
+        assert device.startswith("device: cpu")
+        assert "as in the original package: --num_samples 10000 --sampler ddpm" in said
+        assert line.startswith("16 images of 16x16x1 by dpm++2m, 20 steps")
+        (record,) = (model.parent / "samples").glob("*/sampling.json")
+        assert json.loads(record.read_text())["images"]["eta"] == 1
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (["--num_samples", "3"], "the sampler by default"),
+            (["--steps", "5"], "the number of images by default"),
+            (["--num_samples", "3", "--use_ddim", "True"], ""),
+            (["--num_samples", "10000", "--sampler", "ddpm"], ""),
+        ],
+    )
+    def test_what_is_left_open_is_said(self, flags, said):
+        given = dict(zip((f.lstrip("-") for f in flags[::2]), flags[1::2]))
+        assert said_of_defaults(given).startswith(said)
+        assert bool(said) == bool(said_of_defaults(given))
+
+    def test_the_originals_command_line_is_the_originals(self):
+        given = {"num_samples": 10000, "sampler": "ddpm"}
+        settings = sample_settings(GuidedSampleConfig, given)
+        assert settings == GuidedSampleConfig(sampler="ddpm")
+        assert choose_sampler(settings, DIFFUSION.build()) == ("ddpm", 50)
+        assert choose_sampler(GuidedSampleConfig(), DIFFUSION.build()) == ("ddpm", 50)
 
     @pytest.mark.parametrize(
         ("flags", "loop", "respacing"),
