@@ -95,7 +95,7 @@ def open_device() -> th.device:
         th.cuda.set_device(device)
     if session.current().command and is_main():
         ranks = f"; {world_size()} ranks" if world_size() > 1 else ""
-        messages.say(f"device: {described(device)}{ranks}")
+        messages.announce(f"device: {described(device)}{ranks}")
     return device
 
 

@@ -13,6 +13,8 @@ from guided_diffusion.runtime import session
 
 _WARNING = "warning: "
 
+_announced = ""
+
 
 def is_quiet() -> bool:
     """Whether notes and progress bars are left out."""
@@ -29,9 +31,24 @@ def hidden(text: str) -> bool:
     return is_quiet() and not text.startswith(_WARNING)
 
 
+def announce(text: str) -> None:
+    """Say this before all else that is said; not if there is nothing but an error."""
+    global _announced
+    _announced = text
+
+
+def begin_work() -> None:
+    """Say what was announced, now that no mistake of the user's has been found."""
+    global _announced
+    text, _announced = _announced, ""
+    if text and not is_quiet():
+        write(text, sys.stderr)
+
+
 def say(text: str) -> None:
     """Say something that is no result, above the progress bar if there is one."""
     if not hidden(text):
+        begin_work()
         write(text, sys.stderr)
 
 

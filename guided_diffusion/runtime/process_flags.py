@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from guided_diffusion.runtime import session
+from guided_diffusion.runtime import messages, session
 from guided_diffusion.runtime.flags import Overrides, flag
 
 
@@ -51,5 +51,6 @@ def begin(overrides: Overrides) -> dict[str, Any]:
     """
     rest = dict(overrides)
     quiet, device = rest.pop("quiet", False), rest.pop("device", "")
+    messages.announce("")  # of a command before in this process
     session.enter(replace(session.current(), quiet=quiet, device=device))
     return rest

@@ -47,6 +47,8 @@ def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
     :param total: number of steps; None if unknown; 0 shows no bar.
     :param options: for tqdm.
     """
+    if "delay" not in options:  # of checks, which may find mistakes
+        messages.begin_work()
     return _bar(total=total, unit=unit, disable=not _is_main() or total == 0, **options)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.networks.precision import choose_for
+from guided_diffusion.runtime import messages
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json
 from guided_diffusion.runtime.messages import say
@@ -206,6 +207,7 @@ def evaluate_guidance(config: GuidanceConfig, model: str, folder: str) -> None:
     if note:
         say(note)
     predictor = load_predictor(model, device, precision=precision)
+    messages.begin_work()
     result = compare_with_masks(predictor, source)
     print(table(result.evaluation))
     if source.left_open:
