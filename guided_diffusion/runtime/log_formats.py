@@ -208,7 +208,6 @@ class HumanOutputFormat(KVWriter, SeqWriter):
             return
         # Looked up each time, so that replacing sys.stdout takes effect.
         stream = getattr(sys, self.stream) if isinstance(self.stream, str) else self.stream
-        messages.begin_work()
         messages.write(text.removesuffix("\n"), stream)
 
     def _shorten(self, text: str) -> str:
@@ -221,7 +220,6 @@ class ProgressBarOutputFormat(SeqWriter):
     on_screen = True
 
     def writeseq(self, seq: Sequence[str]) -> None:
-        messages.begin_work()
         messages.write(" ".join(seq), sys.stderr)
 
 

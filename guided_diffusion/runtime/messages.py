@@ -42,13 +42,12 @@ def begin_work() -> None:
     global _announced
     text, _announced = _announced, ""
     if text and not is_quiet():
-        write(text, sys.stderr)
+        tqdm.write(text, file=sys.stderr)
 
 
 def say(text: str) -> None:
     """Say something that is no result, above the progress bar if there is one."""
     if not hidden(text):
-        begin_work()
         write(text, sys.stderr)
 
 
@@ -59,5 +58,6 @@ def warn(text: str) -> None:
 
 def write(text: str, stream: TextIO) -> None:
     """Write a line to the screen so that it does not break a progress bar."""
+    begin_work()
     tqdm.write(text, file=stream)
     stream.flush()

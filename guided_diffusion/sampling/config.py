@@ -47,7 +47,6 @@ OPEN_NUM_SAMPLES = 16
 OPEN_SAMPLER: dict[str, Any] = {"sampler": "dpm++2m", "eta": 1.0}
 _CHOOSING = ("sampler", "use_ddim", "steps", "timestep_respacing", "eta")
 MOST_SAMPLES = 10**7
-_ORIGINAL = "--num_samples 10000 --sampler ddpm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,12 +181,15 @@ def sample_settings(config: type[Sample], overrides: Overrides, count: int = 0) 
 
 def said_of_defaults(overrides: Overrides) -> str:
     """What to tell a user who left open how many images are sampled how; "" if the flags say it."""
-    opened = [] if "num_samples" in overrides else ["the number of images"]
+    opened = {}
+    if "num_samples" not in overrides:
+        opened["the number of images"] = f"--num_samples {SampleConfig.num_samples}"
     if not any(name in overrides for name in _CHOOSING):
-        opened.append("the sampler")
+        opened["the sampler"] = "--sampler ddpm"
     if not opened:
         return ""
-    return f"{' and '.join(opened)} by default; as in the original package: {_ORIGINAL}"
+    original = " ".join(opened.values())
+    return f"{' and '.join(opened)} by default; as in the original package: {original}"
 
 
 @dataclasses.dataclass(frozen=True)

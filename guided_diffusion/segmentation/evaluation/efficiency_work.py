@@ -78,7 +78,7 @@ def _make(plan: Plan, work: Callable[[Run], Outcome], after_each: Callable[[], N
             say(f"{jobs} runs at a time")
             return side_by_side(work, todo, jobs, functools.partial(_share_cores, jobs), report)
         for run in todo:
-            bar.set_description(run.name)
+            bar.set_description(run.name, refresh=False)
             outcome = work(run)
             report(run, outcome)
             if outcome.stopped_by:
