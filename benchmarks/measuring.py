@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import torch as th
 
 from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import save_json
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
 
 REFERENCE = ModelConfig(

@@ -128,6 +128,11 @@ def all_commands() -> list[str]:
     return sorted(name for name in found if name not in ("_path.py", "demo_report.py"))
 
 
+def path_of(name: str) -> Path:
+    """The file of a command."""
+    return next(p for p in (ROOT / "scripts" / name, ROOT / "tools" / name) if p.exists())
+
+
 def prepare_commands(folder: Path) -> Path:
     """Fill a folder with the data and networks that COMMANDS name."""
     for seed, name in enumerate(("TRAIN", "VAL")):
