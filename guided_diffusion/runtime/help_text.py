@@ -139,14 +139,20 @@ def _name(action: argparse.Action, shown: Shown, everything: bool) -> str:
     """How a flag is spelt; with everything also its short and other names."""
     if not action.option_strings:
         return str(action.metavar)
-    name = f"--{action.dest}" if action.dest != "help_all" else "--help-all"
-    also = ""
+    name, also = main_spelling(action), ""
     if everything:
-        others = [s for s in action.option_strings if s.replace("-", "_") != f"__{action.dest}"]
+        others = [s for s in action.option_strings if s.replace("-", "_") != name.replace("-", "_")]
         also = "".join(f", {spelling}" for spelling in others)
     if shown.switch:
         return f"{name}{also}" + (f", --no_{action.dest}" if shown.default != "off" else "")
     return f"{name} {shown.metavar}".strip() + also
+
+
+def main_spelling(action: argparse.Action) -> str:
+    """That of the original package, with underscores."""
+    if f"--{action.dest}" in action.option_strings and action.dest != "help_all":
+        return f"--{action.dest}"
+    return next(spelling for spelling in action.option_strings if spelling.startswith("--"))
 
 
 def _entry(name: str, text: str, width: int) -> list[str]:
