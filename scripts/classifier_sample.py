@@ -13,6 +13,7 @@ from guided_diffusion.networks.config import (
 )
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import ClassifierSampleConfig
 
 # of the diffusion network; a classifier's shapes tell neither
@@ -37,11 +38,12 @@ def parser() -> CommandParser:
             ignored=OF_TRAINING,
         ),
         Part(ClassifierConfig, FROM_CHECKPOINT, title=f"Classifier {READ}"),
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.classifier_guidance import classifier_job

@@ -6,7 +6,8 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.training.config import ClassifierTrainConfig
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
+from guided_diffusion.training.config import ClassifierTrainConfig, RunFolderConfig
 
 
 def parser() -> CommandParser:
@@ -20,11 +21,13 @@ def parser() -> CommandParser:
             ignored=["learn_sigma", "predict_xstart", "use_kl", "rescale_learned_sigmas"],
         ),
         ReadingConfig,
+        RunFolderConfig,
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.training.classifier import train

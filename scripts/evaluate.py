@@ -11,13 +11,14 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    flags = make_parser(__doc__, EvaluateConfig, AveragingConfig)
+    flags = make_parser(__doc__, EvaluateConfig, AveragingConfig, ProcessConfig)
     flags.add_argument(
         "arguments", nargs="*", metavar="PREDICTED_MASKS|IMAGES TRUE_MASKS", help="see above"
     )
@@ -25,7 +26,7 @@ def parser() -> CommandParser:
 
 
 def main() -> None:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.evaluation.job import run
 

@@ -4,6 +4,7 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.runtime.command_line import CommandParser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import begin
 from guided_diffusion.segmentation.training.config import finetune_flags
 
 
@@ -13,7 +14,7 @@ def parser() -> CommandParser:
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.training.finetune import prepare
     from guided_diffusion.segmentation.training.job import require_one_process, train

@@ -13,6 +13,7 @@ from guided_diffusion.networks.config import (
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import LikelihoodConfig
 
 
@@ -33,11 +34,12 @@ def parser() -> CommandParser:
             title=f"Diffusion process {READ}",
             ignored=OF_TRAINING,
         ),
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.networks.trained import read_trained

@@ -12,6 +12,7 @@ from guided_diffusion.networks.config import (
 )
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import GuidedSampleConfig
 
 # of networks that masks guide, which always have a config.json
@@ -36,11 +37,12 @@ def parser() -> CommandParser:
             ignored=OF_TRAINING,
             basic=["timestep_respacing"],
         ),
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.mask_guidance import image_job

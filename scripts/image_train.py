@@ -7,8 +7,9 @@ from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.probe_config import TrainingProbeConfig
-from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig
+from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig, RunFolderConfig
 
 
 def parser() -> CommandParser:
@@ -21,11 +22,13 @@ def parser() -> CommandParser:
         GuidedConfig,
         DiffusionConfig,
         ReadingConfig,
+        RunFolderConfig,
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.training import diffusion, guidance

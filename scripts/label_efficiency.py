@@ -9,12 +9,13 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    flags = make_parser(__doc__, LabelEfficiencyConfig)
+    flags = make_parser(__doc__, LabelEfficiencyConfig, ProcessConfig)
     flags.add_argument(
         "--method",
         action="append",
@@ -36,7 +37,7 @@ def parser() -> CommandParser:
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.evaluation.label_efficiency import label_efficiency
 

@@ -11,6 +11,7 @@ from guided_diffusion.runtime.command_line import CommandParser, make_parser, pa
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import LabelNextConfig, PredictConfig
@@ -18,7 +19,9 @@ from guided_diffusion.segmentation.inference.config import LabelNextConfig, Pred
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    flags = make_parser(__doc__, PredictConfig, AveragingConfig, ExportConfig, LabelNextConfig)
+    flags = make_parser(
+        __doc__, PredictConfig, AveragingConfig, ExportConfig, LabelNextConfig, ProcessConfig
+    )
     flags.add_argument(
         "arguments",
         nargs="*",
@@ -31,7 +34,7 @@ def parser() -> CommandParser:
 
 def main() -> int:
     keep_freed_memory()
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.inference.job import predict
 

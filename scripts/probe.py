@@ -9,12 +9,13 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.probe_config import ProbeConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    flags = make_parser(__doc__, ProbeConfig)
+    flags = make_parser(__doc__, ProbeConfig, ProcessConfig)
     flags.add_argument("run", metavar="RUN_FOLDER", help="folder of a pretraining run")
     flags.add_argument(
         "split", metavar="SPLIT", help="folder of TRAIN/IMG, TRAIN/MASK, VAL/IMG and VAL/MASK"
@@ -23,7 +24,7 @@ def parser() -> CommandParser:
 
 
 def main() -> None:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.evaluation.probing import probe_run
 

@@ -11,12 +11,13 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.config import LoopConfig
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    flags = make_parser(__doc__, LoopConfig)
+    flags = make_parser(__doc__, LoopConfig, ProcessConfig)
     flags.add_argument("train_img", help="folder of radiographs to choose among")
     flags.add_argument("train_mask", help="folder of their masks")
     flags.add_argument("val_img", help="folder of radiographs to evaluate on")
@@ -25,7 +26,7 @@ def parser() -> CommandParser:
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.evaluation.simulate_loop import simulate_loop
 

@@ -11,6 +11,7 @@ from guided_diffusion.networks.config import (
 )
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import SuperResSampleConfig
 
 
@@ -31,11 +32,12 @@ def parser() -> CommandParser:
             title=f"Diffusion process {READ}",
             ignored=OF_TRAINING,
         ),
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.super_res import super_res_job

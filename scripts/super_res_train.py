@@ -6,7 +6,8 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.training.config import TrainConfig
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
+from guided_diffusion.training.config import RunFolderConfig, TrainConfig
 
 
 def parser() -> CommandParser:
@@ -17,11 +18,13 @@ def parser() -> CommandParser:
         SuperResConfig,
         DiffusionConfig,
         Part(ReadingConfig, ignored=["image_size"]),
+        RunFolderConfig,
+        ProcessConfig,
     )
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.training.super_res import train

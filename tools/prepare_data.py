@@ -12,15 +12,16 @@ import _path  # noqa: F401 - makes the package importable without installing it
 from guided_diffusion.preparation.config import PrepareConfig
 from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 
 
 def parser() -> CommandParser:
     """The command's flags and arguments."""
-    return make_parser(__doc__, PrepareConfig)
+    return make_parser(__doc__, PrepareConfig, ProcessConfig)
 
 
 def main() -> int:
-    overrides = parse_flags(parser())
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.preparation.job import run
 

@@ -28,7 +28,7 @@ class PrepareConfig:
     source_dir: str = flag(
         "", "data set in any known layout, instead of the two folders", basic=True
     )
-    output_dir: str = flag("", "folder for the results", basic=True)
+    output_dir: str = flag("", "folder for the results", "-o", "--output", basic=True)
     num_classes: int = flag(
         0,
         "number of classes, background included; 0: infer from --categories or the masks",

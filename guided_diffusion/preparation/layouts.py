@@ -23,6 +23,7 @@ from guided_diffusion.images.names import ending, is_ignored
 from guided_diffusion.images.splits import SPLITS
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, copy_file
+from guided_diffusion.runtime.messages import say
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def list_items(found: list[Source]) -> tuple[list[Item], list[Unpaired]]:
         if not source.mask_dir:
             paths, note = list_radiographs(source.image_dir)
             if note:
-                print(f"{source.image_dir}: {note}")
+                say(f"{source.image_dir}: {note}")
             for path, stem in zip(paths, name_images(source.image_dir, paths)):
                 items.append(Item(*_split_of(source, stem), path, None))
             continue

@@ -32,6 +32,8 @@ _FEW = [name for name, traits in TRAITS.items() if traits.few_steps]
 _ALL = [name for name in TRAITS if name not in _FEW]
 # networks that see the images when samples are compared, see `features.py`
 FEATURES = ("inception", "resnet18", "resnet50", "ddpm")
+# what an output is called in every command
+_OUTPUT = ("-o", "--output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,10 @@ class SampleConfig:
     SECTION = "sample"
 
     model_path: str = flag(
-        "", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read", basic=True
+        "",
+        "checkpoint, ema_*.pt or model*.pt; config.json beside it is read",
+        "--checkpoint",
+        basic=True,
     )
     num_samples: int = flag(10000, "number of images to sample", least=1, most=10**7, basic=True)
     batch_size: int = flag(16, "images per batch and rank", least=1, most=MOST_BATCH, basic=True)
@@ -89,7 +94,9 @@ class SampleConfig:
     compile: bool = flag(
         False, "compile the network, on GPUs to a CUDA graph: takes minutes, then runs faster"
     )
-    out_dir: str = flag("", "folder for the results; '': see docs/sampling.md", basic=True)
+    out_dir: str = flag(
+        "", "folder for the results; '': see docs/sampling.md", *_OUTPUT, basic=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +146,10 @@ class LikelihoodConfig:
 
     data_dir: str = flag("", "folder of the images, searched recursively; or a glob", basic=True)
     model_path: str = flag(
-        "", "checkpoint, ema_*.pt or model*.pt; config.json beside it is read", basic=True
+        "",
+        "checkpoint, ema_*.pt or model*.pt; config.json beside it is read",
+        "--checkpoint",
+        basic=True,
     )
     num_samples: int = flag(
         1000, "images to measure, at most: the first by name", least=1, basic=True
@@ -150,7 +160,7 @@ class LikelihoodConfig:
     clip_denoised: bool = flag(True, "clip every predicted image to the range of pixels")
     seed: int = flag(0, "of the noise", least=0, most=MOST_SEED)
     precision: str = precision_flag("fp32")
-    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md", basic=True)
+    out_dir: str = flag("", "folder of the results; '': see docs/sampling.md", *_OUTPUT, basic=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +174,10 @@ class EvaluateSamplesConfig:
         "", "file of its weights; '': torchvision downloads them", metavar="FILE", basic=True
     )
     model_path: str = flag(
-        "", "pretrained checkpoint, for --features ddpm; needs no download", basic=True
+        "",
+        "pretrained checkpoint, for --features ddpm; needs no download",
+        "--checkpoint",
+        basic=True,
     )
     feature_timestep: float = flag(
         0.05, "for ddpm: timestep of the images, as a share of all", least=0, most=1
@@ -175,5 +188,8 @@ class EvaluateSamplesConfig:
     batch_size: int = flag(32, "images per forward pass", least=1, most=MOST_BATCH)
     precision: str = precision_flag("fp32")
     out_dir: str = flag(
-        "", "folder of the results; '': evaluation_FEATURES beside the samples", basic=True
+        "",
+        "folder of the results; '': evaluation_FEATURES beside the samples",
+        *_OUTPUT,
+        basic=True,
     )

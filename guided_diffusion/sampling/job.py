@@ -15,7 +15,6 @@ from typing import Any
 import blobfile as bf
 import numpy as np
 import torch as th
-from tqdm import tqdm
 
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image, write_image
@@ -29,7 +28,7 @@ from guided_diffusion.networks.precision import (
     in_precision,
 )
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint, packed, run_lock
+from guided_diffusion.runtime import checkpoint, messages, packed, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import (
     check_output,
@@ -160,7 +159,7 @@ class SampleJob:
         dist_util.barrier()
         if _is_main():
             self._write_results(folder)
-        _say(f"results: {folder}")
+            print(f"results: {folder}")
         return 0
 
     def identity(self) -> dict[str, Any]:
@@ -354,4 +353,4 @@ def _is_main() -> bool:
 
 def _say(line: str) -> None:
     if _is_main():
-        tqdm.write(line)
+        messages.say(line)

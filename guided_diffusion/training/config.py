@@ -28,6 +28,17 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RunFolderConfig:
+    """Where a training keeps its files."""
+
+    TITLE = "Run folder"
+
+    output: str = flag(
+        "", "folder of checkpoints, samples and logs; '': OPENAI_LOGDIR, or runs/DATE-TIME", "-o"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig(LoopConfig, DataConfig):
     """Training."""
 
@@ -72,6 +83,7 @@ class ConditionalTrainConfig(TrainConfig):
     init_checkpoint: str = flag(
         "",
         "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
+        "--checkpoint",
         basic=True,
     )
 

@@ -15,7 +15,11 @@ class EvaluateConfig:
     SECTION = "evaluate"
 
     model: str = flag(
-        "", "model file to predict with; several, with commas: their mean", "-m", basic=True
+        "",
+        "model file to predict with; several, with commas: their mean",
+        "-m",
+        "--checkpoint",
+        basic=True,
     )
     compare: tuple[str, ...] = flag(
         (),
@@ -31,7 +35,6 @@ class EvaluateConfig:
         metavar="FOLDER",
         basic=True,
     )
-    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
     output: str = flag(
         "", "folder for figures and pictures, see docs/prediction.md", "-o", basic=True
     )
@@ -75,15 +78,12 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """Where to predict, and what to write."""
+    """In which precision to predict, and what to write."""
 
     TITLE = "Evaluation"
 
     output: str = flag(
         "", "folder for tables and pictures; '': FOLDER/faithfulness", "-o", basic=True
-    )
-    device: str = flag(
-        "", "where to predict, such as cpu or cuda:1; '': a GPU if available", basic=True
     )
     precision: str = precision_flag()
 

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Any
 
 import torch as th
-from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.runtime import run_lock
@@ -21,6 +20,7 @@ from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import remove_file, save_json, writing
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.runtime.workers import Outcome, side_by_side
@@ -69,13 +69,13 @@ def _make(plan: Plan, work: Callable[[Run], Outcome], after_each: Callable[[], N
 
         def report(run: Run, outcome: Outcome) -> None:
             if not outcome.stopped_by:
-                tqdm.write(outcome.message)
+                say(outcome.message)
                 bar.update()
                 after_each()
 
         jobs = min(len(todo), plan.settings.jobs or _parallel_runs())
         if jobs > 1:
-            tqdm.write(f"{jobs} runs at a time")
+            say(f"{jobs} runs at a time")
             return side_by_side(work, todo, jobs, functools.partial(_share_cores, jobs), report)
         for run in todo:
             bar.set_description(run.name)

@@ -7,6 +7,7 @@ from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json
 from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig, LoopConfig
 from guided_diffusion.segmentation.evaluation.draws import draw, find_films, find_pairs
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Plan, Run
@@ -34,7 +35,7 @@ class LoopPlan(Plan):
         self.films = find_films(find_pairs(*train))
         names, paths = zip(*self.films)
         patients = find_patients(names, paths)
-        print(patients.said)
+        say(patients.said)
         self.patients = dict(zip(paths, patients.groups))
         self._patient_of = dict(zip(names, patients.groups))
         if numbers[-1] > (count := len(set(patients.groups))):

@@ -14,6 +14,7 @@ from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.names import is_pattern, stem
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import expand_path
+from guided_diffusion.runtime.messages import warn
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
@@ -55,7 +56,7 @@ def read_mask_pairs(
     if os.path.isdir(os.path.join(predictions, "MASK")):
         predictions = os.path.join(predictions, "MASK")
     if os.path.isdir(truths) and os.path.realpath(predictions) == os.path.realpath(truths):
-        print(f"warning: {truths} is compared with itself")
+        warn(f"{truths} is compared with itself")
         own = list_images(truths)
         paths = list(zip(name_images(truths, own), own, own))
     else:

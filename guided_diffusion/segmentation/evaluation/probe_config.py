@@ -35,6 +35,3 @@ class ProbeConfig:
     output: str = flag(
         "", "folder for probe.json and probe.png; '': the run's folder", "-o", basic=True
     )
-    device: str = flag(
-        "", "where to compute, such as cpu or cuda:1; '': a GPU if available", basic=True
-    )

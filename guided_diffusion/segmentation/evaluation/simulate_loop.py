@@ -7,6 +7,7 @@ from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.runtime.workers import Outcome
 from guided_diffusion.segmentation.evaluation.config import LoopConfig
@@ -39,7 +40,7 @@ def simulate_loop(config: LoopConfig, train: tuple[str, str], val: tuple[str, st
     check_output(config.output, folder=True)
     run_lock.hold_folder(config.output, "choose another --output")
     if stopped_by := run_all(LoopPlan(config, train, val), make=make_round):
-        print(f"stopped by {stopped_by}: rerun the command to resume")
+        say(f"stopped by {stopped_by}: rerun the command to resume")
         return EXIT_STOPPED
     with open(os.path.join(config.output, "table.md")) as file:
         print(file.read())

@@ -14,7 +14,7 @@ class PredictConfig:
     TITLE = "Prediction"
     SECTION = "predict"
 
-    model: str = flag("", "same as the argument MODEL", "-m")
+    model: str = flag("", "same as the argument MODEL", "-m", "--checkpoint")
     input: tuple[str, ...] = flag(
         (), "same as INPUT; one or more", "-i", type=str, nargs="+", metavar="FILE"
     )
@@ -114,5 +114,7 @@ class ServeConfig:
         "",
         "folder for radiographs and their masks as corrected on the page: IMG, MASK,"
         " categories.json; '': no corrections",
+        "-o",
+        "--output",
         basic=True,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.corrections import Corrections, SaveRoute
@@ -31,15 +32,16 @@ def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
 
     :param model: a model file, or several separated by commas.
     """
+    device = dist_util.open_device()
     import_gradio()  # fails here, before the model is read
     if config.save_dir:
         check_output(config.save_dir, folder=True)
-    predictor = averaging.on(dist_util.dev()).load(model, dist_util.dev())
+    predictor = averaging.on(device).load(model, device)
     with served(predictor, model, config) as address:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        print("stopped")
+        say("stopped")
 
 
 def build_page(

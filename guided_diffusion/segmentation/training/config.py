@@ -15,6 +15,8 @@ from guided_diffusion.networks.config import (
 )
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser
 from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.instead import add_instead
+from guided_diffusion.runtime.process_flags import ProcessConfig
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.learning import (
@@ -23,7 +25,7 @@ from guided_diffusion.segmentation.training.learning import (
     FinetuneConfig,
     LearningConfig,
 )
-from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
+from guided_diffusion.training.config import ConditionalTrainConfig, RunFolderConfig, TrainConfig
 
 NETWORKS = ("smp", "unet", "features")
 # default folders
@@ -133,8 +135,8 @@ class MaskTrainConfig(ConditionalTrainConfig):
     )
     weights_save: str = flag(
         "",
-        "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in"
-        " OPENAI_LOGDIR",
+        "where to save the segmentation model, with checkpoints in NAME_logs; '': segm.pth in the"
+        " run's folder",
         basic=True,
     )
     visualize_process: bool = flag(
@@ -177,8 +179,10 @@ def finetune_flags(description: str = "") -> CommandParser:
             ignored=["timestep_respacing", "predict_xstart", *OF_TRAINING, *IN_SHAPES],
         ),
         Part(TrainConfig, ignored=True),
+        ProcessConfig,
     )
     parser.add_argument("checkpoint", help="pretrained network: model*.pt or ema_*.pt")
+    add_instead(parser, "checkpoint", "--checkpoint")
     Folders.add_to(parser)
     return parser
 
@@ -203,6 +207,7 @@ def baseline_flags(description: str = "") -> CommandParser:
             ignored=["class_cond", "num_classes", "cond_drop_prob", "learn_sigma"],
             basic=(),
         ),
+        ProcessConfig,
     )
     Folders.add_to(parser, default=TRAIN_FOLDERS)
     return parser
@@ -219,6 +224,8 @@ def mask_diffusion_flags(description: str = "") -> CommandParser:
         Part(MaskDiffusionConfig, ignored=["class_cond", "num_classes", "cond_drop_prob"]),
         MaskProcessConfig,
         Part(ReadingConfig, defaults={"resize": "pad"}),
+        RunFolderConfig,
+        ProcessConfig,
     )
     Folders.add_to(parser)
     return parser

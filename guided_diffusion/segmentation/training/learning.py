@@ -150,7 +150,9 @@ class LearningConfig:
         1, "self-training: times that radiographs are labelled and learnt from; from the 2nd on the"
         " new network labels as well", least=1, most=10,
     )  # fmt: skip
-    weights_save: str = flag("segm.pth", "where to save the best network", basic=True)
+    weights_save: str = flag(
+        "segm.pth", "where to save the best network", "-o", "--output", basic=True
+    )
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never", least=0)
     precision: str = precision_flag()
     val_interval: int = flag(1, "epochs between validations", least=1)

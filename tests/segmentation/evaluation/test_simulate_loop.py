@@ -75,7 +75,7 @@ def test_it_resumes(play, tmp_path, monkeypatch):
     monkeypatch.setattr(efficiency_work, "_train", stops)
     ended = play(*only)
     assert ended.code == 75
-    assert "rerun the command to resume" in ended.out
+    assert "rerun the command to resume" in ended.err
     left[0] = 1  # but no more: what is finished is not trained again
     assert play(*only).code == 0
     assert images(tmp_path / "out", "next_k6_seed0") == images(tmp_path / "whole", "next_k6_seed0")
