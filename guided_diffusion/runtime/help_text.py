@@ -73,8 +73,9 @@ def default_of(field: "dataclasses.Field[Any]") -> tuple[str, str]:
 
 def metavar_of(field: "dataclasses.Field[Any]") -> str:
     """What stands for a flag's value."""
+    several = " ..." if field.metadata.get("nargs") == "+" else ""
     if metavar := field.metadata["declared"].metavar:
-        return metavar
+        return metavar + several
     if choices := [str(choice) for choice in field.metadata.get("choices", ()) if choice != ""]:
         listed = "|".join(choices)
         return listed if len(listed) <= _MOST_CHOICES else "NAME"

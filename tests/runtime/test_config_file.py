@@ -9,6 +9,7 @@ import pytest
 from guided_diffusion.runtime.command_line import Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.instead import add_instead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,17 @@ def test_the_command_line_and_later_files_win(parse, tmp_path):
     words = ["--config", str(other), "--batch_size", "7"]
     found = parse("lr: 2\nbatch_size: 4\nuse_fp16: true", *words)
     assert found == {"lr": 3, "format": "png", "batch_size": 7, "use_fp16": True}
+
+
+def test_a_flag_in_place_of_an_argument(tmp_path):
+    """The argument is then not expected."""
+    (tmp_path / "flags.yaml").write_text("model: a.pth")
+    parser = make_parser("", Train)
+    parser.add_argument("model")
+    add_instead(parser, "model", "--model")
+    parser.add_argument("image")
+    found = parse_flags(parser, ["--config", str(tmp_path / "flags.yaml"), "b.png"])
+    assert found == {"model": "a.pth", "image": "b.png"}
 
 
 def test_sections_are_for_several_commands(parse):
