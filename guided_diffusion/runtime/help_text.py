@@ -6,7 +6,6 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from typing import Any
 
 from guided_diffusion.runtime.flags import Range
@@ -167,6 +166,8 @@ def _entry(name: str, text: str, width: int) -> list[str]:
 
 def version() -> str:
     """The versions of the package and of torch, which is not imported."""
+    from importlib import metadata  # slow, and not needed for work
+
     found = []
     for name in ("guided-diffusion", "torch"):
         try:
