@@ -152,7 +152,7 @@ def test_other_files(parse, tmp_path):
 def test_the_config_json_of_a_run(parse):
     """It holds more than flags; how it was started, and what the command ignores, is left out."""
     training = {"lr": 2, "folds": 9, "global_batch": 4, "resume_checkpoint": "none", "window": None}
-    stored = {"kind": "diffusion", "model": {"num_channels": 4}, "training": training, "reading": {}}
+    stored = {"kind": "diffusion", "model": {"depth": 4}, "training": training, "reading": {}}
     assert parse(json.dumps(stored), name="config.json") == {"lr": 2}
     with pytest.raises(UserError, match=r"config\.json: lr: -2\.0"):
         parse(json.dumps({**stored, "training": {"lr": -2}}), name="config.json")
