@@ -131,6 +131,7 @@ def _usage(arguments: Sequence[argparse.Action]) -> str:
         if optional and words.endswith("]"):
             words = f"{words[:-1]} {name}]"
         else:
+            name += " ..." if action.nargs == "+" else ""
             words += f" [{name}]" if optional else f" {name}"
     return words.strip()
 
