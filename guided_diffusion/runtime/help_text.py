@@ -12,8 +12,8 @@ from guided_diffusion.runtime.flags import Range
 
 # of metavars, the words of choices are listed in place of a name up to this length
 _MOST_CHOICES = 36
-# columns: of the flags' names, and of the whole page
-_NAMES, _PAGE = 27, 100
+# columns: of the flags' names, and of a page at least and at most
+_NAMES, _NARROWEST, _PAGE = 27, 50, 100
 # what a text stands for, by the end of the flag's name
 _METAVARS = {
     **dict.fromkeys(["dir", "folder", "output"], "FOLDER"),
@@ -100,7 +100,7 @@ def page(
     :param groups: titles, and the arguments and flags below them.
     :param everything: with the flags that are not basic, and with all spellings.
     """
-    width = min(shutil.get_terminal_size().columns - 1, _PAGE)
+    width = min(max(_NARROWEST, shutil.get_terminal_size().columns - 1), _PAGE)
     groups = list(groups)
     arguments = [a for title, pairs in groups for a, _ in pairs if not a.option_strings]
     usage = f"usage: {prog} [flags] {_usage(arguments)}".rstrip()
