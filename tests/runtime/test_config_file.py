@@ -5,8 +5,11 @@ import json
 import os
 
 import pytest
+from commands_util import path_of
+from paths import ROOT
 
 from guided_diffusion.runtime.command_line import Part, make_parser, parse_flags
+from guided_diffusion.runtime.commands import parser_of
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.instead import add_instead
@@ -156,3 +159,14 @@ def test_the_config_json_of_a_run(parse):
     assert parse(json.dumps(stored), name="config.json") == {"lr": 2}
     with pytest.raises(UserError, match=r"config\.json: lr: -2\.0"):
         parse(json.dumps({**stored, "training": {"lr": -2}}), name="config.json")
+
+
+def test_a_real_run():
+    """Every flag of its training, but for how it was started."""
+    path = ROOT / "tests" / "legacy" / "run" / "config.json"
+    found = parse_flags(parser_of(path_of("image_train.py")), ["--config", str(path)])
+    stored = json.loads(path.read_text())
+    sections = [stored[name] for name in ("model", "diffusion", "reading", "training")]
+    flags = {name: value for section in sections for name, value in section.items()}
+    del flags["resume_checkpoint"]
+    assert found == {name: value for name, value in flags.items() if value is not None}
