@@ -10,8 +10,10 @@ commands: {"scripts/finetune.py": "--steps 20"}.
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import _path  # noqa: F401 - makes the package importable without installing it
@@ -42,7 +44,10 @@ def main() -> int:
     found = commands(page.read_text(encoding="utf-8"))
     if not found:
         raise UserError(f"{page} has no block fenced as sh, so no command to run")
-    return subprocess.run(["bash", "-c", script(found, added, str(page))], cwd=folder).returncode
+    here = str(Path(sys.executable).parent)  # `python` is the one that runs this
+    env = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
+    bash = ["bash", "-c", script(found, added, str(page))]
+    return subprocess.run(bash, cwd=folder, env=env).returncode
 
 
 def read_toy(path: Path) -> dict[str, str]:
@@ -96,7 +101,7 @@ def script(found: list[tuple[int, str]], added: dict[str, str], page: str) -> st
     ]
     for number, text in found:
         lines += [f"line={number}", f"printf '\\n$ %s\\n' {shlex.quote(text)}", text]
-        lines += ["echo \"  ($SECONDS s)\""]
+        lines += ['echo "  ($SECONDS s)"']
     return "\n".join(lines) + "\n"
 
 
