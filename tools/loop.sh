@@ -51,28 +51,28 @@ draw() {
 # Fine-tune on TRAIN as it is now, into the folder $1, and measure on radiographs that are never labelled.
 learn() {
     run python scripts/finetune.py "$checkpoint" "$train/IMG" "$train/MASK" "$val/IMG" "$val/MASK" \
-        --categories "$classes" --steps 150 --weights_save "$1/segm.pth"
+        --categories "$classes" --steps 400 --weights_save "$1/segm.pth"
     run python scripts/predict.py "$1/segm.pth" "$out/test/IMG" "$1/test"
     run python scripts/evaluate.py "$1/test/MASK" "$out/test/MASK" --categories "$classes" \
         --output "$1/evaluation"
 }
 
-# the first labels: 8 radiographs that stand for the others, of which 4 go to TRAIN
+# the first labels: 6 radiographs that stand for the others, of which 2 go to TRAIN and 4 to VAL
 run python tools/prepare_data.py --action select --checkpoint "$checkpoint" --image-dir "$films" \
-    --k 8 --output-dir "$out/to_label"
+    --k 6 --output-dir "$out/to_label"
 draw "$out/to_label"
 run python tools/import_labels.py "$out/to_label/labelme" "$out/labelled" \
     --images "$out/to_label/IMG" --categories flags/categories.json
 run python tools/prepare_data.py --action organize --source-dir "$out/labelled" \
-    --output-dir "$out/data" --train-images 4
+    --output-dir "$out/data" --train-images 2
 cp "$out/labelled/categories.json" "$classes"
 learn "$out/round_0"
 
-# two rounds: predict the rest, correct 6 predictions, learn again
+# two rounds: predict the rest, correct 4 predictions, learn again
 for round in 1 2; do
     before="$out/round_$((round - 1))" now="$out/round_$round"
     run python scripts/predict.py "$before/segm.pth" "$films" "$now/results" \
-        --label_next 6 --labelled "$train" --export labelme
+        --label_next 4 --labelled "$train" --export labelme
     draw "$now/results/LABEL_NEXT"
     run python tools/import_labels.py "$now/results/LABEL_NEXT/labelme" \
         --images "$now/results/LABEL_NEXT/IMG" --into "$train"

@@ -274,7 +274,7 @@ def resolve_categories(
 
 
 def check_same_classes(
-    one: Sequence[Category], other: Sequence[Category], names: tuple[str, str], remedy: str
+    one: Sequence[Category], other: Sequence[Category], names: Sequence[str], remedy: str
 ) -> None:
     """Refuse to mix what two class tables describe: masks, or predictions.
 

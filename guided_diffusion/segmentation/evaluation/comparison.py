@@ -32,7 +32,7 @@ def compare_two(source: Source, images: str) -> None:
     tables, models = (one.categories, other.categories), [is_model(p) for p in config.compare]
     counts = [len(table) for table in tables]
     if all(models):
-        check_same_classes(*tables, tuple(config.compare), _SAME_CLASSES)
+        check_same_classes(*tables, config.compare, _SAME_CLASSES)
     elif counts[0] != counts[1]:
         if config.categories or any(models):
             raise UserError(

@@ -45,10 +45,11 @@ class LoopTable:
         return None if first is None or other is None else first - other
 
     def ahead_over_rounds(self, rule: str) -> list[float]:
-        """`ahead`, as the mean over the rounds, of each seed whose rounds are all finished."""
+        """`ahead`, as the mean over the rounds, of each seed that has finished them all."""
         rounds = range(1, len(self.numbers))
-        found = [[self.ahead(rule, number, seed) for number in rounds] for seed in self.seeds]
-        return [float(np.mean(seed)) for seed in found if None not in seed]
+        by_seed = [[self.ahead(rule, number, seed) for number in rounds] for seed in self.seeds]
+        finished = [[one for one in found if one is not None] for found in by_seed]
+        return [float(np.mean(found)) for found in finished if len(found) == len(rounds)]
 
     def write(self, folder: str) -> None:
         """Write rounds.csv: a row for each seed and round."""
