@@ -54,7 +54,10 @@ class Shell:
             )
             self.said += process.stdout + process.stderr
             ended.append(process.returncode)
-            self.requests.write_text("")  # wakes the reader
+            # so that nobody waits for a command that was killed
+            answers = os.open(self.answers, os.O_RDONLY | os.O_NONBLOCK)
+            self.requests.write_text("")
+            os.close(answers)
 
         thread = threading.Thread(target=work)
         thread.start()

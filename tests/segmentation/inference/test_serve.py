@@ -40,7 +40,9 @@ def test_a_folder_has_one_server(tmp_path):
     with pytest.raises(UserError, match=said), served(Halves(), "segm.pth", config):
         pass
     lock.release()
-    assert not list(tmp_path.iterdir())
+    with served(Halves(), "segm.pth", config):
+        assert os.listdir(tmp_path) == ["run.lock"]
+    assert not os.listdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
