@@ -46,9 +46,12 @@ class SegmentCodes(NamedTuple):
 
 @dataclass(frozen=True)
 class Category:
-    """One class: its value in index masks, its name, and its colour as (red, green, blue).
+    """One class.
 
-    codes: its meaning in DICOM, None if the class table does not say.
+    :param index: its value in index masks.
+    :param name: its name.
+    :param color: red, green and blue, 0 to 255.
+    :param codes: its meaning in DICOM, None if the class table does not say.
     """
 
     index: int
@@ -305,7 +308,8 @@ def check_swaps(
     """Refuse to mirror radiographs if classes have a side and nobody said how to exchange them.
 
     :param chosen: whether the user chose `swaps`, be it by choosing none.
-    :param mirroring: the flag that mirrors; :param instead: what to do to mirror nothing.
+    :param mirroring: the flag that mirrors.
+    :param instead: what to do to mirror nothing.
     :raises UserError: also if a pair names a class that does not exist.
     """
     check_swap_classes(swaps, len(categories))
