@@ -37,7 +37,20 @@ class TrainConfig(LoopConfig, DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig(TrainConfig):
+class InitTrainConfig(TrainConfig):
+    """Training that may begin from a trained network."""
+
+    TITLE = "Training"
+
+    init_checkpoint: str = flag(
+        "",
+        "trained network to begin a new run from, model*.pt or ema_*.pt of another run or of the"
+        " original package; '': random weights",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(InitTrainConfig):
     """Training on images alone."""
 
     TITLE = "Training on images alone"
@@ -59,17 +72,7 @@ class PretrainConfig(TrainConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConditionalTrainConfig(TrainConfig):
-    """Training."""
-
-    init_checkpoint: str = flag(
-        "",
-        "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class GuidedTrainConfig(ConditionalTrainConfig):
+class GuidedTrainConfig(InitTrainConfig):
     """Training."""
 
     seg_dir: str = flag(

@@ -4,6 +4,7 @@
 the checkpoint it began from, and under "history" every change since, with the step and the time.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Any
 
 import blobfile as bf
 
+from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.contents import Files, changed_files, changes, digest, summary
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.resume import Start
@@ -95,7 +97,12 @@ def training_sections(
             now["began"] = {"checkpoint": named, "contents": digest(named)}
         return now, []
     began = stored.get("began", {})
-    if is_file and began and bf.exists(named) and digest(named) != began["contents"]:
+    if getattr(train, "init_checkpoint", "") and began == {} and "began" in stored:
+        raise UserError(
+            f"{folder} holds a run that did not begin from --init_checkpoint {named}: set"
+            " OPENAI_LOGDIR (or --weights_save) to another place, or omit the flag"
+        )
+    if is_file and began and _exists(named) and digest(named) != began["contents"]:
         raise UserError(
             f"{folder} holds a run that began from {began['checkpoint']}, which has other contents"
             f" than {named}: set OPENAI_LOGDIR (or --weights_save) to another place"
@@ -134,6 +141,15 @@ def training_sections(
             " whether they have changed is unknown"
         )
     return {**now, "began": began, "history": history}, notes
+
+
+def _exists(named: str) -> bool:
+    """Whether a checkpoint is there to compare with; one on the Hub may be out of reach."""
+    if not packed.is_on_hub(named):
+        return bf.exists(named)
+    with contextlib.suppress(UserError):
+        return packed.find(named) is not None
+    return False
 
 
 def _check(found: Sequence[str], start: Start, limit: int, labelled: bool, folder: str) -> None:
