@@ -92,9 +92,17 @@ class Schedule:
     def per_step_with_all(self) -> float:
         """Seconds per step with its share of checkpoints and grids, in a run without an end."""
         extra = self.costs.checkpoint / self.settings.save_interval
+        if self.saves_between:
+            extra += self.costs.checkpoint * self.per_step / (60 * self.settings.save_minutes)
         if self.sample_interval:
             extra += self.costs.grid / self.sample_interval
         return self.per_step + extra
+
+    @property
+    def saves_between(self) -> bool:
+        """Whether `save_minutes` pass before the steps of a `save_interval` are done."""
+        minutes = self.settings.save_minutes
+        return 0 < 60 * minutes < self.settings.save_interval * self.per_step
 
     def parts(self) -> list[Part]:
         """The parts of a run that ends, in the order in which they begin."""
@@ -106,6 +114,8 @@ class Schedule:
             parts.append(Part("reading images once", count, read * self.waiting))
         parts.append(Part("steps", steps, steps * self.per_step))
         saved = self.checkpoints()
+        if self.saves_between:
+            saved += int(steps * self.per_step / (60 * self.settings.save_minutes))
         parts.append(Part("checkpoints", saved, saved * costs.checkpoint))
         if self.sample_interval and (drawn := steps // self.sample_interval):
             parts.append(Part("sample grids", drawn, drawn * costs.grid))
@@ -130,7 +140,7 @@ class Schedule:
 
     def most_bytes(self) -> int:
         """Bytes on the disk at most: a checkpoint is removed when the next is complete."""
-        removes = 0 < self.settings.keep_checkpoints < self.checkpoints()
+        removes = self.saves_between or 0 < self.settings.keep_checkpoints < self.checkpoints()
         return self.kept_bytes() + (self.costs.checkpoint_bytes if removes else 0)
 
     def bytes_per_day(self) -> float:
@@ -254,6 +264,7 @@ class Estimate:
             " no end: set --max_steps for the hours of a whole run",
             f"starting {seconds(costs.start)}, a checkpoint {seconds(costs.checkpoint)} every"
             f" {interval} steps"
+            + (f" or {schedule.settings.save_minutes:g} minutes" if schedule.saves_between else "")
             + (
                 f", a grid of samples {seconds(costs.grid)} every {schedule.sample_interval}"
                 if schedule.sample_interval

@@ -21,7 +21,14 @@ from guided_diffusion.runtime.resume import Start
 _FREE = {
     *("data_dir", "seg_dir", "val_data_dir", "train_names", "categories", "init_checkpoint"),
     *("batch_size", "global_batch_size", "microbatch", "num_workers", "cache", "compile", "wandb"),
-    *("log_interval", "save_interval", "save_initial", "keep_checkpoints", "sample_interval"),
+    *(
+        "log_interval",
+        "save_interval",
+        "save_minutes",
+        "save_initial",
+        "keep_checkpoints",
+        "sample_interval",
+    ),
     *("resume_checkpoint", "max_steps", "iterations", "eval_interval", "max_skipped_steps"),
     *("dry_run", "weights_save", "visualize_process"),
 }
@@ -126,7 +133,9 @@ def training_sections(
     contents = data.differences(known) if known else []
     found = settings + contents
     limit = train.max_steps or train.lr_anneal_steps
-    _check(found, start, limit, bool(data.files), folder)
+    longer = flags["lr_anneal_steps"] > before.get("lr_anneal_steps", 0) > 0
+    fixed = [text for text in found if not (longer and text.startswith("lr_anneal_steps "))]
+    _check(found, start, limit, fixed if data.files else [], folder)
     history = list(stored.get("history", []))
     if found:
         time = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -152,13 +161,15 @@ def _exists(named: str) -> bool:
     return False
 
 
-def _check(found: Sequence[str], start: Start, limit: int, labelled: bool, folder: str) -> None:
-    """:raises UserError: for changes that must not be, or that would have no effect."""
+def _check(
+    found: Sequence[str], start: Start, limit: int, fixed: Sequence[str], folder: str
+) -> None:
+    """:raises UserError: for changes that must not be, `fixed`, or that would have no effect."""
     if not found:
         return
-    if labelled:
+    if fixed:
         raise UserError(
-            f"{folder} holds another run ({'; '.join(found)}): choose another --weights_save or"
+            f"{folder} holds another run ({'; '.join(fixed)}): choose another --weights_save or"
             " OPENAI_LOGDIR"
         )
     if limit and start.step >= limit:

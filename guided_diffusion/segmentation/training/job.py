@@ -170,7 +170,8 @@ def origin_of(
 
 def is_complete(interrupted: SavedRun | None, settings: LearningConfig, images: int) -> bool:
     """Whether an earlier run of the same command, on that many images, came to its end."""
-    return interrupted is not None and interrupted["epoch"] >= settings.length(images).epochs
+    done = interrupted["stepper"]["steps"] if interrupted else -1
+    return done >= settings.length(images).steps
 
 
 def start_run(
@@ -208,7 +209,11 @@ def start_run(
     precision, note = choose(settings.precision, use_fp16, began)
     settings = dataclasses.replace(settings, precision=precision)
     origin = dataclasses.replace(origin, settings=settings)
-    for message in filter(None, (*initial.messages, note)):
+    notes = [note] if note else []
+    if interrupted:
+        origin, extended = origin.extended(interrupted)
+        notes += extended
+    for message in (*initial.messages, *notes):
         logger.log(message)
     if files is None:
         logger.log(unknown)

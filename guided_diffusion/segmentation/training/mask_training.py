@@ -176,8 +176,8 @@ class MaskTrainLoop(TrainLoop):
         self.path = path
         super().__init__(**kwargs)
 
-    def save(self) -> None:
-        super().save()
+    def save(self, passing: bool = False) -> None:
+        super().save(passing)
         if dist_util.is_main():
             self._save_model()
 

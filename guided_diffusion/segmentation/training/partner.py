@@ -22,6 +22,9 @@ from guided_diffusion.segmentation.training.loop import InitialNetwork
 from guided_diffusion.segmentation.training.smp_network import smp_network
 from guided_diffusion.segmentation.training.stages import Partner, Settings, Stage, StagedRun
 
+# files of the two in the folder of the stages
+_NETWORKS = ("diffusion.pth", "imagenet.pth")
+
 
 def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) -> Partner:
     """smp's U-Net with an encoder pretrained on ImageNet.
@@ -41,12 +44,26 @@ def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) 
     return Partner(build, lr)
 
 
+def partner_files(settings: LearningConfig) -> list[str]:
+    """What the networks of a `PartnerRun` leave: of each the best, and what resuming needs."""
+    paths = [os.path.join(settings.stages_folder, name) for name in _NETWORKS]
+    return [
+        file
+        for path in paths
+        for file in (path, dataclasses.replace(settings, weights_save=path).last_path)
+    ]
+
+
 class PartnerRun(StagedRun[Settings]):
-    """A run that trains the network and its partner, and keeps both in one model file."""
+    """A run that trains the network and its partner, and keeps both in one model file.
+
+    The networks' own files stay in `segm_logs/stages`, for a longer run to go on from.
+    """
 
     def outcome(self) -> str:
         saved = f"saved {self.settings.weights_save}, both networks in one file"
-        return f"{saved}; curves in {self.settings.stages_folder}"
+        kept = f"{self.settings.stages_folder}, with what training longer needs"
+        return f"{saved}; curves in {kept}"
 
     def stages(self) -> list[tuple[str, Stage]]:
         return [
@@ -56,7 +73,7 @@ class PartnerRun(StagedRun[Settings]):
         ]
 
     def _paths(self) -> list[str]:
-        return [self.path("diffusion.pth"), self.path("imagenet.pth")]
+        return [self.path(name) for name in _NETWORKS]
 
     def _train_own(self, stage: str) -> str | None:
         settings = dataclasses.replace(self.settings, weights_save=self._paths()[0])
@@ -69,14 +86,11 @@ class PartnerRun(StagedRun[Settings]):
         return self.train(self.partner.build, settings, self.data, stage)
 
     def _join(self, stage: str) -> str | None:
-        """Write the model file, then remove what is in it."""
+        """Write the model file."""
         loaded = [load_model(path) for path in self._paths()]
         config, weights = join([(config, model.state_dict()) for model, config, _ in loaded])
         plain = self.origin.to_plain()
         best = {"networks": [values["best"] for *_, values in loaded]}
         checkpoint.save(self.last_path, {"origin": plain})
         save_model(self.settings.weights_save, config, weights, origin=plain, best=best)
-        for path in self._paths():
-            os.remove(path)
-            os.remove(dataclasses.replace(self.settings, weights_save=path).last_path)
         return None
