@@ -37,20 +37,17 @@ class TrainConfig(LoopConfig, DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class InitTrainConfig(TrainConfig):
-    """Training that may begin from a trained network."""
-
-    TITLE = "Training"
+class ConditionalTrainConfig(TrainConfig):
+    """Training."""
 
     init_checkpoint: str = flag(
         "",
-        "trained network to begin a new run from, model*.pt or ema_*.pt of another run or of the"
-        " original package; '': random weights",
+        "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig(InitTrainConfig):
+class PretrainConfig(ConditionalTrainConfig):
     """Training on images alone."""
 
     TITLE = "Training on images alone"
@@ -72,7 +69,7 @@ class PretrainConfig(InitTrainConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedTrainConfig(InitTrainConfig):
+class GuidedTrainConfig(ConditionalTrainConfig):
     """Training."""
 
     seg_dir: str = flag(

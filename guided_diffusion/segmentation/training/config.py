@@ -16,7 +16,7 @@ from guided_diffusion.segmentation.training.learning import (
     FinetuneConfig,
     LearningConfig,
 )
-from guided_diffusion.training.config import InitTrainConfig, TrainConfig
+from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
 
 NETWORKS = ("smp", "unet", "features")
 # default folders
@@ -73,7 +73,7 @@ class BaselineConfig(LearningConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskTrainConfig(InitTrainConfig):
+class MaskTrainConfig(ConditionalTrainConfig):
     """Training."""
 
     init_checkpoint: str = flag(

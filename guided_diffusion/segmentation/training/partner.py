@@ -10,6 +10,7 @@ import os
 
 import torch as th
 
+from guided_diffusion import dist_util
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import imagenet
 from guided_diffusion.runtime import checkpoint
@@ -17,10 +18,14 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
 from guided_diffusion.segmentation.networks.union import join
+from guided_diffusion.segmentation.training.dataset import LabelledImages
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import InitialNetwork
 from guided_diffusion.segmentation.training.smp_network import smp_network
 from guided_diffusion.segmentation.training.stages import Partner, Settings, Stage, StagedRun
+from guided_diffusion.segmentation.training.validation import mean_iou
+
+_NAMES = ("diffusion", "ImageNet")
 
 # files of the two in the folder of the stages
 _NETWORKS = ("diffusion.pth", "imagenet.pth")
@@ -57,18 +62,23 @@ def partner_files(settings: LearningConfig) -> list[str]:
 class PartnerRun(StagedRun[Settings]):
     """A run that trains the network and its partner, and keeps both in one model file.
 
-    The networks' own files stay in `segm_logs/stages`, for a longer run to go on from.
+    With validation images, it keeps the better one alone if that is ahead of both together. The
+    networks' own files stay in `segm_logs/stages`, for a longer run to go on from.
     """
 
+    _scores = ""
+    _kept = "both networks in one file"
+
     def outcome(self) -> str:
-        saved = f"saved {self.settings.weights_save}, both networks in one file"
-        kept = f"{self.settings.stages_folder}, with what training longer needs"
-        return f"{saved}; curves in {kept}"
+        saved = f"saved {self.settings.weights_save}, {self._kept}"
+        stages = f"curves, and what training longer needs, in {self.settings.stages_folder}"
+        return f"{self._scores}{saved}; {stages}"
 
     def stages(self) -> list[tuple[str, Stage]]:
+        own, partner = (f"{name} network" for name in _NAMES)
         return [
-            ("diffusion network", self._train_own),
-            ("ImageNet network", self._train_partner),
+            (own, self._train_own),
+            (partner, self._train_partner),
             ("both in one file", self._join),
         ]
 
@@ -89,8 +99,27 @@ class PartnerRun(StagedRun[Settings]):
         """Write the model file."""
         loaded = [load_model(path) for path in self._paths()]
         config, weights = join([(config, model.state_dict()) for model, config, _ in loaded])
-        plain = self.origin.to_plain()
         best = {"networks": [values["best"] for *_, values in loaded]}
+        if self.data.val is not None:
+            alone = [values["best"]["mean_iou"] for *_, values in loaded]
+            both = self._validate(config, weights, self.data.val)
+            names = [f"{name} network {iou:.4f}" for name, iou in zip(_NAMES, alone)]
+            scores = f"{', '.join(names)}, both together {both:.4f}"
+            self._scores = f"mean IoU on the validation images: {scores}\n"
+            if max(alone) > both:
+                number = alone.index(max(alone))
+                model, config, values = loaded[number]
+                weights, best = model.state_dict(), values["best"]
+                self._kept = f"the {_NAMES[number]} network alone"
+        plain = self.origin.to_plain()
         checkpoint.save(self.last_path, {"origin": plain})
         save_model(self.settings.weights_save, config, weights, origin=plain, best=best)
         return None
+
+    def _validate(
+        self, config: SegmentationConfig, weights: dict[str, th.Tensor], data: LabelledImages
+    ) -> float:
+        """Mean IoU of the union on the validation images."""
+        model = config.build()
+        model.load_state_dict(weights)
+        return mean_iou(model.to(dist_util.dev()), data, 4 * self.settings.batch_size)
