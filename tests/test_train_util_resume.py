@@ -250,10 +250,12 @@ class TestOriginalCheckpoints:
         assert "model000001.pt" in names(tmp_path / "ours")
 
 
-class TestSavingByTheClock:
-    """`save_minutes`, so short that it has passed at every step."""
+# minutes that have passed at every step
+OFTEN = {"save_minutes": 1e-9, "save_interval": 4}
 
-    OFTEN = {"save_minutes": 1e-9, "save_interval": 4}
+
+class TestSavingByTheClock:
+    """`save_minutes`: checkpoints that the next one replaces."""
 
     def test_the_next_checkpoint_replaces_it(self, tmp_path, monkeypatch):
         seen = []
@@ -264,7 +266,7 @@ class TestSavingByTheClock:
             seen.append((loop.step, passing, checkpoint.complete_steps(loop.folder)))
 
         monkeypatch.setattr(TrainLoop, "save", save_and_look)
-        often = run_in(tmp_path / "often", 7, **self.OFTEN)
+        often = run_in(tmp_path / "often", 7, **OFTEN)
         assert seen == [
             (2, True, [2]),
             (3, True, [3]),
@@ -284,7 +286,7 @@ class TestSavingByTheClock:
         whole = run_in(tmp_path / "whole", 9, save_interval=4)
         path = tmp_path / "killed"
         with pytest.raises(KeyboardInterrupt):
-            run_in(path, 9, **self.OFTEN, data=interrupted(7))
+            run_in(path, 9, **OFTEN, data=interrupted(7))
         assert find_start(str(path)).step == 7
         left = run_in(path, 9, save_interval=4)
         assert furthest(weights(left), weights(whole)) == 0
@@ -296,14 +298,14 @@ class TestSavingByTheClock:
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "remove_step", lambda folder, step: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                run_in(tmp_path, 9, **self.OFTEN)
+                run_in(tmp_path, 9, **OFTEN)
         assert checkpoint.complete_steps(str(tmp_path)) == [2, 3]
         run_in(tmp_path, 5, save_interval=4)
         assert checkpoint.complete_steps(str(tmp_path)) == [4, 5]
 
     def test_another_folders_steps_are_not_removed(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
-            run_in(tmp_path / "old", 9, **self.OFTEN, data=interrupted(3))
+            run_in(tmp_path / "old", 9, **OFTEN, data=interrupted(3))
         start = find_start(str(tmp_path / "new"), str(tmp_path / "old/model000003.pt"))
         assert start.state["passing"] == [2, 3]
         loop = new_loop(start=start, folder=str(tmp_path / "new"), max_steps=4)
@@ -313,11 +315,11 @@ class TestSavingByTheClock:
         assert checkpoint.complete_steps(str(tmp_path / "new")) == [2, 4]
 
     def test_few_are_kept(self, tmp_path):
-        run_in(tmp_path, 9, **self.OFTEN, keep_checkpoints=2)
+        run_in(tmp_path, 9, **OFTEN, keep_checkpoints=2)
         assert checkpoint.complete_steps(str(tmp_path)) == [8, 9]
 
     def test_the_clock_of_the_first_rank_counts(self, tmp_path, monkeypatch):
-        loop = new_loop(folder=str(tmp_path), **self.OFTEN)
+        loop = new_loop(folder=str(tmp_path), **OFTEN)
         assert loop._save_due()
         monkeypatch.setattr("guided_diffusion.dist_util.is_main", lambda: False)
         assert not loop._save_due()

@@ -37,17 +37,7 @@ class TrainConfig(LoopConfig, DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConditionalTrainConfig(TrainConfig):
-    """Training."""
-
-    init_checkpoint: str = flag(
-        "",
-        "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig(ConditionalTrainConfig):
+class PretrainConfig(TrainConfig):
     """Training on images alone."""
 
     TITLE = "Training on images alone"
@@ -65,6 +55,21 @@ class PretrainConfig(ConditionalTrainConfig):
     )
     align_weight: float = flag(
         0.5, "weight of the distance to the encoder's features, 0 to 2, in the loss", least=0
+    )
+    init_checkpoint: str = flag(
+        "",
+        "trained network to begin from, adapted to these images: model*.pt or ema_*.pt, also of the"
+        " original package; '': random weights",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionalTrainConfig(TrainConfig):
+    """Training."""
+
+    init_checkpoint: str = flag(
+        "",
+        "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
     )
 
 

@@ -41,7 +41,7 @@ from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.train_util import TrainLoop, find_start
 from guided_diffusion.training.adapting import adapt, read_init, record_of_init, widen
-from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
+from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.history import Contents, training_sections
 from guided_diffusion.unet import ConditionalUNetModel
 
@@ -194,8 +194,8 @@ def open_run(
     if not pairs:
         paths, left_out = list_radiographs(train.data_dir)
     init = None
-    if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:
-        init = read_init(train.init_checkpoint, overrides, kind)
+    if (named := getattr(train, "init_checkpoint", "")) and not start.path:
+        init = read_init(named, overrides, kind)
     stored = _stored_sections(folder, start)
     notes = [f"{len(paths)} images in {train.data_dir}; run folder {folder}"]
     if left_out:
