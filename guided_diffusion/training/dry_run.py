@@ -110,9 +110,9 @@ def _describe(overrides: Overrides, model_type: type[ModelConfig]) -> tuple[AnyR
     data_dir = overrides.get("data_dir")
     paths = list(list_radiographs(data_dir)[0]) if data_dir else []
     train = from_flags(GuidedTrainConfig if guided else PretrainConfig, overrides)
-    if train.init_checkpoint:
+    if named := getattr(train, "init_checkpoint", ""):
         kind = "segmentation_guided" if guided else "diffusion"
-        base = record_of_init(read_init(train.init_checkpoint, overrides, kind), model_type)
+        base = record_of_init(read_init(named, overrides, kind), model_type)
     else:
         base = NetworkRecord(model_type(), DiffusionConfig(), ReadingConfig())
         if "in_channels" not in overrides:

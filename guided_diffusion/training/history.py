@@ -123,12 +123,7 @@ def training_sections(
                 " give the same, or continue from its model*.pt in another folder, with"
                 " OPENAI_LOGDIR and --resume_checkpoint"
             )
-    settings = [
-        text
-        for name, value in flags.items()
-        if name not in _FREE and name in before
-        for text in changes(name, before[name], value)
-    ]
+    settings = changed_settings(before, flags)
     known = stored.get("data")
     contents = data.differences(known) if known else []
     found = settings + contents
@@ -150,6 +145,19 @@ def training_sections(
             " whether they have changed is unknown"
         )
     return {**now, "began": began, "history": history}, notes
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How flags of the training that change what is learnt differ, in words.
+
+    :param before: as config.json holds them; what an older version did not record is left out.
+    """
+    return [
+        text
+        for name, value in now.items()
+        if name not in _FREE and name in before
+        for text in changes(name, before[name], value)
+    ]
 
 
 def _exists(named: str) -> bool:

@@ -43,6 +43,7 @@ from guided_diffusion.train_util import TrainLoop, find_start
 from guided_diffusion.training.adapting import adapt, read_init, record_of_init, widen
 from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.history import Contents, training_sections
+from guided_diffusion.training.unnamed import DATED, notes_on
 from guided_diffusion.unet import ConditionalUNetModel
 
 Network = TypeVar("Network", bound=NetworkConfig)
@@ -151,7 +152,7 @@ def precision_of(precision: str, use_fp16: bool) -> str:
 
 def run_folder() -> str:
     """OPENAI_LOGDIR, or `runs/<date>-<time>` under the current folder; the same on all ranks."""
-    folder = os.environ.get("OPENAI_LOGDIR") or datetime.now().strftime("runs/%Y%m%d-%H%M%S")
+    folder = os.environ.get("OPENAI_LOGDIR") or datetime.now().strftime(f"runs/{DATED}")
     return dist_util.broadcast_object(expand_path(folder))
 
 
@@ -185,6 +186,7 @@ def open_run(
     """
     train = check_training_flags(train_type, overrides)
     instead = "choose another --weights_save" if folder else "set OPENAI_LOGDIR to another folder"
+    named_by_user = folder or overrides.get("output") or os.environ.get("OPENAI_LOGDIR")
     folder = folder or run_folder()
     check_output(folder, folder=True)
     if dist_util.is_main():
@@ -235,6 +237,8 @@ def open_run(
         own = stored if bf.dirname(start.path) == bf.dirname(bf.join(folder, "model.pt")) else None
         config, said = training_sections(train, data, start, own, folder, dist_util.world_size())
         notes += said
+        if not named_by_user:
+            notes[1:1] = notes_on(folder, record, kind, config)
 
     also = ("wandb",) if train.wandb else ()
     logger.configure(folder, resume_step=start.step, comm=dist_util.Comm(), also=also)
