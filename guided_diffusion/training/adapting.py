@@ -77,10 +77,12 @@ def record_of_init(
 ) -> NetworkRecord[Network]:
     """What the flags leave open: as the unconditional network, whose classes give way.
 
-    :param reading: of the images; only its `resize` counts.
+    :param reading: of the images; only its `resize` counts, in place of a crop.
     """
     fields = {**dataclasses.asdict(init.model), "class_cond": False, "cond_drop_prob": 0.0}
-    resize = reading.resize if reading else init.reading.resize
+    resize = init.reading.resize
+    if reading is not None and resize == "crop":
+        resize = reading.resize
     return NetworkRecord(
         from_mapping(model_type, fields),
         init.diffusion,

@@ -177,7 +177,8 @@ def open_run(
     :param kind: of the network; see `trained.KINDS`.
     :param model_type: the configuration of such networks.
     :param train_type: the configuration of their training.
-    :param reading: default reading of images; with --init_checkpoint only its `resize` counts.
+    :param reading: default reading of images; with --init_checkpoint only its `resize` counts, in
+        place of a crop.
     :param repeats: whether a step may use an image several times.
     :param folder: of the run; by default `run_folder()`.
     :param files: contents of a few labelled images; the run then refuses others.

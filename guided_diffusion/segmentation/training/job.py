@@ -77,12 +77,23 @@ def reading_of_pairs(
     """
     default = "pad" if pretrained.resize == "crop" else pretrained.resize
     reading = from_flags(ReadingConfig, overrides, dataclasses.replace(pretrained, resize=default))
+    return reading, about_reading(reading, pretrained, "resize" not in overrides)
+
+
+def about_reading(
+    reading: ReadingConfig, pretrained: ReadingConfig, padded_by_default: bool
+) -> list[str]:
+    """How images are read otherwise than in pretraining, in lines of the log."""
     messages = []
-    if reading.resize != pretrained.resize:
-        messages.append(f"--resize {reading.resize}; the pretraining read with {pretrained.resize}")
+    for name in vars(reading):
+        now, before = getattr(reading, name), getattr(pretrained, name)
+        if name != "in_channels" and now != before:
+            messages.append(f"--{name} {now}; the pretraining read with {before}")
+            if name == "resize" and padded_by_default:
+                messages[-1] += ", which would cut off parts that carry labels"
     if reading.resize == "crop":
         messages.append("--resize crop: what it cuts off is neither learnt nor predicted")
-    return reading, messages
+    return messages
 
 
 def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig) -> TrainingData:
