@@ -19,7 +19,13 @@ from guided_diffusion.networks.precision import choose
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.segmentation.categories import Category, ClassTable, resolve_categories
+from guided_diffusion.segmentation.categories import (
+    Category,
+    ClassTable,
+    load_categories,
+    resolve_categories,
+    table_of_masks,
+)
 from guided_diffusion.segmentation.model_file import swaps_of_training
 from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.dataset import (
@@ -46,7 +52,21 @@ from guided_diffusion.segmentation.training.unlabelled import load_unlabelled
 def find_table(
     folders: Folders, number: int, path: str, binary: bool, ignore_index: int
 ) -> ClassTable:
-    """The class table that the flags ask for, or else one for the classes in all masks."""
+    """The class table that the flags ask for, or that of the masks' folder, or else one for the
+    classes in all masks.
+
+    :raises UserError: if that of the folder does not list all classes of the masks.
+    """
+    beside = "" if path or number or binary else table_of_masks(folders.train[1])
+    if beside:
+        table = load_categories(beside)
+        count = 0 if table.ignored else count_classes(folders.pairs, ignore_index)
+        if count > len(table):
+            raise UserError(
+                f"{beside} lists {len(table)} classes, but the masks hold the value {count - 1}:"
+                " correct one of them, or name another table with --categories"
+            )
+        return table.ignoring(ignore_index)
     return resolve_categories(
         lambda: count_classes(folders.pairs, ignore_index), number, path, binary, ignore_index
     )
