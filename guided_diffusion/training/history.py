@@ -96,15 +96,16 @@ def training_sections(
         flags name.
     """
     flags = dataclasses.asdict(train) | {"global_batch": train.batch_size * ranks}
-    named = getattr(train, "init_checkpoint", "") or train.resume_checkpoint
-    is_file = named not in ("", "auto", "none") and bf.dirname(named) != folder
+    init = getattr(train, "init_checkpoint", "")
+    named = init or train.resume_checkpoint
+    is_file = bool(init) or (named not in ("", "auto", "none") and bf.dirname(named) != folder)
     now = {"training": flags, "data": dataclasses.asdict(data), "began": {}, "history": []}
     if stored is None:
         if is_file:
             now["began"] = {"checkpoint": named, "contents": digest(named)}
         return now, []
     began = stored.get("began", {})
-    if getattr(train, "init_checkpoint", "") and began == {} and "began" in stored:
+    if init and began == {} and "began" in stored:
         raise UserError(
             f"{folder} holds a run that did not begin from --init_checkpoint {named}: set"
             " OPENAI_LOGDIR (or --weights_save) to another place, or omit the flag"
