@@ -46,7 +46,7 @@ def _how(folder: str) -> str:
     """What resumes the run in a folder, in words."""
     variable = f"OPENAI_LOGDIR={shlex.quote(folder)}"
     if dist_util.world_size() > 1:
-        return f"to resume, set {variable} and give it again"
+        return f"to resume, give the same command with {variable}"
     return f"to resume: {variable} python {shlex.join(sys.argv)}"
 
 
