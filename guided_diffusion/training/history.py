@@ -107,8 +107,8 @@ def training_sections(
     began = stored.get("began", {})
     if init and began == {} and "began" in stored:
         raise UserError(
-            f"{folder} holds a run that did not begin from --init_checkpoint {named}: set"
-            " OPENAI_LOGDIR (or --weights_save) to another place, or omit the flag"
+            f"{folder} holds a run that did not begin from --init_checkpoint {named}: omit the"
+            " flag, or name another folder with --output (or --weights_save)"
         )
     if is_file and began and _exists(named) and digest(named) != began["contents"]:
         raise UserError(
@@ -184,6 +184,6 @@ def _check(
     if limit and start.step >= limit:
         raise UserError(
             f"{folder} holds a complete run of {start.step} steps, so the changes would have no"
-            f" effect ({'; '.join(found)}): set OPENAI_LOGDIR to another folder, or raise the"
+            f" effect ({'; '.join(found)}): name another folder with --output, or raise the"
             " number of steps to continue it"
         )

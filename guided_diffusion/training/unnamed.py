@@ -44,10 +44,10 @@ def notes_on(folder: str, record: NetworkRecord, kind: str, config: Mapping[str,
 
 def _how(folder: str) -> str:
     """What resumes the run in a folder, in words."""
-    variable = f"OPENAI_LOGDIR={shlex.quote(folder)}"
+    flag = f"--output {shlex.quote(folder)}"
     if dist_util.world_size() > 1:
-        return f"to resume, give the same command with {variable}"
-    return f"to resume: {variable} python {shlex.join(sys.argv)}"
+        return f"to resume, give the same command with {flag}"
+    return f"to resume: python {shlex.join(sys.argv)} {flag}"
 
 
 def find_unfinished(

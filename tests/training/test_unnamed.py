@@ -47,24 +47,23 @@ def _interrupt() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_command_that_resumes_is_logged_and_resumes(train, monkeypatch):
+def test_the_command_that_resumes_is_logged_and_resumes(train):
     code, said = train(1, stop=True)
     assert code == EXIT_STOPPED, said
     first = "runs/20260101-010000"
-    how = re.search(r"begins anew; to resume: OPENAI_LOGDIR=(\S+) python (.*)", said)
-    assert how[1] == first
+    how = re.search(r"begins anew; to resume: python (.* --output (\S+))", said)
+    assert how[2] == first
     assert "unfinished" not in said
 
     assert "unfinished" not in train(2, "--max_steps", 2)[1]  # it has done as many already
     code, said = train(3, stop=True)
-    found = re.search(r"(\S+) holds an unfinished run .* step 2: .*OPENAI_LOGDIR=(\S+) ", said)
+    found = re.search(r"(\S+) holds an unfinished run .* step 2: .* --output (\S+)", said)
     assert found.groups() == ("runs/20260101-020000",) * 2
     assert train(4)[0] == 0
     # the newest of the same is complete by now
     assert "unfinished" not in train(5)[1]
 
-    monkeypatch.setenv("OPENAI_LOGDIR", first)
-    script, *flags = shlex.split(how[2])
+    script, *flags = shlex.split(how[1])
     ended = run_script(Path(script).name, *flags)
     assert ended.code == 0, ended.err
     assert "at step 2" in ended.out + ended.err

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import ending, is_pattern
-from guided_diffusion.runtime import packed
-from guided_diffusion.runtime.devices import named_device
+from guided_diffusion.runtime import messages, packed
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import (
     ClassTable,
+    check_same_classes,
     generic_categories,
     load_categories,
     table_of_masks,
@@ -41,7 +41,8 @@ class Source:
     def from_model(self, model: str, images: str) -> tuple[Iterator[MaskPair], ClassTable | None]:
         """A model's masks, and the class table: that of --categories, or else the model's."""
         config = self.config
-        predictor = self.averaging.load(model, named_device(config.device))
+        predictor = self.averaging.load(model)
+        messages.begin_work()
         if self.categories and len(self.categories) != len(predictor.categories):
             raise UserError(
                 f"{model} predicts {len(predictor.categories)} classes, not "
@@ -93,15 +94,15 @@ def table_of_both(predicted: str, true: str) -> ClassTable | None:
     if not tables:
         return None
     # a network that was trained without a table has made up its names
-    names = [[c.name for c in table] for table in tables]
-    made_up = [c.name for c in generic_categories(len(tables[0]))]
-    known = [own for own in names if own != made_up] or names
-    if len({tuple(map(str.casefold, own)) for own in known}) > 1 or len(set(map(len, names))) > 1:
-        raise UserError(
-            f"{files[0]} lists the classes {', '.join(names[0])}, and {files[-1]}"
-            f" {', '.join(names[-1])}: name the table that is right for both with --categories"
-        )
-    return ClassTable(tables[names.index(known[0])], tables[-1].ignored)
+    named = [
+        table
+        for table in tables
+        if [c.name for c in table] != [c.name for c in generic_categories(len(table))]
+    ]
+    if len(tables) == 2 and (len(named) != 1 or len(tables[0]) != len(tables[1])):
+        remedy = "name the table that is right for both with --categories"
+        check_same_classes(tables[0], tables[1], files, remedy)
+    return ClassTable((named or tables)[0], tables[-1].ignored)
 
 
 def is_model(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from guided_diffusion.runtime.files import (
     save_json,
     write_csv,
 )
+from guided_diffusion.runtime.messages import say, warn
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
@@ -31,6 +33,7 @@ from guided_diffusion.segmentation.categories import (
     TABLE_NAME,
     Category,
     categories_for,
+    check_same_classes,
     load_categories,
     to_plain,
 )
@@ -130,13 +133,13 @@ class Job:
                 bar.update()
                 self._show(written.result)
         for error in skipped:
-            print(f"skipped: {error}")
+            warn(f"skipped: {error}")
         if not rows and not stop.requested:
             raise UserError(f"none of the {len(items)} files can be read; see the lines above")
         if rows:
             self._summarise(rows, report)
         if stop.requested:
-            print(f"stopped by {stop.requested} after {len(rows)} of {len(items)} radiographs")
+            say(f"stopped by {stop.requested} after {len(rows)} of {len(items)} radiographs")
             return EXIT_STOPPED
         if self.next:
             self.next.write()
@@ -217,8 +220,8 @@ class Job:
             report.write(os.path.join(self.output, "report.html"), facts)
         print(f"{len(rows)} radiographs segmented; results in {os.path.abspath(self.output)}")
         if others := masks_of_others(self.output, [row["name"] for row in rows]):
-            print(
-                f"warning: {len(others)} masks there are of an earlier command, not in areas.csv,"
+            warn(
+                f"{len(others)} masks there are of an earlier command, not in areas.csv,"
                 f" such as MASK/{others[0]}"
             )
 
@@ -239,7 +242,7 @@ class Job:
                     print(describe(written.row, self.categories))
                     self._show(written.result)
             except UserError as error:
-                print(f"error: {error}")
+                print(f"error: {error}", file=sys.stderr)
 
 
 def predict(
@@ -262,7 +265,8 @@ def predict(
         )
     _check_correcting(correcting, config)
     config = dataclasses.replace(config, model=paths.model)
-    predictor = averaging.on(dist_util.dev()).load(paths.model, dist_util.dev())
+    device = dist_util.open_device()
+    predictor = averaging.on(device).load(paths.model, device)
     categories = predictor.categories
     if config.categories:
         categories = categories_for(len(categories), config.categories)
@@ -304,14 +308,9 @@ def predict(
 
 def _check_table(path: str, categories: Sequence[Category]) -> None:
     """:raises UserError: if there is a class table of other classes."""
-    if not os.path.exists(path):
-        return
-    ours, theirs = ([c.name for c in table] for table in (categories, load_categories(path)))
-    if ours != theirs:
-        raise UserError(
-            f"{path} lists the classes {', '.join(theirs)}, the model has {', '.join(ours)}:"
-            " choose another OUTPUT, or remove the file if the masks there are to be replaced"
-        )
+    if os.path.exists(path):
+        remedy = "choose another OUTPUT, or remove the file if its masks are to be replaced"
+        check_same_classes(load_categories(path), categories, (path, "the model"), remedy)
 
 
 def _check_correcting(correcting: LabelNextConfig, config: PredictConfig) -> None:

@@ -158,7 +158,8 @@ class Finetuner:
                     self._validate()
                 row = logger.dumpkvs()
                 bar.update()
-                bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_mean_dice") if k in row})
+                shown = {k: f"{row[k]:.3f}" for k in ("loss", "val_mean_dice") if k in row}
+                bar.set_postfix(shown, refresh=False)
                 if time.monotonic() - saved_at > SAVE_EVERY and not is_last:
                     self.save()
                     saved_at = time.monotonic()
