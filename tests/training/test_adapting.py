@@ -93,8 +93,8 @@ def test_a_run_adapts_resumes_and_refuses(script, tmp_path, monkeypatch):
     ended = script("image_train.py", *flags, "--init_checkpoint", path, "--in_channels", 1)
     assert ended.code == 0, ended.err
     for said in ("new: nothing", "image_size 32 instead of 16", "in_channels 1 instead of 3"):
-        assert said in ended.out
-    assert "resize 'pad' instead of 'crop'" in ended.out
+        assert said in ended.err
+    assert "resize 'pad' instead of 'crop'" in ended.err
     config = json.loads((tmp_path / "run/config.json").read_text())
     network = {name: config["model"][name] for name in ("num_channels", "num_heads", "image_size")}
     assert network == {"num_channels": 16, "num_heads": 2, "image_size": 32}
@@ -106,7 +106,7 @@ def test_a_run_adapts_resumes_and_refuses(script, tmp_path, monkeypatch):
     path.rename(path.with_name("moved.pt"))
     ended = script("image_train.py", *again)
     assert ended.code == 0, ended.err
-    assert "at step 1" in ended.out
+    assert "at step 1" in ended.err
     path.with_name("moved.pt").rename(path)
     weights = checkpoint.load(str(path))
     th.save({k: v + 1 for k, v in weights.items()}, path)
@@ -155,8 +155,8 @@ def test_files_of_the_original_package_are_described_by_the_flags(script, tmp_pa
     assert (ended.code, "--use_new_attention_order" in ended.err) == (2, True), ended.err
     ended = script("image_train.py", *flags, *PROCESS, *SHAPELESS)
     assert ended.code == 0, ended.err
-    assert "--in_channels 1 would adapt the network to them" in ended.out
-    assert "the embedding of the mean of its 5 classes" in ended.out
+    assert "--in_channels 1 would adapt the network to them" in ended.err
+    assert "the embedding of the mean of its 5 classes" in ended.err
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["model"]["attention_resolutions"] == "16"
     assert config["model"]["class_cond"] is False

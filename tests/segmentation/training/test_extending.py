@@ -36,7 +36,7 @@ def test_a_longer_run_goes_on_as_if_it_had_been_so_from_the_start(train, command
     assert train(*constant, "--steps", 4, command=command).code == 0
     ended = train(*constant, "--steps", 8, command=command)
     assert ended.code == 0, ended.err
-    assert "extended from 4 to 8 steps, now at step 4" in ended.out
+    assert "extended from 4 to 8 steps, now at step 4" in ended.err
     assert train(*constant, "--steps", 8, name="whole", command=command).code == 0
     assert same(weights("segm_last.pth"), weights("whole_last.pth"))
     assert steps_of("segm") == [2, 4, 8]  # an epoch of the longer run has 4 steps
@@ -57,7 +57,7 @@ def test_the_rate_follows_the_longer_schedule_and_kills_change_nothing(train, mo
         assert train("--epochs", 2, "--lr", 1e-3, "--warmup", 0, name=name).code == 0
     ended = extend("segm")
     assert ended.code == 0, ended.err
-    assert "from here on, 0.00075 instead of 0" in ended.out
+    assert "from here on, 0.00075 instead of 0" in ended.err
     save = loop.Finetuner.save
     with monkeypatch.context() as patch:
 
@@ -69,7 +69,7 @@ def test_the_rate_follows_the_longer_schedule_and_kills_change_nothing(train, mo
         patch.setattr(loop.Finetuner, "save", save_and_crash)
         assert extend("killed").code == 130
     ended = extend("killed")
-    assert (ended.code, "extended" in ended.out) == (0, False), ended.out
+    assert (ended.code, "extended" in ended.err) == (0, False), ended.err
     assert same(weights("segm_last.pth"), weights("killed_last.pth"))
     assert same(weights("segm.pth"), weights("killed.pth"))
     assert th.load("killed_last.pth")["origin"]["extended"] == [2]
@@ -101,7 +101,7 @@ def test_a_mask_diffusion_goes_on_with_more_steps(script, split, tmp_path):
     assert run(1).code == 0
     ended = run(2)
     assert ended.code == 0, ended.err
-    assert "changed at step 1: lr_anneal_steps 2 instead of 1" in ended.out
+    assert "changed at step 1: lr_anneal_steps 2 instead of 1" in ended.err
     assert th.load("m.pth")["step"] == 2
     ended = run(3, "--lr", 0.5)
     assert (ended.code, "lr 0.5 instead of" in ended.err) == (2, True), ended.err
