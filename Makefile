@@ -1,5 +1,6 @@
 # make demo   set up, then pretrain, fine-tune, predict and evaluate on generated radiographs
 # make bitewings   set up, then run the commands of docs/first-week.md at toy size
+# make loop   set up, then play the labelling loop of docs/labelling.md on generated radiographs
 # make test   set up, then run the tests
 # make lint   check style, types and who imports whom
 
@@ -8,7 +9,7 @@ VENV := .venv
 # one thread a test process, a process a core
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo bitewings test lint clean
+.PHONY: setup demo bitewings loop test lint clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +24,9 @@ demo: setup
 bitewings: setup
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/bitewings.sh bitewings
 
+loop: setup
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/loop.sh loop
+
 test: setup
 	$(TEST) -n auto --dist loadfile --no-loadscope-reorder
 
@@ -33,4 +37,4 @@ lint: setup
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf demo bitewings .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf demo bitewings loop .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -19,7 +19,6 @@ ANNOTATIONS = [
     "pynrrd>=1.1.3",
     "nibabel>=5.4.2",
     "defusedxml>=0.7.1",
-    "pyyaml>=6.0.4",
     "highdicom>=0.27",
 ]
 # networks that others have shared
@@ -71,6 +70,7 @@ setup(
         "pydicom>=3.0",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
+        "pyyaml>=6.0.4",
     ],
     extras_require={
         "test": [

@@ -26,8 +26,9 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.preparation.phantoms import write_dataset
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training import diffusion, guidance
 from guided_diffusion.training.config import GuidedTrainConfig
@@ -43,13 +44,18 @@ class Settings:
 
     TITLE = "Benchmark"
 
-    data_dir: str = flag("", "folder of images; '': 200 generated ones of 300x300 pixels")
-    steps: int = flag(30, "steps of the real run", least=2)
-    clock: str = flag(
-        "wall", "wall, or cpu: processor time, steadier on a busy CPU", choices=tuple(CLOCKS)
+    data_dir: str = flag(
+        "", "folder of images; '': 200 generated ones of 300x300 pixels", basic=True
     )
-    more: str = flag("", "further flags for both runs, in quotes")
-    json: str = flag("", "also write the results to this JSON file")
+    steps: int = flag(30, "steps of the real run", least=2, basic=True)
+    clock: str = flag(
+        "wall",
+        "wall, or cpu: processor time, steadier on a busy CPU",
+        choices=tuple(CLOCKS),
+        basic=True,
+    )
+    more: str = flag("", "further flags for both runs, in quotes", basic=True)
+    json: str = flag("", "also write the results to this JSON file", basic=True)
 
 
 def main() -> int:

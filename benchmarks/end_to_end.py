@@ -20,8 +20,9 @@ from guided_diffusion.image_datasets import load_data, sample_is_grey
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.train_util import TrainLoop
 
 
@@ -29,12 +30,12 @@ from guided_diffusion.train_util import TrainLoop
 class Settings(measuring.Settings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    batch_size: int = flag(8, "images per step")
-    microbatch: int = flag(-1, "images per forward pass; -1: the whole batch")
-    steps: int = flag(20, "steps to time")
-    precision: str = flag("fp32", "fp32, fp16 or bf16")
-    cache: str = flag("ram", "none, ram or disk")
-    num_workers: int = flag(1, "data loader processes")
+    batch_size: int = flag(8, "images per step", basic=True)
+    microbatch: int = flag(-1, "images per forward pass; -1: the whole batch", basic=True)
+    steps: int = flag(20, "steps to time", basic=True)
+    precision: str = flag("fp32", "fp32, fp16 or bf16", basic=True)
+    cache: str = flag("ram", "none, ram or disk", basic=True)
+    num_workers: int = flag(1, "data loader processes", basic=True)
 
 
 def main() -> int:

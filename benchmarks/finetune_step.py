@@ -16,8 +16,9 @@ import torch as th
 from guided_diffusion import logger
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.segmentation.training.augment import Augmentation
 from guided_diffusion.segmentation.training.dataset import LabelledImages, training_batches
 from guided_diffusion.segmentation.training.losses import SegmentationLoss
@@ -41,10 +42,10 @@ IMAGES = 10  # labelled
 class Settings(measuring.TimedSettings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    batch_sizes: str = flag("2,8", "images per step of fine-tuning, comma-separated")
-    pretrain_batch: int = flag(8, "images per step of pretraining", least=1)
-    augmentation: str = flag("medium", "see finetune.py")
-    classes: int = flag(5, "output channels of the segmentation network", least=2)
+    batch_sizes: str = flag("2,8", "images per step of fine-tuning, comma-separated", basic=True)
+    pretrain_batch: int = flag(8, "images per step of pretraining", least=1, basic=True)
+    augmentation: str = flag("medium", "see finetune.py", basic=True)
+    classes: int = flag(5, "output channels of the segmentation network", least=2, basic=True)
 
 
 def labelled(config: ModelConfig, classes: int) -> LabelledImages:

@@ -15,8 +15,9 @@ import torch as th
 
 from guided_diffusion.kernels import library
 from guided_diffusion.nn import conv_nd, normalization
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag, from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.unet import QKVAttentionLegacy
 
 CONVOLUTIONS = ((64, 64), (128, 32), (192, 16), (256, 8))  # channels, side
@@ -28,9 +29,11 @@ ATTENTION = ((4, 1024, 32), (6, 256, 32), (8, 64, 32), (4, 1024, 64))  # heads, 
 class Settings(measuring.Settings):
     """Benchmark settings."""
 
-    precision: str = flag("fp32,bf16", "comma-separated; those slower than fp32 here are skipped")
-    batch_size: int = flag(8, "images", least=1)
-    rounds: int = flag(9, "timings per case; the median is reported", least=1)
+    precision: str = flag(
+        "fp32,bf16", "comma-separated; those slower than fp32 here are skipped", basic=True
+    )
+    batch_size: int = flag(8, "images", least=1, basic=True)
+    rounds: int = flag(9, "timings per case; the median is reported", least=1, basic=True)
 
 
 def call(layer: Callable[..., th.Tensor], x: th.Tensor, precision: str) -> Callable[[], None]:

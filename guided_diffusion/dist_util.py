@@ -5,7 +5,8 @@ or alone, which needs neither MPI nor a process group. All ranks use NCCL on CUD
 the CPU; a second Gloo group carries small messages (the "control group").
 
 Environment variables:
-    GUIDED_DIFFUSION_DEVICE   cpu or cuda; by default cuda where a GPU is visible
+    GUIDED_DIFFUSION_DEVICE   cpu, cuda, cuda:N or mps; by default cuda where a GPU is visible. The
+                              flag --device of the commands goes before it
     GUIDED_DIFFUSION_TIMEOUT  seconds a collective call may wait; by default 1800
 """
 
@@ -21,8 +22,8 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from .runtime import checkpoint
-from .runtime.devices import device_type, share_cores, usable_cores
+from .runtime import checkpoint, messages, session
+from .runtime.devices import chosen_device, described, share_cores, usable_cores
 from .runtime.errors import UserError
 from .runtime.failure import Watch, describe, leave
 from .runtime.launch import find_launch
@@ -61,9 +62,10 @@ def setup_dist(timeout_s: float | None = None) -> None:
             $GUIDED_DIFFUSION_TIMEOUT, else 1800.
 
     Raises:
-        UserError: mpi4py does not work under mpiexec; more ranks than visible GPUs on a node; GPUs
-            on some nodes only; a rank does not start. Where all ranks find the same error, it is
-            raised on rank 0 and the others exit silently with code 2, so that it is printed once.
+        UserError: mpi4py does not work under mpiexec; no such device; more ranks than visible GPUs
+            on a node; GPUs on some nodes only; a rank does not start. Where all ranks find the same
+            error, it is raised on rank 0 and the others exit silently with code 2, so that it is
+            printed once.
     """
     global _world
     if _world is not None:
@@ -71,16 +73,30 @@ def setup_dist(timeout_s: float | None = None) -> None:
     keep_freed_memory()
     timeout_s = _default_timeout() if timeout_s is None else timeout_s
     meeting = meet(find_launch(os.environ))
-    if meeting is None:
-        device_type()  # raises for an impossible GUIDED_DIFFUSION_DEVICE
-        return
-    _world = _form_group(meeting, timeout_s)
-    atexit.register(_at_exit)
+    if meeting is not None:
+        _world = _form_group(meeting, timeout_s)
+        atexit.register(_at_exit)
+    open_device()
 
 
 def dev() -> th.device:
     """The device of this rank."""
-    return th.device(device_type()) if _world is None else _world.device
+    return chosen_device() if _world is None else _world.device
+
+
+def open_device() -> th.device:
+    """The device of this rank; a command says which it is, before anything else.
+
+    Raises:
+        UserError: --device or GUIDED_DIFFUSION_DEVICE names one that is not there.
+    """
+    device = dev()
+    if device.index is not None:
+        th.cuda.set_device(device)
+    if session.current().command and is_main():
+        ranks = f"; {world_size()} ranks" if world_size() > 1 else ""
+        messages.announce(f"device: {described(device)}{ranks}")
+    return device
 
 
 def rank() -> int:

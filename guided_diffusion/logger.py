@@ -10,7 +10,6 @@ The folder may be any path that blobfile can write; see runtime/log_formats.py.
 import datetime
 import os
 import os.path as osp
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
-from .runtime import run_lock
+from .runtime import messages, run_lock, session
 from .runtime.files import is_local, writing
 from .runtime.log_formats import (  # noqa: F401 - names of this module in the original too
     CSVOutputFormat,
@@ -43,6 +42,8 @@ ERROR = 40
 DISABLED = 50
 
 DEFAULT_FORMATS = "stdout,log,csv,tensorboard"
+# results of commands are on standard output
+COMMAND_FORMATS = "stderr,log,csv,tensorboard"
 DEFAULT_FORMATS_OTHER_RANKS = "log"
 
 # An unfinished row as plain values: name -> (sum, count) of a mean, or (value, 0) of a plain value.
@@ -154,9 +155,11 @@ class Logger:
     def log(self, *args: Any, level: int = INFO) -> None:
         """Write a message unless `level` is below the logger's own."""
         if self.level <= level:
+            words = [str(arg) for arg in args]
+            hidden = level < WARN and messages.hidden(" ".join(words))
             for output in self.output_formats:
-                if isinstance(output, SeqWriter):
-                    output.writeseq([str(arg) for arg in args])
+                if isinstance(output, SeqWriter) and not (hidden and output.on_screen):
+                    output.writeseq(words)
 
     def set_level(self, level: int) -> None:
         self.level = level
@@ -182,7 +185,7 @@ class Logger:
 def get_current() -> Logger:
     """The logger used by the functions of this module; before `configure`, one to the screen."""
     if Logger.CURRENT is None:
-        Logger.CURRENT = Logger(None, [HumanOutputFormat(sys.stdout)])
+        Logger.CURRENT = Logger(None, [HumanOutputFormat(messages.log_stream())])
     return Logger.CURRENT
 
 
@@ -246,6 +249,17 @@ def pending_of_rank(gathered: Sequence[Pending], rank: int, num_ranks: int) -> P
 def log(*args: Any, level: int = INFO) -> None:
     """Write a message, its words separated by spaces, unless `level` is below the logger's own."""
     get_current().log(*args, level=level)
+
+
+def result(text: str) -> None:
+    """Write a message that is a command's result: to standard output, and to the log's files."""
+    if not session.current().command:
+        log(text)
+        return
+    with session.changed(quiet=True):
+        log(text)
+    if get_rank_without_mpi_import() == 0:
+        print(text, flush=True)
 
 
 def debug(*args: Any) -> None:
@@ -360,8 +374,9 @@ def _open_logger(
     if rank > 0:
         log_suffix += f"-rank{rank:03d}"
     if format_strs is None:
+        main = COMMAND_FORMATS if session.current().command else DEFAULT_FORMATS
         variable, default = (
-            ("OPENAI_LOG_FORMAT", DEFAULT_FORMATS)
+            ("OPENAI_LOG_FORMAT", main)
             if rank == 0
             else ("OPENAI_LOG_FORMAT_MPI", DEFAULT_FORMATS_OTHER_RANKS)
         )
@@ -388,9 +403,10 @@ def configure(
     Args:
         dir: the folder; by default $OPENAI_LOGDIR, else runs/DATE-TIME in the current folder (with
             several ranks, pass rank 0's choice to all).
-        format_strs: any of stdout, tqdm (messages only, printed above a progress bar), log, json,
-            csv, tensorboard, wandb; by default $OPENAI_LOG_FORMAT, else stdout, log, csv and
-            tensorboard. On ranks other than 0, $OPENAI_LOG_FORMAT_MPI, else a log file per rank.
+        format_strs: any of stdout, stderr, tqdm (messages only, on stderr), log, json, csv,
+            tensorboard, wandb; by default $OPENAI_LOG_FORMAT, else stdout (in the commands stderr),
+            log, csv and tensorboard. On ranks other than 0, $OPENAI_LOG_FORMAT_MPI, else a log file
+            per rank.
         comm: average rows over its ranks; see Logger.
         log_suffix: part of the file names.
         resume_step: the step from which the run continues; see CSVOutputFormat. None: only append.

@@ -6,13 +6,19 @@ classifier on frozen features. Their files work with predict.py and evaluate.py.
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
+from guided_diffusion.runtime.command_line import CommandParser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import parse_flags
+from guided_diffusion.runtime.process_flags import begin
 from guided_diffusion.segmentation.training.config import baseline_flags
 
 
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return baseline_flags(__doc__)
+
+
 def main() -> int:
-    overrides = parse_flags(baseline_flags(__doc__))
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.training.baselines import prepare
     from guided_diffusion.segmentation.training.job import require_one_process, train

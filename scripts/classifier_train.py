@@ -4,16 +4,30 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import make_parser, parse_flags
-from guided_diffusion.training.config import ClassifierTrainConfig
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
+from guided_diffusion.training.config import ClassifierTrainConfig, RunFolderConfig
+
+
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return make_parser(
+        __doc__,
+        ClassifierTrainConfig,
+        ClassifierConfig,
+        Part(
+            DiffusionConfig,
+            ignored=["learn_sigma", "predict_xstart", "use_kl", "rescale_learned_sigmas"],
+        ),
+        ReadingConfig,
+        RunFolderConfig,
+        ProcessConfig,
+    )
 
 
 def main() -> int:
-    parser = make_parser(
-        __doc__, ClassifierTrainConfig, ClassifierConfig, DiffusionConfig, ReadingConfig
-    )
-    overrides = parse_flags(parser)
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.training.classifier import train

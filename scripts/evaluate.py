@@ -6,23 +6,27 @@ evaluate.py IMAGES TRUE_MASKS --compare A.pth B.pth is B better than A?
 evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B    the same, for two folders of masks
 """
 
-import argparse
-
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 
 
-def main() -> None:
-    parser = make_parser(__doc__, EvaluateConfig, AveragingConfig)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, EvaluateConfig, AveragingConfig, ProcessConfig)
+    flags.add_argument(
         "arguments", nargs="*", metavar="PREDICTED_MASKS|IMAGES TRUE_MASKS", help="see above"
     )
-    overrides = parse_flags(parser, intermixed=True)
+    return flags
+
+
+def main() -> None:
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.evaluation.job import run
 

@@ -2,14 +2,44 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.config import (
+    FROM_CHECKPOINT,
+    IN_SHAPES,
+    OF_TRAINING,
+    READ,
+    DiffusionConfig,
+    ModelConfig,
+)
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import LikelihoodConfig
 
 
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return make_parser(
+        __doc__,
+        LikelihoodConfig,
+        Part(
+            ModelConfig,
+            FROM_CHECKPOINT,
+            title=f"Network {READ}",
+            ignored=[*IN_SHAPES, *OF_TRAINING],
+        ),
+        Part(
+            DiffusionConfig,
+            FROM_CHECKPOINT,
+            title=f"Diffusion process {READ}",
+            ignored=OF_TRAINING,
+        ),
+        ProcessConfig,
+    )
+
+
 def main() -> int:
-    overrides = parse_flags(make_parser(__doc__, LikelihoodConfig, ModelConfig, DiffusionConfig))
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.networks.trained import read_trained

@@ -3,14 +3,46 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.networks.conditional import GuidedConfig
-from guided_diffusion.networks.config import DiffusionConfig
+from guided_diffusion.networks.config import (
+    FROM_CHECKPOINT,
+    IN_SHAPES,
+    OF_TRAINING,
+    READ,
+    DiffusionConfig,
+)
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import make_parser, parse_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import GuidedSampleConfig
+
+# of networks that masks guide, which always have a config.json
+GUIDED_FLAGS = ("segmentation_guided", "num_segmentation_classes", "use_ablated_segmentations")
+
+
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return make_parser(
+        __doc__,
+        GuidedSampleConfig,
+        Part(
+            GuidedConfig,
+            FROM_CHECKPOINT,
+            title=f"Network {READ}",
+            ignored=[*IN_SHAPES, *OF_TRAINING, *GUIDED_FLAGS],
+        ),
+        Part(
+            DiffusionConfig,
+            FROM_CHECKPOINT,
+            title=f"Diffusion process {READ}",
+            ignored=OF_TRAINING,
+            basic=["timestep_respacing"],
+        ),
+        ProcessConfig,
+    )
 
 
 def main() -> int:
-    overrides = parse_flags(make_parser(__doc__, GuidedSampleConfig, GuidedConfig, DiffusionConfig))
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.mask_guidance import image_job

@@ -5,14 +5,16 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import make_parser, parse_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.probe_config import TrainingProbeConfig
-from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig
+from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig, RunFolderConfig
 
 
-def main() -> int:
-    parser = make_parser(
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return make_parser(
         __doc__,
         GuidedTrainConfig,
         PretrainConfig,
@@ -20,8 +22,13 @@ def main() -> int:
         GuidedConfig,
         DiffusionConfig,
         ReadingConfig,
+        RunFolderConfig,
+        ProcessConfig,
     )
-    overrides = parse_flags(parser)
+
+
+def main() -> int:
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.training import diffusion, guidance

@@ -2,13 +2,19 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
+from guided_diffusion.runtime.command_line import CommandParser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import parse_flags
+from guided_diffusion.runtime.process_flags import begin
 from guided_diffusion.segmentation.training.config import mask_diffusion_flags
 
 
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return mask_diffusion_flags(__doc__)
+
+
 def main() -> int:
-    overrides = parse_flags(mask_diffusion_flags(__doc__))
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.segmentation.training.mask_training import prepare

@@ -5,30 +5,36 @@ predict.py -m MODEL -i FILE FILE ... -o OUTPUT  the same with flags
 predict.py A.pth,B.pth INPUT OUTPUT             the mean of several models
 """
 
-import argparse
-
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import LabelNextConfig, PredictConfig
 
 
-def main() -> int:
-    parser = make_parser(__doc__, PredictConfig, AveragingConfig, ExportConfig, LabelNextConfig)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(
+        __doc__, PredictConfig, AveragingConfig, ExportConfig, LabelNextConfig, ProcessConfig
+    )
+    flags.add_argument(
         "arguments",
         nargs="*",
-        metavar="MODEL INPUT OUTPUT",
+        metavar="MODEL INPUT [OUTPUT]",
         help="model file of finetune.py; radiograph, folder or glob in quotes; folder for the "
         "results (default: results)",
     )
+    return flags
+
+
+def main() -> int:
     keep_freed_memory()
-    overrides = parse_flags(parser, intermixed=True)
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.inference.job import predict
 

@@ -6,18 +6,25 @@ and evaluated on SPLIT/VAL; probe.json and probe.png get the curve. Rerun it for
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.probe_config import ProbeConfig
 
 
-def main() -> None:
-    parser = make_parser(__doc__, ProbeConfig)
-    parser.add_argument("run", metavar="RUN_FOLDER", help="folder of a pretraining run")
-    parser.add_argument(
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, ProbeConfig, ProcessConfig)
+    flags.add_argument("run", metavar="RUN_FOLDER", help="folder of a pretraining run")
+    flags.add_argument(
         "split", metavar="SPLIT", help="folder of TRAIN/IMG, TRAIN/MASK, VAL/IMG and VAL/MASK"
     )
-    overrides = parse_flags(parser, intermixed=True)
+    return flags
+
+
+def main() -> None:
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.evaluation.probing import probe_run
 

@@ -2,16 +2,42 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
+from guided_diffusion.networks.config import (
+    FROM_CHECKPOINT,
+    OF_TRAINING,
+    READ,
+    DiffusionConfig,
+    SuperResConfig,
+)
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import make_parser, parse_flags
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import SuperResSampleConfig
 
 
-def main() -> int:
-    overrides = parse_flags(
-        make_parser(__doc__, SuperResSampleConfig, SuperResConfig, DiffusionConfig)
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return make_parser(
+        __doc__,
+        SuperResSampleConfig,
+        Part(
+            SuperResConfig,
+            FROM_CHECKPOINT,
+            title=f"Network {READ}",
+            ignored=["in_channels", *OF_TRAINING],
+        ),
+        Part(
+            DiffusionConfig,
+            FROM_CHECKPOINT,
+            title=f"Diffusion process {READ}",
+            ignored=OF_TRAINING,
+        ),
+        ProcessConfig,
     )
+
+
+def main() -> int:
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.sampling.super_res import super_res_job

@@ -4,14 +4,27 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
+from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import make_parser, parse_flags
-from guided_diffusion.training.config import TrainConfig
+from guided_diffusion.runtime.process_flags import ProcessConfig, begin
+from guided_diffusion.training.config import RunFolderConfig, TrainConfig
+
+
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    return make_parser(
+        __doc__,
+        TrainConfig,
+        SuperResConfig,
+        DiffusionConfig,
+        Part(ReadingConfig, ignored=["image_size"]),
+        RunFolderConfig,
+        ProcessConfig,
+    )
 
 
 def main() -> int:
-    parser = make_parser(__doc__, TrainConfig, SuperResConfig, DiffusionConfig, ReadingConfig)
-    overrides = parse_flags(parser)
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion import dist_util
     from guided_diffusion.training.super_res import train

@@ -125,7 +125,13 @@ VARIANTS = {
 def all_commands() -> list[str]:
     """Every script of the project, but for those that are no commands for users."""
     found = [path.name for folder in ("scripts", "tools") for path in (ROOT / folder).glob("*.py")]
-    return sorted(name for name in found if name not in ("_path.py", "demo_report.py"))
+    of_scripts = ("_path.py", "demo_report.py", "loop_report.py")
+    return sorted(name for name in found if name not in of_scripts)
+
+
+def path_of(name: str) -> Path:
+    """The file of a command."""
+    return next(p for p in (ROOT / "scripts" / name, ROOT / "tools" / name) if p.exists())
 
 
 def prepare_commands(folder: Path) -> Path:

@@ -16,9 +16,11 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from commands_util import COMMANDS, arguments, prepare_commands
+from commands_util import COMMANDS, arguments, path_of, prepare_commands
 from conftest import run_script
 
+from guided_diffusion.runtime import commands
+from guided_diffusion.runtime.command_line import CommandParser
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.inference import serve
@@ -32,38 +34,26 @@ MEMORY = 16 * 2**30  # bytes of address space, beyond what is in use
 SKIPPED = {("compile", "True")}
 
 
-class _Seen(Exception):
-    """A command has built its parser."""
-
-
 @functools.cache
-def parser_of(name: str) -> argparse.ArgumentParser:
+def parser_of(name: str) -> CommandParser:
     """The parser of a command."""
-    found = []
-
-    def seen(parser, *args, **options):
-        found.append(parser)
-        raise _Seen
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_Seen):
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", seen)
-        run_script(name)
-    return found[0]
+    return commands.parser_of(path_of(name))
 
 
 def flags_of(name: str) -> list[argparse.Action]:
-    return [a for a in parser_of(name)._actions if a.option_strings and a.dest != "help"]
+    texts = ("help", "help_all", "version")
+    return [a for a in parser_of(name)._actions if a.option_strings and a.dest not in texts]
 
 
-def values_of(action: argparse.Action) -> tuple[str, ...]:
+def values_of(name: str, action: argparse.Action) -> tuple[str, ...]:
+    default = parser_of(name).defaults.get(action.dest)
     if action.type in (int, float):
         return NUMBERS
-    if action.metavar == "True|False":
-        other = "False" if "(default: True)" in action.help else "True"
-        return other, "maybe"
+    if action.option_strings[0] in parser_of(name).switches:
+        return str(not default), "maybe"
     if action.choices:
         return ("x",)
-    return TEXTS + LISTS * bool(re.search(r"\d", action.help))
+    return TEXTS + LISTS * bool(re.search(r"\d", f"{action.help} {default}"))
 
 
 def spelt(action: argparse.Action, value: str) -> list[str]:
@@ -105,7 +95,7 @@ def limits():
 def complaint(name: str, arguments: list[str], wanted=(0, 1, 2, EXIT_STOPPED)) -> str:
     """What is wrong with how a command answers; "" if nothing is."""
     try:
-        parser_of(name).parse_intermixed_args(arguments)
+        parser_of(name).parse(arguments)
     except UserError as error:
         return "two lines" if "\n" in str(error) else ""
     try:
@@ -154,7 +144,7 @@ def test_every_value_of_every_flag(answer, name):
     wrong, works = [], set()
     for action in flags_of(name):
         base = arguments(name, "out", action.dest)
-        for value in values_of(action):
+        for value in values_of(name, action):
             case = action.dest, action.help, value
             if case in TRIED or case[::2] in SKIPPED:
                 continue

@@ -6,13 +6,16 @@ import subprocess
 
 import pytest
 import torch as th
+from commands_util import all_commands, path_of
 from conftest import draw_pairs
 from paths import ROOT
 
 from guided_diffusion.gaussian_diffusion import LossType
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.commands import parser_of
+from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.training.run import TrainConfig
 
 FLAGS = ROOT / "flags"
@@ -53,6 +56,29 @@ def test_flags_become_words_and_build(shell, file, form):
     assert from_flags(DiffusionConfig, overrides).build().original_num_steps == 4000
     with th.device("meta"):
         config.build()
+
+
+@pytest.mark.parametrize("path", sorted(FLAGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("image_train.py", "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS"),
+        ("image_sample.py", "$MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS"),
+    ],
+)
+def test_yaml_files_say_the_same(path, name, variables):
+    parser = parser_of(path_of(name))
+    sourced = parse_flags(parser, words("bash", f"{path.stem}.sh", variables))
+    assert parse_flags(parser, ["--config", str(path)]) == sourced
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_every_command_takes_a_yaml_file(name):
+    """Also those that it holds no flag for."""
+    parser = parser_of(path_of(name))
+    parser._positionals._group_actions.clear()
+    parser._actions = [action for action in parser._actions if action.option_strings]
+    assert "config" not in parse_flags(parser, ["--config", str(FLAGS / "unet.yaml")])
 
 
 def test_unet_sh_is_the_papers_network():
@@ -103,7 +129,7 @@ class TestOnACpu:
         for more in ([], guided):
             ended = script("image_train.py", *flags, *TOY, "--dry_run", "True", *more)
             assert ended.code == 0, ended.err
-            assert "seconds per step" in ended.out
+            assert "seconds per step" in ended.err
             assert ("training in float32 on the CPU" in ended.out) == ("--use_fp16" in flags)
 
     def test_pretraining_and_what_follows(self, script, file, tmp_path, monkeypatch):

@@ -5,9 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from commands_util import all_commands
+from commands_util import all_commands, path_of
 from conftest import TINY, draw_pairs
-from paths import ROOT
 
 from guided_diffusion import unet
 from guided_diffusion.images.reading import ReadingConfig
@@ -46,9 +45,8 @@ with open(said, "w") as file:
 
 def run(name, folder, *lists):
     """Exit codes of a command for several lists of arguments, and the slow modules imported."""
-    path = next(p for p in (ROOT / "scripts" / name, ROOT / "tools" / name) if p.exists())
     words = [json.dumps(list(map(str, one))) for one in lists]
-    command = [sys.executable, "-c", RUN, path, folder / "said.json", *words]
+    command = [sys.executable, "-c", RUN, path_of(name), folder / "said.json", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
     codes, modules = json.loads((folder / "said.json").read_text())
@@ -57,8 +55,9 @@ def run(name, folder, *lists):
 
 @pytest.mark.parametrize("name", all_commands())
 def test_flags_are_parsed_without_slow_imports(name, tmp_path):
-    codes, slow, done = run(name, tmp_path, ["--help"], ["--no_such_flag", "1"])
-    assert codes == [0, 2], done.stderr
+    texts = (["--help"], ["--help-all"], ["--version"])
+    codes, slow, done = run(name, tmp_path, *texts, ["--no_such_flag", "1"])
+    assert codes == [0, 0, 0, 2], done.stderr
     assert slow == []
     assert done.stdout.startswith("usage:")
     assert done.stderr.startswith("error:")

@@ -1,9 +1,9 @@
 """Lets the tools run from a checkout without installing the package."""
 
+import os
 import sys
-from pathlib import Path
 
-ROOT = str(Path(__file__).resolve().parent.parent)
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 

@@ -3,22 +3,28 @@
 export_labels.py MASKS IMAGES OUTPUT --format coco,labelme    OUTPUT/coco, OUTPUT/labelme
 """
 
-import argparse
-
 import _path  # noqa: F401 - makes the package importable without installing it
 
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.instead import add_instead
+from guided_diffusion.runtime.process_flags import MessagesConfig, begin
 from guided_diffusion.segmentation.annotations.writing.config import ExportLabelsConfig
 
 
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, ExportLabelsConfig, MessagesConfig)
+    flags.add_argument("masks", help="folder of index masks, or one; or a folder of predict.py")
+    flags.add_argument("images", help="folder of their radiographs, or one file")
+    flags.add_argument("output", help="folder to write; a folder in it for each format")
+    add_instead(flags, "output", "-o", "--output")
+    return flags
+
+
 def main() -> None:
-    parser = make_parser(__doc__, ExportLabelsConfig)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("masks", help="folder of index masks, or one; or a folder of predict.py")
-    parser.add_argument("images", help="folder of their radiographs, or one file")
-    parser.add_argument("output", help="folder to write; a folder in it for each format")
-    overrides = parse_flags(parser, intermixed=True)
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.annotations.writing.job import export_labels
 

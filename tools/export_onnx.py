@@ -3,13 +3,14 @@
 export_onnx.py MODEL [OUTPUT]   OUTPUT defaults to MODEL with the ending .onnx
 """
 
-import argparse
 import os
 
 import _path  # noqa: F401 - makes the package importable without installing it
 
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import make_parser, parse_flags
+from guided_diffusion.runtime.instead import add_instead
+from guided_diffusion.runtime.process_flags import MessagesConfig, begin
 
 
 def default_output(model: str) -> str:
@@ -22,14 +23,20 @@ def default_output(model: str) -> str:
     return f"{base}.onnx"
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, MessagesConfig)
+    flags.add_argument(
         "model", help="model file written by finetune.py or baseline_train.py, or a packed model"
     )
-    parser.add_argument("output", nargs="?", help="ONNX file to write")
-    overrides = parse_flags(parser)
+    flags.add_argument("output", nargs="?", help="ONNX file to write")
+    add_instead(flags, "model", "--model", "--checkpoint", "-m")
+    add_instead(flags, "output", "-o", "--output")
+    return flags
+
+
+def main() -> None:
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.inference.onnx_export import CHECKED_SIZES, TOLERANCE, export
 

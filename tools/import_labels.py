@@ -4,21 +4,27 @@ import_labels.py SOURCE OUTPUT   OUTPUT/IMG, OUTPUT/MASK, OUTPUT/categories.json
 import_labels.py SOURCE --into Split/TRAIN   joins them to those there, without touching Split/VAL
 """
 
-import argparse
-
 import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.preparation.config import ImportConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.instead import add_instead
+from guided_diffusion.runtime.process_flags import MessagesConfig, begin
+
+
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, ImportConfig, MessagesConfig)
+    flags.add_argument("source", help="file or folder that the annotation tool exported")
+    flags.add_argument("output", nargs="?", help="folder for the results, new or empty; or --into")
+    add_instead(flags, "output", "-o", "--output")
+    return flags
 
 
 def main() -> None:
-    parser = make_parser(__doc__, ImportConfig)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", help="file or folder that the annotation tool exported")
-    parser.add_argument("output", nargs="?", help="folder for the results, new or empty; or --into")
-    overrides = parse_flags(parser, intermixed=True)
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.preparation.importing.job import import_labels
 

@@ -3,21 +3,28 @@
 pack_model.py MODEL OUT   MODEL: segm.pth, or a pretraining's ema_*.pt with config.json beside it
 """
 
-import argparse
-
 import _path  # noqa: F401 - makes the package importable without installing it
 
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.instead import add_instead
+from guided_diffusion.runtime.process_flags import MessagesConfig, begin
 from guided_diffusion.segmentation.sharing.config import PackConfig
 
 
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, PackConfig, MessagesConfig)
+    flags.add_argument("model", help="model file of finetune.py, or a pretrained checkpoint")
+    flags.add_argument("output", metavar="OUT", help="folder to write, for predict.py and others")
+    add_instead(flags, "model", "--model", "--checkpoint", "-m")
+    add_instead(flags, "output", "-o", "--output")
+    return flags
+
+
 def main() -> None:
-    parser = make_parser(__doc__, PackConfig)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", help="model file of finetune.py, or a pretrained checkpoint")
-    parser.add_argument("output", metavar="OUT", help="folder to write, for predict.py and others")
-    overrides = parse_flags(parser, intermixed=True)
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.segmentation.sharing.pack import pack
 

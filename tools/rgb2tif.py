@@ -3,15 +3,24 @@
 import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.preparation.config import ConvertConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.instead import add_instead
+from guided_diffusion.runtime.process_flags import MessagesConfig, begin
+
+
+def parser() -> CommandParser:
+    """The command's flags and arguments."""
+    flags = make_parser(__doc__, ConvertConfig, MessagesConfig)
+    flags.add_argument("input", help="a colour mask, or a folder of them with its sub-folders")
+    flags.add_argument("output", help="index mask to write, or the folder for them")
+    add_instead(flags, "output", "-o", "--output")
+    return flags
 
 
 def main() -> None:
-    parser = make_parser(__doc__, ConvertConfig)
-    parser.add_argument("input", help="a colour mask, or a folder of them with its sub-folders")
-    parser.add_argument("output", help="index mask to write, or the folder for them")
-    overrides = parse_flags(parser)
+    overrides = begin(parse_flags(parser()))
 
     from guided_diffusion.preparation.convert import convert
 

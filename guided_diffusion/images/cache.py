@@ -13,6 +13,8 @@ from guided_diffusion.runtime.errors import UserError
 CACHES = ("auto", "ram", "none")
 
 _SHARED_MEMORY = "/dev/shm"
+# bytes that are free at least where the system does not tell
+_UNKNOWN_MEMORY = 2 << 30
 _CONTROL_GROUP = "/sys/fs/cgroup"
 
 
@@ -83,8 +85,10 @@ def _free_memory(shared: bool) -> tuple[int, int]:
         with open("/proc/meminfo") as file:
             sizes = dict(line.split(":") for line in file)
         free = int(sizes["MemAvailable"].split()[0]) * 1024
-    else:
+    elif hasattr(os, "sysconf"):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    else:  # on Windows
+        free = _UNKNOWN_MEMORY
     with contextlib.suppress(OSError, ValueError):  # no such file, or the word "max": no limit
         free = min(free, _control_group("memory.max") - _control_group("memory.current"))
     if shared and os.path.isdir(_SHARED_MEMORY):

@@ -30,16 +30,17 @@ class ReadingConfig:
     """How image files become arrays for the network; see `image_io.Intensity` for the rules."""
 
     TITLE = "Reading images"
+    SECTION = "reading"
 
     image_size: int | tuple[int, int] = flag(
-        64, "side of the input square, in pixels", type=int, least=1, most=2**16
+        64, "side of the input square, in pixels", type=int, least=1, most=2**16, basic=True
     )
     in_channels: int = flag(3, "1 (grey) or 3 (colour; grey images are repeated)", least=1, most=3)
     resize: str = flag(
         "crop",
-        "how images are fitted to image_size; pad keeps all of them, and is the default where there"
-        " are masks, unless the pretraining used squash",
+        "how images are fitted to image_size; pad keeps all of them",
         choices=KINDS,
+        basic=True,
     )
     intensity: str = flag(
         "full", "which grey levels become black and white", choices=INTENSITY_RULES

@@ -21,7 +21,7 @@ class GuidedConfig(ModelConfig):
     A class of which nothing is known is a channel of zeros.
     """
 
-    segmentation_guided: bool = flag(False, "condition on the masks in --seg_dir")
+    segmentation_guided: bool = flag(False, "condition on the masks in --seg_dir", basic=True)
     num_segmentation_classes: int = flag(
         0, "classes of the masks, including the background", least=0, most=256
     )
@@ -52,6 +52,7 @@ class MaskDiffusionConfig(ModelConfig):
         "--out_channels",
         least=0,
         most=256,
+        basic=True,
     )
 
     @property

@@ -34,6 +34,18 @@ NUM_CLASSES = 1000
 NORMS = "norms"  # that of unet.py, which imports torch
 # flags that may differ from those of the training: they change neither the network nor the process
 FREE_FLAGS = ("dropout", "use_checkpoint", "use_fp16", "classifier_use_fp16", "timestep_respacing")
+# What a command says of flags whose values it reads from a checkpoint. They are for those of the
+# original package, which no config.json describes, and for what may change.
+FROM_CHECKPOINT = "from the checkpoint"
+READ = "(read from the checkpoint)"
+# then told by the weights' shapes: flags may repeat them
+IN_SHAPES = (
+    *("in_channels", "num_channels", "num_res_blocks", "channel_mult", "attention_resolutions"),
+    *("class_cond", "num_classes", "cond_drop_prob", "use_scale_shift_norm", "resblock_updown"),
+    "learn_sigma",
+)
+# flags without an effect on a network that is no longer trained
+OF_TRAINING = ("dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")
 
 Config = TypeVar("Config", bound="NetworkConfig")
 Network = TypeVar("Network", bound="th.nn.Module")
@@ -56,12 +68,14 @@ class NetworkConfig(ABC):
     """What the configuration of every network says, whatever the network is for."""
 
     TITLE = "Network"
+    SECTION = "model"
 
     in_channels: int = flag(
         3,
         "1 for grey, 3 for colour; auto: infer from the checkpoint or the data",
         type=_parse_in_channels,
         metavar="1|3|auto",
+        default_words="from the images",
         least=1,
         most=2**16,
     )
@@ -97,7 +111,7 @@ class NetworkConfig(ABC):
 class UNetConfig(NetworkConfig):
     """The U-Net of a diffusion network but for its size; see UNetModel for what each field does."""
 
-    num_channels: int = flag(128, "channels of the finest level", least=1, most=2**14)
+    num_channels: int = flag(128, "channels of the finest level", least=1, most=2**14, basic=True)
     num_res_blocks: int = flag(2, "residual blocks per level", least=1, most=100)
     num_heads: int = flag(
         4, "attention heads; ignored where num_head_channels is set", least=1, most=2**14
@@ -110,7 +124,9 @@ class UNetConfig(NetworkConfig):
     )
     attention_resolutions: str = flag("16,8", "feature map sizes with self-attention, pixels")
     channel_mult: str = flag(
-        "", "channels of each level as multiples of num_channels, e.g. 0.5,1,2; '': by image size"
+        "",
+        "channels of each level as multiples of num_channels, e.g. 0.5,1,2; '': by image size",
+        metavar="LIST",
     )
     dropout: float = flag(
         0.0, "dropout probability in the residual blocks, 0 to 1", least=0, most=1
@@ -128,9 +144,7 @@ class UNetConfig(NetworkConfig):
         "recompute activations in the backward pass to save memory: True: all; norms: only those"
         " of the normalisation layers, which costs little time",
         type=_parse_use_checkpoint,
-        nargs="?",
-        const=True,
-        metavar="True|False|norms",
+        switch=True,
     )
     use_scale_shift_norm: bool = flag(
         True, "the timestep embedding scales and shifts the normalised features, not only shifts"
@@ -215,6 +229,7 @@ class ModelConfig(UNetConfig):
         "height and width of the images, pixels; a multiple of 2^(levels - 1)",
         least=1,
         most=2**16,
+        basic=True,
     )
 
     def build(self) -> "UNetModel":
@@ -243,11 +258,16 @@ class DiffusionConfig:
     """The diffusion process; see `create_gaussian_diffusion`."""
 
     TITLE = "Diffusion process"
+    SECTION = "diffusion"
 
     learn_sigma: bool = flag(False, "the network also predicts variances")
-    diffusion_steps: int = flag(1000, "number of diffusion timesteps", least=1, most=10**5)
-    noise_schedule: str = flag("linear", "noise schedule", choices=("linear", "cosine"))
-    timestep_respacing: str = flag("", "timesteps to use, e.g. 250, ddim50, 10,15,20; '': all")
+    diffusion_steps: int = flag(
+        1000, "number of diffusion timesteps", least=1, most=10**5, basic=True
+    )
+    noise_schedule: str = flag("linear", "noise schedule", choices=("linear", "cosine"), basic=True)
+    timestep_respacing: str = flag(
+        "", "timesteps to use, e.g. 250, ddim50, 10,15,20; '': all", metavar="STEPS"
+    )
     use_kl: bool = flag(False, "train on the variational bound instead of the squared error")
     predict_xstart: bool = flag(False, "predict the clean image instead of the noise")
     rescale_timesteps: bool = flag(False, "scale the timesteps that the network sees to 0..1000")
@@ -280,9 +300,11 @@ def _construct(network: type[Network], **arguments: Any) -> Network:
 class SuperResConfig(UNetConfig):
     """The super-resolution network; see SuperResModel."""
 
-    large_size: int = flag(256, "height and width of the result, pixels", least=1, most=2**16)
+    large_size: int = flag(
+        256, "height and width of the result, pixels", least=1, most=2**16, basic=True
+    )
     small_size: int = flag(
-        64, "height and width of the low-resolution image, pixels", least=1, most=2**16
+        64, "height and width of the low-resolution image, pixels", least=1, most=2**16, basic=True
     )
 
     def __post_init__(self) -> None:
@@ -315,10 +337,12 @@ class ClassifierConfig(NetworkConfig):
 
     TITLE = "Classifier"
 
-    image_size: int = flag(64, "height and width of the images, pixels", least=1, most=2**16)
+    image_size: int = flag(
+        64, "height and width of the images, pixels", least=1, most=2**16, basic=True
+    )
     classifier_use_fp16: bool = flag(False, "half precision on CUDA")
     classifier_width: int = flag(
-        128, "channels of the finest level of the classifier", least=1, most=2**14
+        128, "channels of the finest level of the classifier", least=1, most=2**14, basic=True
     )
     classifier_depth: int = flag(2, "residual blocks per level", least=1, most=100)
     classifier_attention_resolutions: str = flag(
@@ -330,7 +354,9 @@ class ClassifierConfig(NetworkConfig):
     classifier_resblock_updown: bool = flag(
         True, "resample in residual blocks instead of convolutions"
     )
-    classifier_pool: str = flag("attention", "adaptive, attention, spatial or spatial_v2")
+    classifier_pool: str = flag(
+        "attention", "adaptive, attention, spatial or spatial_v2", metavar="NAME"
+    )
 
     @property
     def use_fp16(self) -> bool:

@@ -16,6 +16,7 @@ from guided_diffusion.preparation.validation import MaskReading, fault_table, va
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.categories import (
     ClassTable,
     categories_for,
@@ -106,7 +107,7 @@ def validate_items(config: PrepareConfig, items: list[Item], unpaired: list[Unpa
     report = validate(items, unpaired, reading)
     print(f"{len(items)} images checked, {len(report.faults)} faults")
     if num_classes is None and any(item.mask for item in items):
-        print("the number of classes is unknown: give --num-classes to check the values of masks")
+        say("the number of classes is unknown: give --num-classes to check the values of masks")
     for line in leaks(by_patient(items)):
         print(line)
     if report.faults:
@@ -146,15 +147,15 @@ def organize_items(
         wanted = config.train_images or config.train_split
         placed, notes = place(items, wanted, config.group, config.seed)
     else:
-        print("keeping the split of the data set; --train-split or --train-images make a new one")
+        say("keeping the split of the data set; --train-split or --train-images make a new one")
         placed, notes = keep(items)
     folder = os.path.join(config.output_dir, "Split")
     table = write_split(placed, folder)
     for note in notes:
-        print(note)
+        say(note)
     count = {split: sum(p.split == split for p in placed) for split in ("TRAIN", "VAL", "TEST")}
     if config.train_images and count["TRAIN"] != config.train_images:
-        print(f"{count['TRAIN']} images in TRAIN, not {config.train_images}: groups stay together")
+        say(f"{count['TRAIN']} images in TRAIN, not {config.train_images}: groups stay together")
     counts = ", ".join(f"{number} {split}" for split, number in count.items() if number)
     print(f"{counts} in {folder}, listed in {table}")
     return 0

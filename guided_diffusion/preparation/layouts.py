@@ -23,6 +23,7 @@ from guided_diffusion.images.names import ending, is_ignored
 from guided_diffusion.images.splits import SPLITS
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, copy_file
+from guided_diffusion.runtime.messages import say
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def list_items(found: list[Source]) -> tuple[list[Item], list[Unpaired]]:
         if not source.mask_dir:
             paths, note = list_radiographs(source.image_dir)
             if note:
-                print(f"{source.image_dir}: {note}")
+                say(f"{source.image_dir}: {note}")
             for path, stem in zip(paths, name_images(source.image_dir, paths)):
                 items.append(Item(*_split_of(source, stem), path, None))
             continue
@@ -140,16 +141,19 @@ def _split_of(source: Source, stem: str) -> tuple[str, str]:
     return source.split, stem
 
 
-def require_new_folder(folder: str, *originals: str, flag: str = "--output-dir") -> None:
+def require_new_folder(
+    folder: str, *originals: str, flag: str = "--output-dir", left: str = ""
+) -> None:
     """Refuse an output folder that is not empty or lies in the data.
 
     :param flag: that names the folder, for messages.
+    :param left: the name of what a killed command leaves there, which does not count.
     :raises UserError: saying which.
     """
     if not folder:
         raise UserError(f"{flag} is needed: a new folder for the results")
     check_output(folder, folder=True)
-    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+    if os.path.exists(folder) and (not os.path.isdir(folder) or {*os.listdir(folder)} - {left}):
         raise UserError(
             f"{flag} {folder} is not empty, and nothing in it is overwritten: name a new one"
         )

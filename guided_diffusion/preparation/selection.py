@@ -15,6 +15,7 @@ from guided_diffusion.preparation.layouts import require_new_folder
 from guided_diffusion.runtime import contents, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, copy_file, read_json, save_json, write_csv
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.selection.choose import check_patients, choose
 from guided_diffusion.segmentation.selection.features import Encoder
 from guided_diffusion.segmentation.selection.medoids import Medoids
@@ -43,19 +44,19 @@ def select(config: PrepareConfig) -> int:
     partial = os.path.join(output, _PARTIAL)
     if not (output and os.path.isdir(partial)):
         require_new_folder(output, config.image_dir)
-    encoder = Encoder(read_trained(config.checkpoint, {}), dist_util.dev())
+    encoder = Encoder(read_trained(config.checkpoint, {}), dist_util.open_device())
     paths, note = list_radiographs(config.image_dir)
     names = name_images(config.image_dir, paths)
     patients, said = patients_of(names, paths, config.group)
     for line in filter(None, (note and f"{config.image_dir}: {note}", said, encoder.note)):
-        print(line)
+        say(line)
     check_patients(config.k, len(set(patients)))
     if not config.skip_bad_images:
         check_images(paths)
     _begin(output, config, paths)
     pool = read_pool(paths, encoder, partial, config.skip_bad_images)
     for line in pool.notes:
-        print(line)
+        say(line)
     if not pool.paths:
         raise UserError(f"none of the {len(paths)} files can be read; see the lines above")
     medoids = choose(pool, config.k, dict(zip(paths, patients)))

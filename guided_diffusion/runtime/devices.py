@@ -1,9 +1,11 @@
 """Which device each rank computes on.
 
-GUIDED_DIFFUSION_DEVICE is cpu or cuda; by default cuda where a GPU is visible.
+The flag --device says it, or else GUIDED_DIFFUSION_DEVICE; by default it is cuda where a GPU is
+visible, else cpu. mps, of Apple's processors, is used where asked for.
 """
 
 import os
+import platform
 import re
 import socket
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 
 import torch as th
 
+from guided_diffusion.runtime import session
 from guided_diffusion.runtime.errors import UserError
 
 
@@ -20,50 +23,76 @@ class Peer:
 
     host: str
     node: str  # distinguishes nodes with the same host name
-    device: str  # "cuda" or "cpu"
+    device: str  # "cuda" or "cpu"; see `describe_self`
     gpus: tuple[str, ...] = ()  # the UUIDs of its visible GPUs
     cores: tuple[int, ...] = (0,)  # the CPU cores that it may use
 
 
 def device_type() -> str:
-    """The kind of device of this process, "cuda" or "cpu".
+    """The kind of device of this process: "cuda", "mps" or "cpu".
 
-    :raises UserError: if GUIDED_DIFFUSION_DEVICE is invalid, or cuda without a visible GPU.
+    :raises UserError: if the flag or the variable names no device, or one that is not there.
     """
-    wanted = os.environ.get("GUIDED_DIFFUSION_DEVICE", "").lower()
-    if wanted not in ("", "cpu", "cuda"):
-        raise UserError(f"GUIDED_DIFFUSION_DEVICE is {wanted!r}; it may be cpu or cuda")
-    if wanted == "cpu":
-        return "cpu"
-    if th.cuda.is_available():
-        return "cuda"
-    if wanted == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        raise UserError(
-            f"GUIDED_DIFFUSION_DEVICE is cuda, but torch sees no GPU on {socket.gethostname()} "
-            f"(CUDA_VISIBLE_DEVICES is {visible!r})"
-        )
-    return "cpu"
+    return chosen_device().type
 
 
-def named_device(text: str) -> th.device | None:
-    """The device that --device names: cpu, cuda or cuda:N; None for "", which leaves it open.
+def chosen_device() -> th.device:
+    """The device of this process, if it is the only one; with a number if the user gave one.
 
-    :raises UserError: if there is none of that name here.
+    :raises UserError: as `device_type`.
     """
-    if not text:
-        return None
-    match = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", text)
+    for source, text in (
+        ("--device", session.current().device),
+        ("GUIDED_DIFFUSION_DEVICE", os.environ.get("GUIDED_DIFFUSION_DEVICE", "").lower()),
+    ):
+        if text:
+            return _checked(text, source)
+    return th.device("cuda" if th.cuda.is_available() else "cpu")
+
+
+def _checked(text: str, source: str) -> th.device:
+    """The device that a flag or a variable names."""
+    match = re.fullmatch(r"cpu|mps|cuda(?::(\d{1,4}))?", text)
     if match is None:
-        raise UserError(f"--device {text}: must be cpu, cuda, or cuda:N, such as cuda:1")
-    gpus = th.cuda.device_count() if th.cuda.is_available() else 0
-    if text != "cpu" and int(match[1] or 0) >= gpus:
+        raise UserError(f"{source} is {text!r}; it may be cpu, cuda, cuda:N (cuda:1) or mps")
+    missing = ""
+    enough = th.cuda.is_available() if match[1] is None else int(match[1]) < _gpus()
+    if text.startswith("cuda") and not enough:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        missing = f"{_counted_gpus()} (CUDA_VISIBLE_DEVICES is {visible!r})"
+    if text == "mps" and not th.backends.mps.is_available():
+        missing = "no Apple GPU"
+    if missing:
+        there = " or ".join(_available())
         raise UserError(
-            f"--device {text}: torch sees {gpus} GPUs on {socket.gethostname()}"
-            f" (CUDA_VISIBLE_DEVICES is {visible!r}); use --device cpu"
+            f"{source} is {text}, but torch sees {missing} on {socket.gethostname()}: use {there}"
         )
     return th.device(text)
+
+
+def _gpus() -> int:
+    """The number of GPUs that CUDA sees."""
+    return th.cuda.device_count() if th.cuda.is_available() else 0
+
+
+def _counted_gpus() -> str:
+    return {0: "no GPU", 1: "1 GPU"}.get(_gpus(), f"{_gpus()} GPUs")
+
+
+def _available() -> list[str]:
+    """The names of the devices that are here."""
+    found = [f"cuda:{index}" for index in range(_gpus())] if _gpus() > 1 else ["cuda"] * _gpus()
+    return [*found, *(["mps"] if th.backends.mps.is_available() else []), "cpu"]
+
+
+def described(device: th.device) -> str:
+    """A device in words, such as "cuda:0 (NVIDIA H200)"."""
+    if device.type == "cuda":
+        index = th.cuda.current_device() if device.index is None else device.index
+        return f"cuda:{index} ({th.cuda.get_device_name(index)})"
+    if device.type == "mps":
+        return f"mps ({platform.processor() or platform.machine()})"
+    return f"cpu ({th.get_num_threads()} threads)"
 
 
 def describe_self() -> Peer:
@@ -74,7 +103,13 @@ def describe_self() -> Peer:
             node = f"{host} {file.read().strip()}"
     except OSError:
         node = host
-    device, cores = device_type(), usable_cores()
+    chosen, cores = chosen_device(), usable_cores()
+    device = chosen.type
+    if chosen.index is not None or device == "mps":
+        raise UserError(
+            f"the device {chosen} is for one process: with several, each takes a GPU of its own;"
+            " use cuda or cpu, and CUDA_VISIBLE_DEVICES to choose among GPUs"
+        )
     if device == "cpu":
         return Peer(host, node, device, cores=cores)
     # UUIDs, not indices: Slurm may show every rank a different GPU, each with index 0.

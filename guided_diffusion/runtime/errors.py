@@ -4,15 +4,15 @@ import contextlib
 import errno
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
 
+from guided_diffusion.runtime import interrupts, session
+from guided_diffusion.runtime.interrupts import EXIT_INTERRUPTED
 from guided_diffusion.runtime.text import one_line, print_any_name, visible
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not have
 
 _RERUN = "free some and rerun the command; files that were written before are intact"
@@ -91,17 +91,18 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        from guided_diffusion.runtime import run_lock  # which imports this module
+
         print_any_name()
         try:
-            code = main()
+            with session.changed(command=True):
+                code = main()
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             code = _report(error)
             if code is None:
                 raise
         finally:
-            from guided_diffusion.runtime import run_lock  # which imports this module
-
             run_lock.release_all()
         sys.exit(code or 0)
 
@@ -109,7 +110,10 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
 
 
 def report_early() -> None:
-    """From now on, report errors as `command` does: for what happens before, while importing."""
+    """From now on, report errors as `command` does: for what happens before, while importing.
+
+    Ctrl-C ends the process from now on as `interrupts` says.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         code = _report(error)
@@ -118,20 +122,21 @@ def report_early() -> None:
         sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook
+    interrupts.watch()
 
 
 def _report(error: BaseException) -> int | None:
     """Print the one line of an error; returns the exit code, None for a fault of the program."""
     if isinstance(error, BrokenPipeError):
-        message, code = "", EXIT_BROKEN_PIPE  # a reader such as `head` has seen enough
+        line, code = "", EXIT_BROKEN_PIPE  # a reader such as `head` has seen enough
     elif isinstance(error, KeyboardInterrupt):
-        message, code = "interrupted", EXIT_INTERRUPTED
+        line, code = interrupts.LINE, EXIT_INTERRUPTED
     elif known := as_user_error(error):
-        message, code = " ".join(str(known).split()), EXIT_USER_ERROR
+        line, code = f"error: {' '.join(str(known).split())}", EXIT_USER_ERROR
     else:
         return None
-    if message:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    if line:
+        print(line, file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # Python would complain about it once more at the end

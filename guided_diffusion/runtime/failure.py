@@ -101,7 +101,8 @@ class _Connection:
         self.socket = connection
         self._incomplete = b""
         # A worker process of a data loader must not keep the socket of a killed rank open.
-        os.register_at_fork(after_in_child=connection.close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=connection.close)
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message; does nothing if the other side is gone."""
@@ -326,7 +327,7 @@ def _accept_ranks(store: dist.Store, num_ranks: int, one_node: bool) -> dict[int
             greeting = b""
             with contextlib.suppress(OSError):  # a stranger may send nothing
                 connection.settimeout(CONNECT_S / 10)
-                greeting = connection.recv(GREETING_BYTES, socket.MSG_WAITALL)
+                greeting = _receive_all(connection, GREETING_BYTES)
             received_token, _, rank = greeting.partition(b" ")
             if secrets.compare_digest(received_token, token.encode()):
                 _make_lasting(connection)
@@ -334,6 +335,14 @@ def _accept_ranks(store: dist.Store, num_ranks: int, one_node: bool) -> dict[int
             else:
                 connection.close()
     return connections
+
+
+def _receive_all(connection: socket.socket, count: int) -> bytes:
+    """So many bytes, or fewer if the other side closes."""
+    received = b""
+    while len(received) < count and (more := connection.recv(count - len(received))):
+        received += more
+    return received
 
 
 def _make_lasting(connection: socket.socket) -> None:

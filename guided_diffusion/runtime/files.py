@@ -142,7 +142,10 @@ def check_outputs(paths: Collection[str]) -> None:
 
 def _sync_folder(folder: str) -> None:
     """Make renames in `folder` survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
     try:
         os.fsync(descriptor)
     except OSError:  # unsupported by some network file systems

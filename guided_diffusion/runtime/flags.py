@@ -1,16 +1,18 @@
-"""Command-line flags: a script's flags are the fields of its configurations.
+"""Declaring flags: a script's flags are the fields of its configurations.
 
 A configuration is a frozen dataclass whose fields carry help texts and whose class attribute TITLE
-heads its flags in --help:
+heads its flags in --help-all:
 
     @dataclass(frozen=True)
     class TrainConfig:
         TITLE = "Training"
+        SECTION = "train"
 
-        lr: float = flag(1e-4, "learning rate", least=0)
+        lr: float = flag(1e-4, "learning rate", least=0, basic=True)
 
-A flag that takes a number says which; a wrong one is refused as soon as it is read. Flags keep the
-underscores of the original package and also accept hyphens; booleans are the words True and False.
+A flag that takes a number says which; a wrong one is refused as soon as it is read. The few that
+matter first are `basic`: --help shows them. SECTION names the part of a file of settings that holds
+such flags, see `config_file.py`; `command_line.py` parses them.
 """
 
 import argparse
@@ -18,11 +20,10 @@ import dataclasses
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import expand_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -73,10 +74,24 @@ class Range:
         return words if self.also is None else f"{words}, or {self.also}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What the help says of a flag, see `flag`."""
+
+    basic: bool = False
+    metavar: str = ""
+    default: str = ""
+    switch: bool = False
+
+
 def flag(
     default: Any,
     help: str,
     *aliases: str,
+    basic: bool = False,
+    metavar: str = "",
+    default_words: str = "",
+    switch: bool = False,
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
@@ -86,13 +101,25 @@ def flag(
 ) -> Any:
     """A configuration's field that is also a flag.
 
+    :param help: what it is. Its end may say what "" or None mean, "; '': a GPU if available" or
+        "; absent: as in training": that is then shown as the default.
     :param aliases: further spellings, such as "-o".
+    :param basic: whether --help shows it; --help-all shows all.
+    :param metavar: what stands for the value in the help, such as FILE; by default by its type.
+    :param switch: whether it may stand without a value, for True, and takes only what its `type`
+        accepts; always so of booleans.
+    :param default_words: what happens without the flag, where the default does not tell.
     :param least, above, most, below, also: the numbers that it takes, see `Range`; by default no
         more than MOST.
     :param options: for `ArgumentParser.add_argument`.
     """
     limits = Range(least, above, most, below, also)
-    metadata = {"help": help, "aliases": aliases, **options}
+    metadata = {
+        "help": help,
+        "aliases": aliases,
+        "declared": Declared(basic, metavar, default_words, switch or isinstance(default, bool)),
+        **options,
+    }
     if limits != Range():
         metadata["limits"] = limits
     return dataclasses.field(default=default, metadata=metadata)
@@ -162,50 +189,19 @@ def str2bool(v: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, not {v!r}")
 
 
-class _StoreInRange(argparse.Action):
-    """Stores a number, or a UserError says which are allowed."""
-
-    def __init__(self, *args: Any, limits: Range, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.limits = limits
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if isinstance(values, int | float):
-            self.limits.check(f"--{self.dest}", values)
-        setattr(namespace, self.dest, values)
-
-
-def _add_flag(
-    parser: argparse._ActionsContainer, name: str, default: Any, fallback: Any, **options: Any
-) -> None:
-    spellings = [f"--{name}"]
-    if "_" in name:
-        spellings.append(f"--{name.replace('_', '-')}")
-    spellings += options.pop("aliases", ())
-    if "type" not in options:
-        kind = str if default is None else type(default)
-        options["type"] = str2bool if kind is bool else kind
-    limits = options.pop("limits", None)
-    if options["type"] is str2bool:
-        # without a value it means True
-        options |= {"nargs": "?", "const": True, "metavar": "True|False"}
-    elif "choices" not in options:
-        options.setdefault("metavar", options["type"].__name__.upper())
-    if limits is not None:
-        options |= {"action": _StoreInRange, "limits": limits}
-    parser.add_argument(*spellings, dest=name, default=fallback, **options)
-
-
 def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: Mapping[str, Any]) -> None:
-    """Add a flag for each entry, of the type of its default; also spelt with hyphens."""
+    """Add a flag for each entry, of the type of its default; also spelt with hyphens.
+
+    For parsers of one's own; those of this package's commands are `command_line.CommandParser`.
+    """
     for name, default in default_dict.items():
-        _add_flag(parser, name, default, fallback=default, help=f"default: {default!r}")
+        kind = str if default is None else type(default)
+        options: dict[str, Any] = {"type": kind}
+        if kind is bool:  # without a value it means True
+            options = {"type": str2bool, "nargs": "?", "const": True}
+        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        text = f"default: {default!r}".replace("%", "%%")
+        parser.add_argument(*spellings, dest=name, default=default, help=text, **options)
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
@@ -213,65 +209,11 @@ def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any
     return {key: getattr(args, key) for key in keys}
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Reports a wrong flag as a UserError, without printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def make_parser(
-    description: str | None, *configs: "type[DataclassInstance]"
-) -> argparse.ArgumentParser:
-    """Build a parser whose flags are the fields of the configurations, one group each.
-
-    A field of several configurations is listed under the first. Flags that are not given are absent
-    from the result of parsing, so that a checkpoint's configuration can supply them; see
-    `from_flags`.
-    """
-    parser = _OneLineParser(
-        description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
-    seen: set[str] = set()
-    for config in configs:
-        group = parser.add_argument_group(getattr(config, "TITLE", None))
-        for f in dataclasses.fields(config):
-            if f.name in seen or not f.init:
-                continue
-            seen.add(f.name)
-            options = dict(f.metadata)
-            shown = "''" if f.default == "" else f.default
-            text = f"{options.pop('help', f.name)} (default: {shown})".replace("%", "%%")
-            _add_flag(group, f.name, f.default, argparse.SUPPRESS, help=text, **options)
-    return parser
-
-
-def parse_flags(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, intermixed: bool = False
-) -> dict[str, Any]:
-    """The flags and positional arguments that were given, by name.
-
-    `~` and variables in texts are replaced: shells leave them in --flag=~/data and in quotes.
-
-    :param argv: the command line without the command; by default that of this process.
-    :param intermixed: whether flags may stand between the positional arguments.
-    :raises UserError: for an unknown flag or an invalid value.
-    """
-    parse = parser.parse_intermixed_args if intermixed else parser.parse_args
-    given = {name: value for name, value in vars(parse(argv)).items() if value is not NOT_GIVEN}
-    return {name: _expanded(value) for name, value in given.items()}
-
-
-def _expanded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_expanded(one) for one in value]
-    return expand_path(value) if isinstance(value, str) else value
-
-
 def from_flags(config: type[Config], overrides: Overrides, base: Config | None = None) -> Config:
     """Build a configuration from the flags given; the other fields are those of `base`.
 
-    :param overrides: from `parse_flags`; names that are no fields of `config` are ignored.
+    :param overrides: from `command_line.parse_flags`; names that are no fields of `config` are
+        ignored.
     :param base: by default the defaults of `config`.
     """
     values = dataclasses.asdict(base) if base is not None else {}

@@ -45,6 +45,8 @@ from guided_diffusion.runtime.processes import Record
 BEAT_S = 1.0  # between signs of life
 STALE_S = 60.0  # without a sign of life, after which a lock may be taken over
 STOPPING_S = 600.0  # that a holder is waited for which is stopping
+# Windows would turn line ends into two bytes
+_BINARY = getattr(os, "O_BINARY", 0)
 _POLL_S = 0.1
 _TRIES = 20  # to create a file in a folder that others keep removing
 # bytes that a beat overwrites in place; as many behind them are for whoever takes the lock over
@@ -343,7 +345,7 @@ def _read(path: str) -> bytes | None:
 def _open(path: str, token: object) -> int:
     """A descriptor of the lock file that has this token; -1 if the path has no such file."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | _BINARY)
     except FileNotFoundError:
         return -1
     if _parse(os.read(descriptor, _SIZE)).get("token") == token:
@@ -355,7 +357,7 @@ def _open(path: str, token: object) -> int:
 def _create_exclusively(path: str, content: bytes) -> int:
     """A descriptor of a new file, empty at first; -1 if there is one."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     except FileExistsError:
         return -1
     _write(descriptor, 0, content)

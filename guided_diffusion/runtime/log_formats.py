@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import blobfile as bf
-from tqdm import tqdm
 
+from guided_diffusion.runtime import messages
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import is_local, write_atomically, writing
 from guided_diffusion.runtime.text import encode, one_line, visible
@@ -37,7 +37,12 @@ PUSH_INTERVAL_S = 60.0
 
 
 class Writer:
-    """A destination of the log; most are KVWriters, SeqWriters or both."""
+    """A destination of the log; most are KVWriters, SeqWriters or both.
+
+    on_screen: with --quiet it gets warnings alone.
+    """
+
+    on_screen = False
 
     def flush(self) -> None:
         """Make what was written so far survive a power failure."""
@@ -158,12 +163,15 @@ class HumanOutputFormat(KVWriter, SeqWriter):
 
     def __init__(self, filename_or_file: str | TextIO) -> None:
         self.file: LogFile | None = None
-        self.stream: TextIO | None = None  # None: sys.stdout
+        self.on_screen = not isinstance(filename_or_file, str)
+        self.stream: TextIO | str = "stdout"  # the name of one of `sys`
         if isinstance(filename_or_file, str):
             self.file = LogFile(filename_or_file)
             text = self.file.read()
             if text and not text.endswith("\n"):
                 self.file.append("\n")  # end the last line of a run that was killed
+        elif filename_or_file is sys.stderr:
+            self.stream = "stderr"
         elif filename_or_file is not sys.stdout:
             self.stream = filename_or_file
 
@@ -173,7 +181,7 @@ class HumanOutputFormat(KVWriter, SeqWriter):
             value = plain(value)
             text = f"{value:.5g}" if isinstance(value, float) else str(value)
             rows.append((self._shorten(key), self._shorten(text)))
-        if not rows:
+        if not rows or (self.on_screen and messages.is_quiet()):
             return
         left = max(len(key) for key, _ in rows)
         right = max(len(text) for _, text in rows)
@@ -199,19 +207,20 @@ class HumanOutputFormat(KVWriter, SeqWriter):
             self.file.append(text)
             return
         # Looked up each time, so that replacing sys.stdout takes effect.
-        stream = sys.stdout if self.stream is None else self.stream
-        stream.write(text)
-        stream.flush()
+        stream = getattr(sys, self.stream) if isinstance(self.stream, str) else self.stream
+        messages.write(text.removesuffix("\n"), stream)
 
     def _shorten(self, text: str) -> str:
         return text if len(text) <= self.MAX_WIDTH else text[: self.MAX_WIDTH - 3] + "..."
 
 
 class ProgressBarOutputFormat(SeqWriter):
-    """Messages on the screen, printed above a progress bar so that they do not break it."""
+    """Messages on standard error, printed above a progress bar so that they do not break it."""
+
+    on_screen = True
 
     def writeseq(self, seq: Sequence[str]) -> None:
-        tqdm.write(" ".join(seq))
+        messages.write(" ".join(seq), sys.stderr)
 
 
 class _RowsFile(KVWriter):
@@ -414,13 +423,15 @@ def make_output_format(
 ) -> KVWriter | SeqWriter:
     """Create the writer named `format`, writing into the folder `ev_dir`.
 
-    :param format: stdout, tqdm (messages only, printed above a progress bar), log, json, csv,
-        tensorboard or wandb.
+    :param format: stdout, stderr, tqdm (messages only, on stderr), log, json, csv, tensorboard or
+        wandb.
     :param resume_step: as for CSVOutputFormat.
     :raises UserError: for an unknown format.
     """
     if format == "stdout":
         return HumanOutputFormat(sys.stdout)
+    if format == "stderr":
+        return HumanOutputFormat(sys.stderr)
     if format == "tqdm":
         return ProgressBarOutputFormat()
     if format == "log":
@@ -434,6 +445,6 @@ def make_output_format(
     if format == "wandb":
         return WandbOutputFormat(ev_dir)
     raise UserError(
-        f"OPENAI_LOG_FORMAT contains the unknown format {format!r}: choose from stdout, tqdm, log,"
-        " json, csv, tensorboard and wandb, separated by commas"
+        f"OPENAI_LOG_FORMAT contains the unknown format {format!r}: choose from stdout, stderr,"
+        " tqdm, log, json, csv, tensorboard and wandb, separated by commas"
     )

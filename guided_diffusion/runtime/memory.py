@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_of_process() -> int:
-    """The most bytes of memory that this process has held until now."""
+    """The most bytes of memory that this process has held until now; 0 where that is unknown."""
     # getrusage would include the peak of the process that started this one
     return _status("VmHWM") or _largest_resident()
 
@@ -52,8 +52,10 @@ def _status(name: str) -> int:
 
 
 def _largest_resident() -> int:
-    import resource  # which not every system has
-
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -18,8 +18,9 @@ def precision_flag(default: str = "") -> Any:
     """
     return flag(
         default,
-        "of the network: fp32, bf16, or fp16 (on a GPU); auto or '': bf16 on a CPU that computes it"
+        "of the network: fp32, bf16, or fp16 (on a GPU); auto: bf16 on a CPU that computes it"
         " faster than fp32, fp16 on a GPU with use_fp16, fp32 otherwise; a resumed run keeps its"
         " own",
+        default_words=default or "auto",
         choices=(*AUTO, *NAMES),
     )

@@ -1,12 +1,21 @@
-"""The progress bar of all commands, with rate and remaining time."""
+"""The progress bar of all commands, with rate and remaining time.
+
+On a terminal it is redrawn in its place; in a log file it is a line a minute.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from guided_diffusion.runtime import messages
+
 T = TypeVar("T")
+
+# seconds between drawings, on a terminal and in a file
+REDRAW_S = 0.5
+LINE_S = 60.0
 
 _hidden = False
 
@@ -17,20 +26,41 @@ def hide_bars() -> None:
     _hidden = True
 
 
+class _Lines:
+    """A file in which every drawing of a bar is a line of its own."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            self._file.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def progress_bar(total: int | None, unit: str = "step", **options: Any) -> tqdm:
-    """A bar on rank 0, redrawn twice a second on a terminal and once a minute in a log file.
+    """A bar on rank 0, redrawn twice a second on a terminal; a line a minute in a file.
 
     :param total: number of steps; None if unknown; 0 shows no bar.
     :param options: for tqdm.
     """
-    return tqdm(
-        total=total,
-        unit=unit,
-        disable=_hidden or not _is_main() or total == 0,
-        mininterval=0.5 if sys.stderr.isatty() else 60,
-        dynamic_ncols=True,
-        **options,
-    )
+    if "delay" not in options:  # of checks, which may find mistakes
+        messages.begin_work()
+    return _bar(total=total, unit=unit, disable=not _is_main() or total == 0, **options)
+
+
+def _bar(disable: bool, **options: Any) -> tqdm:
+    """A bar on standard error."""
+    disable = disable or _hidden or messages.is_quiet()
+    if sys.stderr.isatty():
+        drawing: dict[str, Any] = {"mininterval": REDRAW_S, "dynamic_ncols": True}
+    else:
+        # work that takes less time leaves no line
+        drawing = {"mininterval": LINE_S, "delay": LINE_S, "file": _Lines(sys.stderr)}
+    return tqdm(disable=disable, **{**options, **drawing})
 
 
 def _is_main() -> bool:
@@ -41,5 +71,5 @@ def _is_main() -> bool:
 
 def track(items: Iterable[T], description: str, unit: str = "image") -> Iterator[T]:
     """Iterate over items with a bar, drawn on a terminal only and erased at the end."""
-    disable = True if _hidden else None
-    return iter(tqdm(items, desc=description, unit=unit, disable=disable, leave=False))
+    disable = not sys.stderr.isatty()
+    return iter(_bar(disable, iterable=items, desc=description, unit=unit, leave=False))

@@ -34,7 +34,7 @@ def locate_start(folder: str, resume_checkpoint: str = "") -> Start:
         if found:
             raise UserError(
                 f"{folder} holds checkpoints up to step {found[0]}, which --resume_checkpoint none"
-                " would overwrite: set OPENAI_LOGDIR to another folder"
+                " would overwrite: name another folder with --output"
             )
         return Start()
     newest = Start()

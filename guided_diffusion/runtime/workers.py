@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, TypeVar
 
-from guided_diffusion.runtime import progress
+from guided_diffusion.runtime import interrupts, progress, session
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.signals import StopRequest, stop_signals
 
@@ -83,7 +83,8 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.task: Any = None
         self._asked = False
-        self._process = context.Process(target=_serve, args=(theirs, work, begin))
+        arguments = (theirs, session.current(), work, begin)
+        self._process = context.Process(target=_serve, args=arguments)
         with _signals_held_back():  # until the process is ready for them
             self._process.start()
         theirs.close()
@@ -148,10 +149,15 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _serve(
-    connection: Connection, work: Callable[[Any], Outcome], begin: Callable[[], None]
+    connection: Connection,
+    parents: session.Session,
+    work: Callable[[Any], Outcome],
+    begin: Callable[[], None],
 ) -> None:
     """A process's life: tasks from the connection, until it closes or a signal asks to stop."""
+    session.enter(parents)
     progress.hide_bars()
+    interrupts.ignore()  # but for `stop`, which does not: after the last task none is of use
     with contextlib.suppress(KeyboardInterrupt, EOFError, ConnectionError), StopRequest() as stop:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())

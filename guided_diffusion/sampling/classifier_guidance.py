@@ -5,9 +5,13 @@ import dataclasses
 from guided_diffusion import dist_util
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.sampling.choices import parse_labels
-from guided_diffusion.sampling.config import ClassifierSampleConfig
+from guided_diffusion.sampling.config import (
+    ClassifierSampleConfig,
+    said_of_defaults,
+    sample_settings,
+)
 from guided_diffusion.sampling.guidance import classifier_gradient, ignoring_classes
 from guided_diffusion.sampling.job import SampleJob, as_flags_say, guided, identity_of
 
@@ -18,7 +22,7 @@ def classifier_job(overrides: Overrides) -> SampleJob:
     :param overrides: the flags given on the command line.
     :raises UserError: if the classifier cannot guide the diffusion network.
     """
-    settings = from_flags(ClassifierSampleConfig, overrides)
+    settings = sample_settings(ClassifierSampleConfig, overrides)
     trained = as_flags_say(read_trained(settings.model_path, overrides), settings)
     same = {**dataclasses.asdict(trained.diffusion), "image_size": trained.model.image_size}
     guide = read_trained(settings.classifier_path, overrides, "classifier", defaults=same)
@@ -35,7 +39,8 @@ def classifier_job(overrides: Overrides) -> SampleJob:
     classifier = guide.network(dist_util.dev())
     cond_fn = classifier_gradient(classifier, settings.classifier_scale)
     also = {"classifier": identity_of(guide), "classifier_scale": settings.classifier_scale}
-    return SampleJob(settings, trained, model, labels, cond_fn=cond_fn, also=also)
+    said = said_of_defaults(overrides)
+    return SampleJob(settings, trained, model, labels, cond_fn=cond_fn, also=also, defaults=said)
 
 
 def _check_classifier(classifier: Trained, trained: Trained) -> None:

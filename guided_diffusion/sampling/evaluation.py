@@ -19,6 +19,7 @@ from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.config import EvaluateSamplesConfig
 from guided_diffusion.sampling.features import (
@@ -84,7 +85,7 @@ def evaluate(
     else:
         extractor = torchvision_features(settings.features, settings.weights, device)
     if note:
-        print(note)
+        say(note)
     extractor = extractor.in_precision(precision, device)
     results, neighbours = compare(samples, reference, extractor, settings, device)
     save_json(bf.join(folder, "metrics.json"), results)
@@ -166,7 +167,7 @@ def load_reference(path: str, reading: ReadingConfig) -> ImageSet:
         return ImageSet(path, images, [f"{path}[{number}]" for number in range(len(images))])
     paths, note = list_radiographs(path)
     if note:
-        print(f"{path}: {note}")
+        say(f"{path}: {note}")
     with ThreadPoolExecutor() as pool, progress_bar(len(paths), "image", desc="reading") as bar:
         loaded = []
         for image in pool.map(reading.load, paths):

@@ -15,7 +15,6 @@ from typing import Any
 import blobfile as bf
 import numpy as np
 import torch as th
-from tqdm import tqdm
 
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import read_image, write_image
@@ -29,7 +28,7 @@ from guided_diffusion.networks.precision import (
     in_precision,
 )
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint, packed, run_lock
+from guided_diffusion.runtime import checkpoint, messages, packed, run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import (
     check_output,
@@ -121,7 +120,7 @@ class SampleJob:
     gradient, see `solvers.SamplerOptions`. also: further settings that determine the images,
     recorded in `sampling.json`. names: file names of the images, which then go to `IMG`; by default
     images are numbered and go to `png`. prepare: called with the folder before sampling, on the
-    main rank.
+    main rank. defaults: what to tell a user who left open what is sampled.
     """
 
     settings: SampleConfig
@@ -133,6 +132,7 @@ class SampleJob:
     also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     names: Sequence[str] = ()
     prepare: Callable[[str], None] | None = None
+    defaults: str = ""
 
     def __post_init__(self) -> None:
         if self.settings.compile:
@@ -148,6 +148,8 @@ class SampleJob:
 
     def run(self) -> int:
         """Sample the missing images and write all results; returns the exit code."""
+        if self.defaults:
+            _say(self.defaults)
         folder, self.precision, note = self._open_folder()
         if note:
             _say(note)
@@ -160,7 +162,7 @@ class SampleJob:
         dist_util.barrier()
         if _is_main():
             self._write_results(folder)
-        _say(f"results: {folder}")
+            print(f"results: {folder}")
         return 0
 
     def identity(self) -> dict[str, Any]:
@@ -354,4 +356,4 @@ def _is_main() -> bool:
 
 def _say(line: str) -> None:
     if _is_main():
-        tqdm.write(line)
+        messages.say(line)

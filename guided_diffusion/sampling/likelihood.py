@@ -20,6 +20,7 @@ from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, write_atomically, write_csv
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.config import LikelihoodConfig
 from guided_diffusion.sampling.folder import results_folder
@@ -78,7 +79,7 @@ def measure_likelihood(settings: LikelihoodConfig, trained: Trained) -> None:
     paths, left_out = list_radiographs(settings.data_dir)
     for line in filter(None, (left_out, note)):
         if dist_util.is_main():
-            print(line)
+            say(line)
     paths = paths[: settings.num_samples]
     check_images(paths)
     diffusion = trained.diffusion.build()

@@ -20,10 +20,15 @@ from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.runtime.text import encode
 from guided_diffusion.sampling.choices import Labels
-from guided_diffusion.sampling.config import GuidedSampleConfig
+from guided_diffusion.sampling.config import (
+    MOST_SAMPLES,
+    GuidedSampleConfig,
+    said_of_defaults,
+    sample_settings,
+)
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.sampling.job import SampleJob, as_flags_say, class_labels, guided
 
@@ -92,14 +97,15 @@ def image_job(overrides: Overrides) -> SampleJob:
     :param overrides: the flags given on the command line.
     :raises UserError: if the network cannot do what they ask.
     """
-    settings = from_flags(GuidedSampleConfig, overrides)
+    every = MOST_SAMPLES if overrides.get("seg_dir") else 0
+    settings = sample_settings(GuidedSampleConfig, overrides, every)
     trained = as_flags_say(_read_trained(settings.model_path, overrides), settings)
     masks = guiding_masks(settings, trained)
     labels = class_labels(settings, trained)
     if masks is not None:
-        return _guided_job(settings, trained, labels, masks)
+        return _guided_job(settings, trained, labels, masks, overrides)
     model = guided(trained.network(dist_util.dev()), settings, trained)
-    return SampleJob(settings, trained, model, labels)
+    return SampleJob(settings, trained, model, labels, defaults=said_of_defaults(overrides))
 
 
 def _read_trained(path: str, overrides: Overrides) -> Trained:
@@ -158,7 +164,11 @@ def _parse_classes(text: str, classes: int) -> tuple[int, ...]:
 
 
 def _guided_job(
-    settings: GuidedSampleConfig, trained: Trained, labels: Labels | None, masks: GuidingMasks
+    settings: GuidedSampleConfig,
+    trained: Trained,
+    labels: Labels | None,
+    masks: GuidingMasks,
+    overrides: Overrides,
 ) -> SampleJob:
     """The job for the images of all masks, at most --num_samples.
 
@@ -182,4 +192,5 @@ def _guided_job(
         also=masks.identity(),
         names=names,
         prepare=partial(masks.write, count),
+        defaults=said_of_defaults({**overrides, "num_samples": count}),
     )

@@ -12,8 +12,12 @@ from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
-from guided_diffusion.sampling.config import SuperResSampleConfig
+from guided_diffusion.runtime.flags import Overrides
+from guided_diffusion.sampling.config import (
+    SuperResSampleConfig,
+    said_of_defaults,
+    sample_settings,
+)
 from guided_diffusion.sampling.images import read_npz
 from guided_diffusion.sampling.job import SampleJob, as_flags_say, class_labels, guided
 
@@ -24,12 +28,13 @@ def super_res_job(overrides: Overrides) -> SampleJob:
     :param overrides: the flags given on the command line.
     :raises UserError: if the small images are missing or do not suit the network.
     """
-    settings = from_flags(SuperResSampleConfig, overrides)
+    settings = sample_settings(SuperResSampleConfig, overrides)
     trained = read_trained(settings.model_path, overrides, "super_res")
     trained = as_flags_say(trained, settings)
     small, own_labels = load_base_samples(
         settings.base_samples, trained.reading, trained.model.small_size, trained.classes
     )
+    settings = sample_settings(SuperResSampleConfig, overrides, len(small))
     labels = class_labels(settings, trained)
     if labels and own_labels and not labels.chosen:
         labels = dataclasses.replace(labels, chosen=tuple(own_labels))
@@ -39,7 +44,8 @@ def super_res_job(overrides: Overrides) -> SampleJob:
         return {"low_res": small[[k % len(small) for k in indices]].to(dist_util.dev())}
 
     also = {"base_samples": zlib.crc32(small.numpy().tobytes())}
-    return SampleJob(settings, trained, model, labels, conditions, also=also)
+    said = said_of_defaults({**overrides, "num_samples": settings.num_samples})
+    return SampleJob(settings, trained, model, labels, conditions, also=also, defaults=said)
 
 
 def load_base_samples(

@@ -273,6 +273,28 @@ def resolve_categories(
     return table.ignoring(ignore_index)
 
 
+def check_same_classes(
+    one: Sequence[Category], other: Sequence[Category], names: Sequence[str], remedy: str
+) -> None:
+    """Refuse to mix what two class tables describe: masks, or predictions.
+
+    Classes are the same if each index has the same name, in upper or lower case. Colours, codes and
+    the values of pixels without a label may differ.
+
+    :param names: of what has the tables, for messages; :param remedy: what to do, or what holds.
+    :raises UserError: naming the first class that differs.
+    """
+    first, second = names
+    for index, (ours, theirs) in enumerate(zip(one, other)):
+        if ours.name.casefold() != theirs.name.casefold():
+            raise UserError(
+                f"class {index} is {ours.name!r} in {first} and {theirs.name!r} in {second}:"
+                f" {remedy}"
+            )
+    if len(one) != len(other):
+        raise UserError(f"{first} has {len(one)} classes and {second} {len(other)}: {remedy}")
+
+
 def check_swaps(
     categories: Sequence[Category],
     swaps: Swaps,

@@ -10,8 +10,12 @@ from guided_diffusion.runtime.loop_config import LoopConfig
 class DataConfig:
     """Training images."""
 
-    data_dir: str = flag("", "folder of images, searched recursively; or a glob pattern")
-    random_flip: bool = flag(False, "mirror images with probability 0.5; left becomes right")
+    data_dir: str = flag(
+        "", "folder of images, searched recursively; or a glob pattern", basic=True
+    )
+    random_flip: bool = flag(
+        False, "mirror images with probability 0.5; left becomes right", basic=True
+    )
     random_crop: bool = flag(False, "crop to 80-100 % of the image at a random position")
     num_workers: int = flag(
         -1,
@@ -24,15 +28,32 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RunFolderConfig:
+    """Where a training keeps its files."""
+
+    TITLE = "Run folder"
+
+    output: str = flag(
+        "",
+        "folder of checkpoints, samples and logs; '': OPENAI_LOGDIR, or runs/DATE-TIME",
+        "-o",
+        basic=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig(LoopConfig, DataConfig):
     """Training."""
 
     TITLE = "Training"
+    SECTION = "train"
 
     global_batch_size: int = flag(
         0, "images per step over all ranks, instead of batch_size", least=0
     )
-    schedule_sampler: str = flag("uniform", "timestep sampling: uniform or loss-second-moment")
+    schedule_sampler: str = flag(
+        "uniform", "timestep sampling: uniform or loss-second-moment", metavar="NAME"
+    )
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
 
 
@@ -65,6 +86,8 @@ class ConditionalTrainConfig(TrainConfig):
     init_checkpoint: str = flag(
         "",
         "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
+        "--checkpoint",
+        basic=True,
     )
 
 
@@ -73,7 +96,8 @@ class GuidedTrainConfig(ConditionalTrainConfig):
     """Training."""
 
     seg_dir: str = flag(
-        "", "folder of the masks, named like their images; or one with all/ or train/ inside"
+        "",
+        "folder of the masks, named like their images; or one with all/ or train/ inside",
     )
     ignore_index: int = flag(
         -1,
@@ -87,6 +111,7 @@ class GuidedTrainConfig(ConditionalTrainConfig):
     dry_run: bool = flag(
         False,
         "report hours, memory, disk and seconds per step for these flags, without training",
+        basic=True,
     )
 
 
@@ -94,13 +119,15 @@ class GuidedTrainConfig(ConditionalTrainConfig):
 class ClassifierTrainConfig(TrainConfig):
     """Training; the class of an image is its file's name up to the first underscore."""
 
-    val_data_dir: str = flag("", "folder of held-out images to evaluate on; '': no evaluation")
+    val_data_dir: str = flag(
+        "", "folder of held-out images to evaluate on; '': no evaluation", basic=True
+    )
     noised: bool = flag(True, "train on images at all noise levels, as guidance requires")
-    iterations: int = flag(150000, "steps after which training ends", least=1)
+    iterations: int = flag(150000, "steps after which training ends", least=1, basic=True)
     anneal_lr: bool = flag(False, "the learning rate falls linearly to 0 over the iterations")
     eval_interval: int = flag(5, "steps between evaluations on one held-out batch", least=1)
-    lr: float = flag(3e-4, "learning rate of AdamW", least=0)
-    batch_size: int = flag(4, "images per rank per step", least=1, most=MOST_BATCH)
+    lr: float = flag(3e-4, "learning rate of AdamW", least=0, basic=True)
+    batch_size: int = flag(4, "images per rank per step", least=1, most=MOST_BATCH, basic=True)
     ema_rate: float | str = flag(
         "", "decay rates of exponential moving averages of the weights, comma-separated; '': none"
     )

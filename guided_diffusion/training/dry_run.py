@@ -95,7 +95,7 @@ def dry_run(
 
 def _log_formats() -> list[str]:
     """Those of a run, since what they import takes memory."""
-    return ["stdout", "log", "csv", "tensorboard"] if dist_util.is_main() else ["log"]
+    return ["stderr", "log", "csv", "tensorboard"] if dist_util.is_main() else ["log"]
 
 
 def _describe(overrides: Overrides, model_type: type[ModelConfig]) -> tuple[AnyRun, list[str]]:
@@ -118,7 +118,7 @@ def _describe(overrides: Overrides, model_type: type[ModelConfig]) -> tuple[AnyR
         train=with_global_batch(
             from_flags(GuidedTrainConfig if guided else TrainConfig, overrides)
         ),
-        folder=run_folder(),
+        folder=run_folder(overrides),
         start=Start(),
     )
     return run, paths

@@ -148,6 +148,6 @@ def _check(found: Sequence[str], start: Start, limit: int, labelled: bool, folde
     if limit and start.step >= limit:
         raise UserError(
             f"{folder} holds a complete run of {start.step} steps, so the changes would have no"
-            f" effect ({'; '.join(found)}): set OPENAI_LOGDIR to another folder, or raise the"
+            f" effect ({'; '.join(found)}): name another folder with --output, or raise the"
             " number of steps to continue it"
         )

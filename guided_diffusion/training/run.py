@@ -146,10 +146,20 @@ def precision_of(precision: str, use_fp16: bool) -> str:
     return "fp32" if chosen == "fp16" and dist_util.dev().type != "cuda" else chosen
 
 
-def run_folder() -> str:
-    """OPENAI_LOGDIR, or `runs/<date>-<time>` under the current folder; the same on all ranks."""
-    folder = os.environ.get("OPENAI_LOGDIR") or datetime.now().strftime("runs/%Y%m%d-%H%M%S")
+def run_folder(overrides: Overrides) -> str:
+    """--output, or OPENAI_LOGDIR, or `runs/<date>-<time>` under the current folder; the same on all
+    ranks."""
+    given, variable = overrides.get("output", ""), os.environ.get("OPENAI_LOGDIR", "")
+    folder = given or variable or datetime.now().strftime("runs/%Y%m%d-%H%M%S")
     return dist_util.broadcast_object(expand_path(folder))
+
+
+def overruled(overrides: Overrides) -> str:
+    """A line for the log if --output differs from OPENAI_LOGDIR, else ""."""
+    given, variable = overrides.get("output", ""), os.environ.get("OPENAI_LOGDIR", "")
+    if not (given and variable) or os.path.abspath(given) == os.path.abspath(expand_path(variable)):
+        return ""
+    return f"--output {given} is used, not OPENAI_LOGDIR, which is {variable}"
 
 
 def open_run(
@@ -175,14 +185,14 @@ def open_run(
     :param train_type: the configuration of their training.
     :param reading: default reading of images; with --init_checkpoint only its `resize` counts.
     :param repeats: whether a step may use an image several times.
-    :param folder: of the run; by default `run_folder()`.
+    :param folder: of the run; by default `run_folder`.
     :param files: contents of a few labelled images; the run then refuses others.
     :param pairs: each image with its mask, where there are masks.
     :raises UserError: for everything that the user must fix before anything is written.
     """
     train = check_training_flags(train_type, overrides)
-    instead = "choose another --weights_save" if folder else "set OPENAI_LOGDIR to another folder"
-    folder = folder or run_folder()
+    instead = "choose another --weights_save" if folder else "name another folder with --output"
+    folder = folder or run_folder(overrides)
     check_output(folder, folder=True)
     if dist_util.is_main():
         run_lock.hold_folder(folder, instead)
@@ -195,8 +205,7 @@ def open_run(
         init = _read_init(train.init_checkpoint, overrides)
     stored = _stored_sections(folder, start)
     notes = [f"{len(paths)} images in {train.data_dir}; run folder {folder}"]
-    if left_out:
-        notes.append(left_out)
+    notes += filter(None, (overruled(overrides), left_out))
     if stored is not None:
         base = _record_of_resumed_run(stored, start, kind, model_type, overrides)
     elif init is not None:
@@ -288,8 +297,8 @@ def _record_of_resumed_run(
     source = f"the run of {start.path}"
     if stored["kind"] != kind:
         raise UserError(
-            f"{source} trains a network of the kind {stored['kind']}, not {kind}: set"
-            " OPENAI_LOGDIR to another folder"
+            f"{source} trains a network of the kind {stored['kind']}, not {kind}: name"
+            " another folder with --output"
         )
     record = read_record(stored, model_type)
     for config in (record.model, record.diffusion, record.reading):
@@ -404,7 +413,7 @@ def run_training(loop: TrainLoop, run: Run[NetworkConfig, TrainConfig]) -> int:
     loop.run_loop()
     if loop.stopped_by:
         logger.log(f"stopped by {loop.stopped_by}: rerun the command to resume")
-    logger.log(f"run folder: {run.folder}")
+    logger.result(f"run folder: {run.folder}")
     return EXIT_STOPPED if loop.stopped_by else 0
 
 

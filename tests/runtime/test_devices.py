@@ -4,7 +4,14 @@ import pytest
 import torch as th
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime.devices import Peer, choose_devices, named_device, share_cores
+from guided_diffusion.runtime import session
+from guided_diffusion.runtime.devices import (
+    Peer,
+    choose_devices,
+    chosen_device,
+    describe_self,
+    share_cores,
+)
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.training.run import num_workers_of
 
@@ -53,35 +60,65 @@ class TestDevices:
         assert dist_util.dev() == th.device("cpu")
         monkeypatch.setattr(th.cuda, "is_available", lambda: False)
         monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "cuda")
-        with pytest.raises(UserError, match="torch sees no GPU"):
+        with pytest.raises(UserError, match="DEVICE is cuda, but torch sees no GPU"):
             dist_util.dev()
         monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "tpu")
-        with pytest.raises(UserError, match="'tpu'; it may be cpu or cuda"):
+        with pytest.raises(UserError, match="'tpu'; it may be cpu, cuda, cuda:N"):
             dist_util.dev()
 
 
-class TestNamedDevices:
-    def test_the_cpu_and_none(self):
-        assert named_device("cpu") == th.device("cpu")
-        assert named_device("") is None
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with these devices, and the flag --device."""
 
-    @pytest.mark.parametrize("text", ["x", "-1", "cuda:-1", "cuda:", "cpu:x", "CUDA 1", "9" * 30])
-    def test_what_is_no_device(self, text):
-        with pytest.raises(UserError, match=f"--device {text}: must be cpu, cuda, or cuda:N"):
-            named_device(text)
+    def make(gpus=0, mps=False, flag=""):
+        monkeypatch.setattr(th.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(th.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(th.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(session, "_current", session.Session(device=flag))
 
-    @pytest.mark.parametrize("text", ["cuda", "cuda:0", "cuda:1"])
-    def test_a_gpu_that_is_not_there(self, monkeypatch, text):
-        monkeypatch.setattr(th.cuda, "is_available", lambda: False)
-        with pytest.raises(UserError, match=f"--device {text}: torch sees 0 GPUs"):
-            named_device(text)
+    return make
 
-    def test_one_gpu_of_two(self, monkeypatch):
-        monkeypatch.setattr(th.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(th.cuda, "device_count", lambda: 2)
-        assert named_device("cuda:1") == th.device("cuda:1")
-        with pytest.raises(UserError, match="torch sees 2 GPUs"):
-            named_device("cuda:2")
+
+class TestTheFlag:
+    @pytest.mark.parametrize(
+        ("flag", "chosen"), [("cpu", "cpu"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("", "cuda")]
+    )
+    def test_one_of_two_gpus(self, machine, flag, chosen):
+        machine(gpus=2, flag=flag)
+        assert dist_util.dev() == chosen_device() == th.device(chosen)
+
+    def test_it_goes_before_the_variable(self, machine, monkeypatch):
+        monkeypatch.setenv("GUIDED_DIFFUSION_DEVICE", "cuda")
+        machine(flag="cpu")
+        assert chosen_device() == th.device("cpu")
+
+    def test_mps_is_used_where_asked_for(self, machine):
+        machine(mps=True)
+        assert chosen_device() == th.device("cpu")
+        machine(mps=True, flag="mps")
+        assert chosen_device() == th.device("mps")
+
+    @pytest.mark.parametrize(
+        ("gpus", "mps", "flag", "said"),
+        [
+            (0, False, "cuda", r"--device is cuda, but torch sees no GPU \(.*\) on .*: use cpu$"),
+            (0, True, "cuda:0", r"sees no GPU .*: use mps or cpu$"),
+            (1, False, "cuda:1", r"sees 1 GPU .*: use cuda or cpu$"),
+            (2, False, "cuda:2", r"sees 2 GPUs .*: use cuda:0 or cuda:1 or cpu$"),
+            (2, False, "mps", r"sees no Apple GPU on .*: use cuda:0 or cuda:1 or cpu$"),
+        ],
+    )
+    def test_a_device_that_is_not_there(self, machine, gpus, mps, flag, said):
+        machine(gpus, mps, flag)
+        with pytest.raises(UserError, match=said):
+            chosen_device()
+
+    @pytest.mark.parametrize("flag", ["cuda:1", "mps"])
+    def test_of_several_processes_each_has_its_own(self, machine, flag):
+        machine(gpus=2, mps=True, flag=flag)
+        with pytest.raises(UserError, match=f"the device {flag} is for one process"):
+            describe_self()
 
 
 class TestShareOfCores:

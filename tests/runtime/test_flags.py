@@ -5,15 +5,9 @@ import math
 
 import pytest
 
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import (
-    MOST,
-    Range,
-    flag,
-    from_mapping,
-    make_parser,
-    parse_flags,
-)
+from guided_diffusion.runtime.flags import MOST, Range, flag, from_mapping
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ class TestHuman:
         logger.log("epoch", 1)
         logger.logkv("x", 1)
         logger.dumpkvs()
-        assert capsys.readouterr().out == f"logging to {tmp_path}\nepoch 1\n"
+        assert capsys.readouterr() == ("", f"logging to {tmp_path}\nepoch 1\n")
 
 
 class TestCSV:

@@ -11,8 +11,14 @@ from process_util import Command, torchrun_environments
 from sampling_util import DIFFUSION, NETWORK, QUICK, arrays, pictures, same, write_trained
 
 from guided_diffusion.networks.config import DiffusionConfig
-from guided_diffusion.runtime import rng
+from guided_diffusion.runtime import progress, rng
 from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.sampling.choices import choose_sampler
+from guided_diffusion.sampling.config import (
+    GuidedSampleConfig,
+    said_of_defaults,
+    sample_settings,
+)
 from guided_diffusion.sampling.images import to_uint8
 
 HEADS = ("--num_heads", "2", "--use_new_attention_order", "False")
@@ -28,7 +34,7 @@ def test_the_checkpoint_alone_is_enough(script, model):
     assert done.code == 0, done.err
     folder = model.parent / "samples" / "ema_0.9_000010_dpm++2m_3_seed0"
     assert str(folder) in done.out
-    assert "8 images of 16x16x1 by dpm++2m, 3 steps" in done.out
+    assert "8 images of 16x16x1 by dpm++2m, 3 steps" in done.err
     images = arrays(folder / "samples_8x16x16x1.npz")
     assert list(images) == ["arr_0"]
     assert images["arr_0"].dtype == np.uint8
@@ -71,6 +77,10 @@ def test_the_same_images_whatever_the_batches_and_the_ranks(script, model, tmp_p
     assert len({picture.tobytes() for picture in pictures(out).values()}) == 8
 
 
+def draw_at_once():
+    progress.LINE_S = 0.0
+
+
 class TestInterruption:
     def test_finished_images_are_kept_and_the_others_follow(self, script, model, tmp_path):
         flags = ["--model_path", model, *QUICK, "--batch_size", 2]
@@ -82,7 +92,7 @@ class TestInterruption:
             (tmp_path / "torn" / "png" / f"{k:06d}.png").unlink()
         done = script("image_sample.py", *flags, "--out_dir", tmp_path / "torn")
         assert done.code == 0
-        assert "5 are there already" in done.out
+        assert "5 are there already" in done.err
         torn = pictures(tmp_path / "torn")
         assert np.array_equal(torn.pop("000002.png"), marked)  # not sampled anew
         whole = pictures(tmp_path / "whole")
@@ -92,7 +102,7 @@ class TestInterruption:
         for count in (3, 5):
             done = script("image_sample.py", "--model_path", model, *QUICK, "--num_samples", count)
             assert done.code == 0
-        assert "3 are there already" in done.out
+        assert "3 are there already" in done.err
         folder = model.parent / "samples" / "ema_0.9_000010_dpm++2m_3_seed0"
         first, both = (arrays(folder / f"samples_{n}x16x16x1.npz")["arr_0"] for n in (3, 5))
         assert np.array_equal(first, both[:3])
@@ -111,13 +121,14 @@ class TestInterruption:
         flags[3] = there
         done = script("image_sample.py", *flags)
         assert done.code == 0
-        assert f"{there} are there already" in done.out
+        assert f"{there} are there already" in done.err
         assert len(list(out.glob("*.npz"))) == 1
 
     def test_a_signal_ends_even_a_large_batch(self, script, model, tmp_path):
         out = tmp_path / "out"
-        flags = ["--model_path", model, "--num_samples", 500, "--batch_size", 500, "--out_dir", out]
-        running = Command("image_sample.py", flags, {}, tmp_path / "said")
+        flags = ["--model_path", model, "--num_samples", 500, "--batch_size", 500]
+        flags += ["--sampler", "ddpm", "--out_dir", out]
+        running = Command("image_sample.py", flags, {}, tmp_path / "said", draw_at_once)
         running.wait_for(lambda: "0/50" in running.said)
         running.send("SIGTERM")
         assert running.wait() == EXIT_STOPPED, running.said
@@ -145,7 +156,7 @@ class TestFolders:
         assert "seed 0 there, 1 here" in done.err
         copy = shutil.copy(model, model.with_name("ema_0.9_000011.pt"))  # a name does not count
         done = script("image_sample.py", "--model_path", copy, *flags[2:])
-        assert "8 are there already" in done.out, done.err
+        assert "8 are there already" in done.err, done.err
         th.save({k: v + 1 for k, v in th.load(model).items()}, model)
         assert "another checkpoint" in script("image_sample.py", *flags).err
 
@@ -197,16 +208,47 @@ class TestFlags:
         name = "samples/ema_0.9_000010_dpm++2m_3_seed0"
         assert same(model.parent / name, known.parent / name, tolerance=0)
 
-    @pytest.mark.parametrize("flags", [(), ("--use_ddim", "True"), ("--sampler", "ddim")])
+    @pytest.mark.parametrize("flags", [("--use_ddim", "True"), ("--sampler", "ddpm")])
     def test_running_every_step_is_said(self, script, tmp_path, flags):
         long = DiffusionConfig(learn_sigma=True, diffusion_steps=150, noise_schedule="cosine")
         model = write_trained(tmp_path / "run", diffusion=long)
         done = script("image_sample.py", "--model_path", model, "--num_samples", 1, *flags)
-        assert "every one of the 150 timesteps" in done.out
+        assert "every one of the 150 timesteps" in done.err
         few = ("--timestep_respacing", "5")
         done = script("image_sample.py", "--model_path", model, "--num_samples", 1, *flags, *few)
-        assert "every one" not in done.out
-        assert "5 steps over 5 of 150 timesteps" in done.out
+        assert "every one" not in done.err
+        assert "5 steps over 5 of 150 timesteps" in done.err
+
+    def test_the_checkpoint_alone_takes_no_days(self, script, model):
+        done = script("image_sample.py", "--model_path", model)
+        assert done.code == 0, done.err
+        device, said, line = done.err.splitlines()[:3]
+        assert device.startswith("device: cpu")
+        assert "as in the original package: --num_samples 10000 --sampler ddpm" in said
+        assert line.startswith("16 images of 16x16x1 by dpm++2m, 20 steps")
+        (record,) = (model.parent / "samples").glob("*/sampling.json")
+        assert json.loads(record.read_text())["images"]["eta"] == 1
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (["--num_samples", "3"], "the sampler by default"),
+            (["--steps", "5"], "the number of images by default"),
+            (["--num_samples", "3", "--use_ddim", "True"], ""),
+            (["--num_samples", "10000", "--sampler", "ddpm"], ""),
+        ],
+    )
+    def test_what_is_left_open_is_said(self, flags, said):
+        given = dict(zip((f.lstrip("-") for f in flags[::2]), flags[1::2]))
+        assert said_of_defaults(given).startswith(said)
+        assert bool(said) == bool(said_of_defaults(given))
+
+    def test_the_originals_command_line_is_the_originals(self):
+        given = {"num_samples": 10000, "sampler": "ddpm"}
+        settings = sample_settings(GuidedSampleConfig, given)
+        assert settings == GuidedSampleConfig(sampler="ddpm")
+        assert choose_sampler(settings, DIFFUSION.build()) == ("ddpm", 50)
+        assert choose_sampler(GuidedSampleConfig(), DIFFUSION.build()) == ("ddpm", 50)
 
     @pytest.mark.parametrize(
         ("flags", "loop", "respacing"),

@@ -50,7 +50,7 @@ def test_fine_tuning_leaves_them_out_and_evaluation_knows_from_the_model(
     assert "200" in refused.err
     trained = script("finetune.py", pretrained, *_folders(bordered), *declared, "--epochs", 1)
     assert trained.code == 0, trained.err
-    assert "3 classes" in trained.out
+    assert "3 classes" in trained.err
     config = load_model(str(tmp_path / "segm.pth"))[1]
     assert [category.index for category in config.categories.ignored] == [200]
 

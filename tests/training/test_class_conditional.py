@@ -145,7 +145,7 @@ class TestScripts:
             for most in steps:
                 done = script("image_train.py", "--data_dir", shapes, *FLAGS, "--max_steps", most)
                 assert done.code == 0, done.err
-        assert "2 classes: ball, bar" in done.out
+        assert "2 classes: ball, bar" in done.err
         one, two = (weights(tmp_path / name, 6) for name in ("whole", "halves"))
         assert one["label_emb.weight"].shape[0] == 4
         assert all(th.equal(one[key], two[key]) for key in one)

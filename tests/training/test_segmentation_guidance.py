@@ -178,7 +178,7 @@ class TestTraining:
         flags = (*folders, *GUIDE, *FLAGS[-6:], "--ema_rate", "0.9", "--init_checkpoint", init)
         done = script("image_train.py", *flags, "--max_steps", 1, "--save_initial", "True")
         assert done.code == 0, done.err
-        assert "fresh: 0; dropped: 0" in done.out
+        assert "fresh: 0; dropped: 0" in done.err
         theirs = checkpoint.load(str(init))
         ours = checkpoint.load("run/model000000.pt")
         first = "input_blocks.0.0.weight"
@@ -255,7 +255,7 @@ class TestSampling:
         assert not np.array_equal(one["r0_0"], one["r0_1"])
         (split.parent / "one" / "IMG" / "r1_1.png").unlink()
         done = self.sample(script, model, *flags, "--out_dir", "one")
-        assert "5 are there already" in done.out
+        assert "5 are there already" in done.err
         assert np.array_equal(self.images(split.parent / "one")["r1_1"], two["r1_1"])
 
     def test_the_mask_the_open_classes_and_the_scale_decide_the_image(self, script, model, split):

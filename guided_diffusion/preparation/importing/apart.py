@@ -13,6 +13,7 @@ from guided_diffusion.images.groups import read_groups
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.messages import warn
 from guided_diffusion.runtime.progress import track
 
 _ANYWAY = "leave it out of the import"
@@ -108,11 +109,11 @@ def _patients(films: Sequence[Film], rule: str) -> Sequence[str | int]:
         return read_groups(names, rule)
     patients = find_patients(names, [film.path for film in films])
     if not patients.known:
-        print(
-            "warning: nothing tells which images are of one patient, so that only copies are kept"
+        warn(
+            "nothing tells which images are of one patient, so that only copies are kept"
             " apart; --group states it"
         )
     if len(set(patients.groups)) == 1:
-        print(f"warning: all images seem to be of one patient; {patients.said}; use --group")
+        warn(f"all images seem to be of one patient; {patients.said}; use --group")
         return range(len(films))
     return patients.groups

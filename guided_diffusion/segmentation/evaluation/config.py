@@ -12,32 +12,59 @@ class EvaluateConfig:
     """What to compare, and how."""
 
     TITLE = "Evaluation"
+    SECTION = "evaluate"
 
-    model: str = flag("", "model file to predict with; several, with commas: their mean", "-m")
-    compare: tuple[str, ...] = flag(
-        (), "two model files, or folders of masks: is the second better?", type=str, nargs=2
+    model: str = flag(
+        "",
+        "model file to predict with; several, with commas: their mean",
+        "-m",
+        "--checkpoint",
+        basic=True,
     )
-    images: str = flag("", "the masks' radiographs, for the report and the size of their pixels")
-    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
-    output: str = flag("", "folder for figures and pictures, see docs/prediction.md", "-o")
-    categories: str = flag("", "class table, a file like flags/categories.json")
+    compare: tuple[str, ...] = flag(
+        (),
+        "two model files, or folders of masks: is the second better?",
+        type=str,
+        nargs=2,
+        metavar="A B",
+        basic=True,
+    )
+    images: str = flag(
+        "",
+        "the masks' radiographs, for the report and the size of their pixels",
+        metavar="FOLDER",
+        basic=True,
+    )
+    output: str = flag(
+        "", "folder for figures and pictures, see docs/prediction.md", "-o", basic=True
+    )
+    categories: str = flag("", "class table, a file like flags/categories.json", basic=True)
     num_classes: int = flag(
         0,
         "number of classes; 0: from --categories, the model or the masks' values",
         least=0,
         most=256,
+        basic=True,
     )
-    binary: bool = flag(False, "join all foreground classes; masks may also be black and white")
+    binary: bool = flag(
+        False, "join all foreground classes; masks may also be black and white", basic=True
+    )
     ignore_index: int = flag(
         -1,
         "value of pixels in the true masks that no figure counts, such as 255; -1: what the class"
         " table or the model says",
         least=-1,
         most=2**16 - 1,
+        basic=True,
     )
-    surface: bool = flag(False, "95 % Hausdorff and average surface distance (HD95, ASD)")
+    surface: bool = flag(
+        False, "95 % Hausdorff and average surface distance (HD95, ASD)", basic=True
+    )
     spacing: str = flag(
-        "", "size of a pixel in mm, HEIGHT[,WIDTH], for files that record none in the patient"
+        "",
+        "size of a pixel in mm, HEIGHT[,WIDTH], for files that record none in the patient",
+        metavar="MM",
+        basic=True,
     )
     bootstrap: int = flag(
         2000, "bootstrap draws for the 95 % intervals; 0: no intervals", least=0, most=10**6
@@ -51,12 +78,13 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """Where to predict, and what to write."""
+    """In which precision to predict, and what to write."""
 
     TITLE = "Evaluation"
 
-    output: str = flag("", "folder for tables and pictures; '': FOLDER/faithfulness", "-o")
-    device: str = flag("", "where to predict, such as cpu or cuda:1; '': a GPU if available")
+    output: str = flag(
+        "", "folder for tables and pictures; '': FOLDER/faithfulness", "-o", basic=True
+    )
     precision: str = precision_flag()
 
 
@@ -64,11 +92,15 @@ class GuidanceConfig:
 class RunsConfig:
     """The runs of a comparison: what is common to all of them."""
 
-    checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt")
+    checkpoint: str = flag("", "pretrained network: model*.pt or ema_*.pt", basic=True)
     batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
-    common: str = flag("", "further flags of every training, in quotes")
+    common: str = flag(
+        "", "further flags of every training, in quotes", metavar="FLAGS", basic=True
+    )
     precision: str = precision_flag()
-    categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
+    categories: str = flag(
+        "", "class table (JSON); '': flags/categories.json where it fits", basic=True
+    )
     out_channels: int = flag(
         0,
         "number of classes including background; 0: infer from categories or masks",
@@ -89,6 +121,7 @@ class RunsConfig:
         "-j",
         least=0,
         most=256,
+        basic=True,
     )
 
 
@@ -99,21 +132,30 @@ class LoopConfig(RunsConfig):
     TITLE = "Loop"
 
     start: int = flag(
-        4, "images that are labelled at first, drawn by the seed", least=1, most=10**6
+        4, "images that are labelled at first, drawn by the seed", least=1, most=10**6, basic=True
     )
-    add: int = flag(4, "images that each round adds", least=1, most=10**6)
-    rounds: int = flag(3, "rounds of choosing, labelling and training", least=1, most=1000)
-    seeds: str = flag("0,1,2", "seeds of the first images and of training, comma-separated")
+    add: int = flag(4, "images that each round adds", least=1, most=10**6, basic=True)
+    rounds: int = flag(
+        3, "rounds of choosing, labelling and training", least=1, most=1000, basic=True
+    )
+    seeds: str = flag(
+        "0,1,2", "seeds of the first images and of training, comma-separated", basic=True
+    )
     choose: str = flag(
         "next,random",
         "what to compare, comma-separated: next, as predict.py --label_next chooses; uncertain, the"
         " least certain alone; random",
+        metavar="NAME,...",
+        basic=True,
     )
     method: str = flag(
-        "recipe", "what learns, as in label_efficiency.py --methods: recipe, plain, imagenet, ..."
+        "recipe",
+        "what learns, as in label_efficiency.py --methods: recipe, plain, imagenet, ...",
+        metavar="NAME",
+        basic=True,
     )
-    steps: int = flag(200, "optimisation steps of every training", least=1)
-    output: str = flag("simulate_loop", "folder for runs, tables and the plot", "-o")
+    steps: int = flag(200, "optimisation steps of every training", least=1, basic=True)
+    output: str = flag("simulate_loop", "folder for runs, tables and the plot", "-o", basic=True)
 
 
 @dataclass(frozen=True)
@@ -122,8 +164,12 @@ class LabelEfficiencyConfig(RunsConfig):
 
     TITLE = "Comparison"
 
-    k: str = flag("1,2,5,10", "numbers of labelled images, comma-separated")
-    seeds: str = flag("0,1,2", "seeds of the drawn images and of training, comma-separated")
+    k: str = flag(
+        "1,2,5,10", "numbers of labelled images, comma-separated", metavar="N,...", basic=True
+    )
+    seeds: str = flag(
+        "0,1,2", "seeds of the drawn images and of training, comma-separated", basic=True
+    )
     choose: str = flag(
         "draw",
         "which images are labelled: draw them by the seed, or select those that stand for the"
@@ -131,13 +177,17 @@ class LabelEfficiencyConfig(RunsConfig):
         choices=("draw", "select"),
     )
     methods: str = flag(
-        "recipe,partner,imagenet,scratch,features", "built in or from --method, comma-separated"
+        "recipe,partner,imagenet,scratch,features",
+        "built in or from --method, comma-separated",
+        metavar="NAME,...",
+        basic=True,
     )
     steps: int = flag(
         0,
         "optimisation steps of every run; 0: each method has its own steps and learning rate,"
         " chosen by folds inside TRAIN",
         least=0,
+        basic=True,
     )
     tune_steps: str = flag("200,400,800", "with --steps 0: steps to choose from, comma-separated")
     tune_lr: str = flag(
@@ -148,5 +198,6 @@ class LabelEfficiencyConfig(RunsConfig):
         "cross-validate on TRAIN in this many folds, instead of evaluating on TEST; 0: TEST",
         least=0,
         most=1000,
+        basic=True,
     )
-    output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o")
+    output: str = flag("label_efficiency", "folder for runs, tables and the plot", "-o", basic=True)

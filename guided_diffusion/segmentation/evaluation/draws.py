@@ -13,6 +13,7 @@ from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import writing
+from guided_diffusion.runtime.messages import say
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def find_films(pairs: Pairs) -> list[tuple[str, str]]:
 def split_patients(pairs: Pairs, folds: int) -> list[list[str]]:
     """`split_folds` of the pairs, saying how their patients were found."""
     patients = find_patients(*zip(*find_films(pairs)))
-    print(patients.said)
+    say(patients.said)
     return split_folds(pairs.names, folds, patients.groups)
 
 

@@ -17,8 +17,9 @@ from typing import Any
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.swaps import parse_swaps
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import make_parser, parse_flags
+from guided_diffusion.runtime.messages import say, warn
 from guided_diffusion.segmentation.categories import check_swaps
 from guided_diffusion.segmentation.evaluation import run_precision
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
@@ -112,7 +113,7 @@ class Plan:
         self.parts = split_patients(self.train, settings.folds) if settings.folds else []
         self.tests = [find_pairs(*test)] if test else fold_folders(self.parts, settings.output)
         if test and (shared := shared_patients(find_films(self.train), find_films(self.tests[0]))):
-            print(f"warning: scores on TEST will be too high: {shared}")
+            warn(f"scores on TEST will be too high: {shared}")
         most = len(self.train.names) - max(map(len, self.parts), default=0)
         if max(self.numbers) > most:
             raise UserError(f"--k {max(self.numbers)}: there are {most} images to draw from")
@@ -265,7 +266,7 @@ class Plan:
         there = {folder: result["origin"] for folder, result in found.items() if "origin" in result}
         check_neighbours(there, {"train": self._train_digests, "test": self._test_digests})
         if unknown := found.keys() - there.keys():
-            print(f"{', '.join(unknown)}: by an older version, which did not record their data")
+            say(f"{', '.join(unknown)}: by an older version, which did not record their data")
 
     @functools.cached_property
     def _train_digests(self) -> dict[str, str]:
@@ -308,6 +309,13 @@ class Plan:
                     f"{test.masks}: no mask shows a class but the background, so nothing can be"
                     " measured: add images with foreground, or choose fewer --folds"
                 )
+
+    def remarks(self, results: Sequence[RunResult]) -> str:
+        """What table.md says below its tables, in Markdown.
+
+        :param results: of the finished runs.
+        """
+        return ""
 
     def folder(self, run: Run) -> str:
         return os.path.join(self.settings.output, "runs", run.name)

@@ -13,13 +13,14 @@ from importlib import import_module
 from typing import Any
 
 import torch as th
-from tqdm import tqdm
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.runtime import run_lock
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import remove_file, save_json, writing
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.runtime.workers import Outcome, side_by_side
@@ -68,16 +69,16 @@ def _make(plan: Plan, work: Callable[[Run], Outcome], after_each: Callable[[], N
 
         def report(run: Run, outcome: Outcome) -> None:
             if not outcome.stopped_by:
-                tqdm.write(outcome.message)
+                say(outcome.message)
                 bar.update()
                 after_each()
 
         jobs = min(len(todo), plan.settings.jobs or _parallel_runs())
         if jobs > 1:
-            tqdm.write(f"{jobs} runs at a time")
+            say(f"{jobs} runs at a time")
             return side_by_side(work, todo, jobs, functools.partial(_share_cores, jobs), report)
         for run in todo:
-            bar.set_description(run.name)
+            bar.set_description(run.name, refresh=False)
             outcome = work(run)
             report(run, outcome)
             if outcome.stopped_by:
@@ -114,7 +115,8 @@ def _write_tables(plan: Plan, budgets: str, picture: bool = True) -> None:
     ]
     names = [category.name for category in plan.categories]
     results = read_results(plan.settings.output)
-    write_tables(plan.settings.output, results, order, names, picture, budgets)
+    below = budgets + plan.remarks(results)
+    write_tables(plan.settings.output, results, order, names, picture, below)
 
 
 def _parallel_runs() -> int:

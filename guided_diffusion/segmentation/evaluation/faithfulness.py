@@ -11,9 +11,10 @@ import numpy as np
 from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.networks.precision import choose_for
-from guided_diffusion.runtime.devices import named_device
+from guided_diffusion.runtime import messages
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, read_sections, save_json
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category
@@ -198,14 +199,15 @@ def evaluate_guidance(config: GuidanceConfig, model: str, folder: str) -> None:
     :param model: a segmentation model, or several separated by commas.
     :param folder: the output of image_sample.py --seg_dir.
     """
-    device = named_device(config.device) or dist_util.dev()
+    device = dist_util.open_device()
     precision, note = choose_for(device, config.precision)
     output = config.output or f"{folder}/faithfulness"
     check_output(output, folder=True)
     source = GuidedImages.in_folder(folder)
     if note:
-        print(note)
+        say(note)
     predictor = load_predictor(model, device, precision=precision)
+    messages.begin_work()
     result = compare_with_masks(predictor, source)
     print(table(result.evaluation))
     if source.left_open:

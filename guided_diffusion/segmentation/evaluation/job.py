@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, save_json
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.evaluation import calibration
 from guided_diffusion.segmentation.evaluation.comparison import compare_two
 from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
@@ -39,7 +39,6 @@ def run(config: EvaluateConfig, averaging: AveragingConfig, arguments: Sequence[
 
     :param arguments: the positional arguments: PREDICTED_MASKS or IMAGES, and TRUE_MASKS.
     """
-    named_device(config.device)  # refuses a wrong one
     parse_spacing(config.spacing)
     if len(arguments) not in ((1, 2) if config.compare else (2,)):
         raise UserError(
@@ -50,7 +49,7 @@ def run(config: EvaluateConfig, averaging: AveragingConfig, arguments: Sequence[
         check_output(config.output, folder=True)
     categories = choose_categories(config.categories, config.num_classes or None)
     if config.model or any(map(is_model, config.compare)):
-        averaging = averaging.on(named_device(config.device) or dist_util.dev())
+        averaging = averaging.on(dist_util.open_device())
     source = Source(config, averaging, arguments[-1], categories)
     if config.compare:
         compare_two(source, arguments[0] if len(arguments) == 2 else "")
@@ -75,7 +74,7 @@ def _evaluate(source: Source, predictions: str) -> None:
     if result.calibration:
         print(f"\n{result.calibration.text()}")
     if categories is None and not config.binary:
-        print(
+        say(
             f"{len(result.categories)} classes, by the highest value in the masks; to change this, "
             "use --categories or --num_classes"
         )

@@ -7,6 +7,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.evaluation.budgets import BudgetChooser
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
@@ -51,14 +52,14 @@ def label_efficiency(
         stopped_by = chooser.stopped_by
         if not stopped_by:
             budgets = chooser.describe(choices)
-            print(budgets)
+            say(budgets)
             plan = plan.with_methods(
                 [m if m.members else choices[m.name].budget.applied(m) for m in compared]
             )
     if not stopped_by:
         stopped_by = run_all(plan, budgets)
     if stopped_by:
-        print(f"stopped by {stopped_by}: rerun the command to resume")
+        say(f"stopped by {stopped_by}: rerun the command to resume")
         return EXIT_STOPPED
     with open(os.path.join(settings.output, "table.md")) as file:
         print(file.read())

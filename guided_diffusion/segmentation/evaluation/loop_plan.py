@@ -2,14 +2,18 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json
 from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig, LoopConfig
 from guided_diffusion.segmentation.evaluation.draws import draw, find_films, find_pairs
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Plan, Run
+from guided_diffusion.segmentation.evaluation.efficiency_tables import RunResult
+from guided_diffusion.segmentation.evaluation.loop_tables import LoopTable
 from guided_diffusion.segmentation.evaluation.methods import Method, comma_separated, parse_methods
 
 NEXT, UNCERTAIN, RANDOM = "next", "uncertain", "random"
@@ -34,7 +38,7 @@ class LoopPlan(Plan):
         self.films = find_films(find_pairs(*train))
         names, paths = zip(*self.films)
         patients = find_patients(names, paths)
-        print(patients.said)
+        say(patients.said)
         self.patients = dict(zip(paths, patients.groups))
         self._patient_of = dict(zip(names, patients.groups))
         if numbers[-1] > (count := len(set(patients.groups))):
@@ -80,6 +84,14 @@ class LoopPlan(Plan):
         if place == 1:
             return self.start(run)
         return dataclasses.replace(run, k=self.numbers[place - 1])
+
+    def table(self, results: Sequence[RunResult]) -> LoopTable:
+        """The rules side by side."""
+        rules = [method.name for method in self.methods]
+        return LoopTable(results, rules, self.numbers, self.seeds)
+
+    def remarks(self, results: Sequence[RunResult]) -> str:
+        return self.table(results).markdown()
 
     def choice_path(self, run: Run) -> str:
         """Of the file that names the images that a run adds."""

@@ -15,6 +15,7 @@ class TrainingProbeConfig:
         "",
         "labelled images, TRAIN and VAL with IMG and MASK in each: how well a linear classifier of"
         " the network's features segments them, see docs/checkpoints.md; '': no probe",
+        basic=True,
     )
     probe_interval: int = flag(1000, "steps between probes", least=1)
     probe_categories: str = flag(
@@ -28,6 +29,9 @@ class ProbeConfig:
 
     TITLE = "Probe"
 
-    categories: str = flag("", "class table (JSON); '': flags/categories.json where it fits")
-    output: str = flag("", "folder for probe.json and probe.png; '': the run's folder", "-o")
-    device: str = flag("", "where to compute, such as cpu or cuda:1; '': a GPU if available")
+    categories: str = flag(
+        "", "class table (JSON); '': flags/categories.json where it fits", basic=True
+    )
+    output: str = flag(
+        "", "folder for probe.json and probe.png; '': the run's folder", "-o", basic=True
+    )

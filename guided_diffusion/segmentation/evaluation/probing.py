@@ -13,10 +13,10 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained, read_trained
 from guided_diffusion.runtime import run_lock
-from guided_diffusion.runtime.devices import named_device
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.resume import is_ema, parse_resume_step_from_filename
 from guided_diffusion.segmentation.categories import ClassTable
@@ -175,7 +175,7 @@ def probe_run(config: ProbeConfig, run: str, split_folder: str) -> None:
     :param run: the run's folder.
     :param split_folder: see LabelledSplit.
     """
-    device = named_device(config.device) or dist_util.dev()
+    device = dist_util.open_device()
     output = config.output or run
     paths = averaged_checkpoints(run)
     split = LabelledSplit(split_folder, config.categories)
@@ -184,7 +184,7 @@ def probe_run(config: ProbeConfig, run: str, split_folder: str) -> None:
     newest: Trained[ModelConfig] = read_trained(paths[max(paths)], {}, for_tuning=True)
     prober = Prober(split, newest.reading, output, device)
     for note in prober.notes:
-        print(note)
+        say(note)
     todo = [step for step in sorted(paths) if step not in prober.curve]
     with progress_bar(len(todo), "checkpoint") as bar:
         for step in todo:

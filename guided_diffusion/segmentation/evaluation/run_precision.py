@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from guided_diffusion import dist_util
 from guided_diffusion.networks.precision import choose_for
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.segmentation.evaluation.efficiency_tables import results_by_folder
 
@@ -24,7 +25,7 @@ def flags(precision: str, output: str) -> list[str]:
         return []
     chosen, note = choose_for(device, precision, began)
     if note:
-        print(note)
+        say(note)
     return ["--precision", chosen]
 
 

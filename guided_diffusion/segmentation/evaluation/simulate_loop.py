@@ -4,13 +4,19 @@ import os
 
 from guided_diffusion import dist_util
 from guided_diffusion.runtime import run_lock
+from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.files import check_output, save_json
-from guided_diffusion.runtime.flags import from_flags, make_parser, parse_flags
+from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.runtime.workers import Outcome
 from guided_diffusion.segmentation.evaluation.config import LoopConfig
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Run
-from guided_diffusion.segmentation.evaluation.efficiency_tables import RESULT_NAME, score_text
+from guided_diffusion.segmentation.evaluation.efficiency_tables import (
+    RESULT_NAME,
+    read_results,
+    score_text,
+)
 from guided_diffusion.segmentation.evaluation.efficiency_work import (
     clean_up,
     make_run,
@@ -37,8 +43,11 @@ def simulate_loop(config: LoopConfig, train: tuple[str, str], val: tuple[str, st
     dist_util.setup_dist()
     check_output(config.output, folder=True)
     run_lock.hold_folder(config.output, "choose another --output")
-    if stopped_by := run_all(LoopPlan(config, train, val), make=make_round):
-        print(f"stopped by {stopped_by}: rerun the command to resume")
+    plan = LoopPlan(config, train, val)
+    stopped_by = run_all(plan, make=make_round)
+    plan.table(read_results(config.output)).write(config.output)
+    if stopped_by:
+        say(f"stopped by {stopped_by}: rerun the command to resume")
         return EXIT_STOPPED
     with open(os.path.join(config.output, "table.md")) as file:
         print(file.read())

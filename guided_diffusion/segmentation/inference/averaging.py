@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import MOST_SEED, flag
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.precision_flag import precision_flag
 from guided_diffusion.segmentation.inference.config import TTA
 
@@ -24,7 +25,10 @@ class AveragingConfig:
         "", "diffusion steps to average over, such as 1,50,150; '': the model's own (kind unet)"
     )
     tta: str = flag(
-        "none", "test-time augmentation: views to average over; flips mirror", choices=TTA
+        "none",
+        "test-time augmentation: views to average over; flips mirror",
+        choices=TTA,
+        basic=True,
     )
     flip_swap: str | None = flag(
         None,
@@ -59,7 +63,7 @@ class AveragingConfig:
 
         precision, note = choose_for(device, self.precision)
         if note:
-            print(note)
+            say(note)
         return replace(self, precision=precision)
 
     def load(self, model: str, device: "th.device | str | None" = None) -> "Segmenter":

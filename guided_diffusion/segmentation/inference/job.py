@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, check_outputs, expand_path, write_csv
+from guided_diffusion.runtime.messages import say, warn
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
@@ -118,13 +120,13 @@ class Job:
                 bar.update()
                 self._show(written.result)
         for error in skipped:
-            print(f"skipped: {error}")
+            warn(f"skipped: {error}")
         if not rows and not stop.requested:
             raise UserError(f"none of the {len(items)} files can be read; see the lines above")
         if rows:
             self._summarise(rows, report)
         if stop.requested:
-            print(f"stopped by {stop.requested} after {len(rows)} of {len(items)} radiographs")
+            say(f"stopped by {stop.requested} after {len(rows)} of {len(items)} radiographs")
             return EXIT_STOPPED
         if self.next:
             self.next.write()
@@ -204,8 +206,8 @@ class Job:
             report.write(os.path.join(self.output, "report.html"), facts)
         print(f"{len(rows)} radiographs segmented; results in {os.path.abspath(self.output)}")
         if others := masks_of_others(self.output, [row["name"] for row in rows]):
-            print(
-                f"warning: {len(others)} masks there are of an earlier command, not in areas.csv,"
+            warn(
+                f"{len(others)} masks there are of an earlier command, not in areas.csv,"
                 f" such as MASK/{others[0]}"
             )
 
@@ -226,7 +228,7 @@ class Job:
                     print(describe(written.row, self.categories))
                     self._show(written.result)
             except UserError as error:
-                print(f"error: {error}")
+                print(f"error: {error}", file=sys.stderr)
 
 
 def predict(
@@ -249,7 +251,8 @@ def predict(
         )
     _check_correcting(correcting, config)
     config = dataclasses.replace(config, model=paths.model)
-    predictor = averaging.on(dist_util.dev()).load(paths.model, dist_util.dev())
+    device = dist_util.open_device()
+    predictor = averaging.on(device).load(paths.model, device)
     categories = predictor.categories
     if config.categories:
         categories = categories_for(len(categories), config.categories)

@@ -22,6 +22,7 @@ from guided_diffusion.runtime.files import (
     write_csv,
     writing,
 )
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
 from guided_diffusion.segmentation.annotations.writing.export import Export
 from guided_diffusion.segmentation.categories import TABLE_NAME, ClassTable, to_plain
@@ -171,7 +172,7 @@ class LabelNext:
         names, paths = [film.name for film in films], [film.path for film in films]
         groups, said = patients_of(names, paths, self.config.group)
         if said:
-            print(said)
+            say(said)
         first = {group: names[group] for group in groups}
         return _Patients(dict(zip(paths, groups)), first)
 

@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 from guided_diffusion import dist_util
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.corrections import Corrections, SaveRoute
@@ -31,15 +33,16 @@ def serve(config: ServeConfig, averaging: AveragingConfig, model: str) -> None:
 
     :param model: a model file, or several separated by commas.
     """
+    device = dist_util.open_device()
     import_gradio()  # fails here, before the model is read
     if config.save_dir:
         check_output(config.save_dir, folder=True)
-    predictor = averaging.on(dist_util.dev()).load(model, dist_util.dev())
+    predictor = averaging.on(device).load(model, device)
     with served(predictor, model, config) as address:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        print("stopped")
+        say("stopped")
 
 
 def build_page(
@@ -82,7 +85,8 @@ def build_page(
 def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[str]:
     """Serve the page while the context is open; yields its address.
 
-    :raises UserError: if the port is not available, or corrections cannot be saved.
+    :raises UserError: if the port is not available, corrections cannot be saved, or another
+        server saves them in the same folder.
     """
     gradio = import_gradio()
     labelled = LabelledFolder(config.save_dir, predictor.categories) if config.save_dir else None
@@ -97,7 +101,13 @@ def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[st
         yield
 
     # gradio serves what lies in its folder
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as scratch,
+        run_lock.released(),
+    ):
+        if labelled is not None:  # one server at a time knows which names are taken
+            run_lock.hold_folder(labelled.path, "name another --save_dir")
         os.environ["GRADIO_TEMP_DIR"] = folder
         corrections = None if labelled is None else Corrections(labelled, scratch)
         page = build_page(predictor, model, config.max_upload_mb, corrections)

@@ -12,6 +12,9 @@ class PackConfig:
     TITLE = "Model card"
 
     evaluation: str = flag(
-        "", "folder that evaluate.py wrote, or its metrics.json: its figures are put into the card"
+        "",
+        "folder that evaluate.py wrote, or its metrics.json: its figures are put into the card",
+        metavar="FOLDER",
+        basic=True,
     )
-    title: str = flag("", "of the card; '': the name of OUT")
+    title: str = flag("", "of the card; '': the name of OUT", metavar="TITLE", basic=True)

@@ -18,6 +18,7 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.precision import choose
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import Category, ClassTable, resolve_categories
 from guided_diffusion.segmentation.model_file import swaps_of_training
@@ -201,7 +202,7 @@ def start_run(
     )
     if is_complete(interrupted, settings, len(data.train)):
         if files is None:
-            print(unknown)
+            say(unknown)
         return None
     _open_log(settings, interrupted["stepper"]["steps"] if interrupted else 0)
     began = precision_of_origin(interrupted["origin"]) if interrupted else ""
@@ -307,5 +308,5 @@ def train(run: TrainingRun | None) -> int:
     if run.stopped_by:
         logger.log(f"stopped by {run.stopped_by}: rerun the command to resume")
         return EXIT_STOPPED
-    logger.log(run.outcome())
+    logger.result(run.outcome())
     return 0

@@ -43,6 +43,7 @@ class LearningConfig:
         "-c",
         least=0,
         most=256,
+        basic=True,
     )
     binary: bool = flag(False, BINARY_HELP)
     ignore_index: int = flag(
@@ -53,20 +54,23 @@ class LearningConfig:
         most=2**16 - 1,
     )
     categories: str = flag(
-        "", "class table (JSON); '': flags/categories.json if it has as many classes as the masks"
+        "",
+        "class table (JSON); '': flags/categories.json if it has as many classes as the masks",
+        basic=True,
     )
     train_names: str = flag(
         "", "train on these images only: comma-separated file names without extension"
     )
-    epochs: int = flag(200, "passes over the training images", "-e", least=1)
+    epochs: int = flag(200, "passes over the training images", "-e", least=1, basic=True)
     steps: int = flag(
         0,
         "length of the run in optimisation steps, however many images there are, instead of"
         " --epochs; an epoch then has at least a hundredth of them; 0: use --epochs",
         least=0,
+        basic=True,
     )
-    lr: float = flag(_LR, "peak learning rate of AdamW", *_LR_SPELLINGS, least=0)
-    batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH)
+    lr: float = flag(_LR, "peak learning rate of AdamW", *_LR_SPELLINGS, least=0, basic=True)
+    batch_size: int = flag(2, "images per step", "-b", least=1, most=MOST_BATCH, basic=True)
     microbatch: int = flag(
         -1,
         "images per forward pass, to save memory (the loss stays that of the whole batch); -1: the"
@@ -96,11 +100,12 @@ class LearningConfig:
         choices=ABSENT,
     )
     augmentation: str = flag(
-        "medium", "strength of the augmentation of image and mask", choices=LEVELS
+        "medium", "strength of the augmentation of image and mask", choices=LEVELS, basic=True
     )
-    flip: str = flag("none", "mirror half of the images", choices=FLIPS)
+    flip: str = flag("none", "mirror half of the images", choices=FLIPS, basic=True)
     flip_swap: str = flag(
-        "", "classes to exchange in images mirrored left to right, such as 1:2,5:6, or none"
+        "",
+        "classes to exchange in images mirrored left to right, such as 1:2,5:6, or none",
     )
     synthetic_dir: str = flag(
         "", "folder with IMG and MASK: synthetic image-mask pairs to train on as well"
@@ -113,12 +118,15 @@ class LearningConfig:
         "",
         "folder of radiographs without masks, to learn from as well: networks trained on the masks"
         " label them, and a new one learns from both",
+        basic=True,
     )
     teachers: int = flag(
         3, "self-training: networks that label, which differ in their seed", least=0, most=100
     )
     teacher_models: str = flag(
-        "", "self-training: further segmentation models that label, of any kind: comma-separated"
+        "",
+        "self-training: further segmentation models that label, of any kind: comma-separated",
+        metavar="FILE,...",
     )
     unlabeled_images: int = flag(
         400, "self-training: radiographs to label, drawn by seed; 0: all", least=0
@@ -142,7 +150,9 @@ class LearningConfig:
         1, "self-training: times that radiographs are labelled and learnt from; from the 2nd on the"
         " new network labels as well", least=1, most=10,
     )  # fmt: skip
-    weights_save: str = flag("segm.pth", "where to save the best network")
+    weights_save: str = flag(
+        "segm.pth", "where to save the best network", "-o", "--output", basic=True
+    )
     max_grad_norm: float = flag(1.0, "clip gradients to this 2-norm; 0: never", least=0)
     precision: str = precision_flag()
     val_interval: int = flag(1, "epochs between validations", least=1)
@@ -152,7 +162,10 @@ class LearningConfig:
     )
     wandb: bool = flag(False, "also log to Weights & Biases (needs pip install wandb)")
     resume_checkpoint: str = flag(
-        "", "'' or auto: resume an interrupted run; none: start over, keeping its files as *.old"
+        "",
+        "auto: resume an interrupted run; none: start over, keeping its files as *.old",
+        metavar="auto|none",
+        default_words="auto",
     )
 
     # flags that do not change what is learnt, so that a resumed run may have other values
@@ -231,6 +244,7 @@ class FinetuneConfig(LearningConfig):
     """Fine-tuning."""
 
     TITLE = "Fine-tuning"
+    SECTION = "finetune"
 
     lr: float = flag(
         0.0,
@@ -238,13 +252,14 @@ class FinetuneConfig(LearningConfig):
         " inversely proportional to the width of wider ones",
         *_LR_SPELLINGS,
         least=0,
+        basic=True,
     )
     partner: str = flag(
         "none",
-        "imagenet: also train smp's U-Net with ImageNet weights on the same masks; both are kept in"
-        " one file, and their predictions averaged. With unlabeled_dir it labels as well. Needs the"
-        " extra [imagenet]",
+        "imagenet: also train smp's U-Net with ImageNet weights (extra [imagenet]); one file holds"
+        " both, predictions are averaged, and with unlabeled_dir both label",
         choices=PARTNERS,
+        basic=True,
     )
     partner_lr: float = flag(3e-3, "peak learning rate of the partner", least=0)
     layer_decay: float = flag(
@@ -260,11 +275,16 @@ class FinetuneConfig(LearningConfig):
         1.0, "fraction of the encoder's blocks to train, counted from the middle", least=0, most=1
     )
     depth: int = flag(
-        0, "number of the pretrained network's finest levels to keep; 0: all", least=0, most=100
+        0,
+        "number of the pretrained network's finest levels to keep; 0: all",
+        least=0,
+        most=100,
     )
     timestep: float = flag(1.0, "diffusion step at which radiographs enter the network", least=0)
     timestep_range: str = flag(
-        "", "LOW,HIGH: train at random diffusion steps in this range; '': at --timestep only"
+        "",
+        "LOW,HIGH: train at random diffusion steps in this range; '': at --timestep only",
+        metavar="LOW,HIGH",
     )
     noise_at_timestep: bool = flag(
         False, "add the noise of the timestep to training images; prediction adds none"

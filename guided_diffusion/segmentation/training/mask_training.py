@@ -208,7 +208,7 @@ def prepare(overrides: Overrides) -> MaskTraining:
         if name in overrides:
             raise UserError(f"--{name} has no effect here: {instead}")
     settings = from_flags(MaskTrainConfig, overrides)
-    run_folder = _folder(settings.weights_save)
+    run_folder = _folder(settings.weights_save, overrides.get("output", ""))
     folders = Folders.from_flags(overrides)
     categories = find_table(
         folders,
@@ -252,14 +252,17 @@ def prepare(overrides: Overrides) -> MaskTraining:
     return MaskTraining(run, config, train, val or train, val is not None, augmentation)
 
 
-def _folder(weights_save: str) -> str:
+def _folder(weights_save: str, output: str) -> str:
+    """The run's folder, "" if the flags leave it open."""
+    if output.endswith(".pth"):
+        raise UserError(f"--output {output}: name the folder; --weights_save names the model file")
     if weights_save and not os.path.splitext(weights_save)[1]:
         raise UserError(f"--weights_save {weights_save}: name a file such as segm.pth")
     if weights_save:
         check_output(weights_save)
     if weights_save and dist_util.is_main():
         run_lock.hold_file(weights_save, "choose another --weights_save")
-    return f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else ""
+    return output or (f"{os.path.splitext(weights_save)[0]}_logs" if weights_save else "")
 
 
 def _contents(folders: Folders, categories: ClassTable, train_names: Sequence[str]) -> Files:

@@ -10,6 +10,7 @@ from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.image_io import check_images, read_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.contents import digests
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.training.dataset import LabelledImages
 
 # bytes of images to cache; the least recently used are read from disk again
@@ -46,7 +47,7 @@ def load_unlabelled(folder: str, reading: ReadingConfig) -> LabelledImages:
     """
     paths, note = list_radiographs(folder)
     if note:
-        print(f"{folder}: {note}")
+        say(f"{folder}: {note}")
     check_images(paths)
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:

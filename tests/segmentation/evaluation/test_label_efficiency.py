@@ -80,7 +80,7 @@ def test_patients_on_both_sides_are_said(compare, tmp_path):
             path.rename(path.with_name(f"patient_{path.stem}_{side}.png"))
     ended = compare("--methods", "quick", "--k", 1, "--seeds", 0)
     assert ended.code == 0, ended.err
-    assert "scores on TEST will be too high" in ended.out
+    assert "scores on TEST will be too high" in ended.err
 
 
 def test_methods_are_scripts_and_flags():
@@ -174,7 +174,7 @@ def test_a_comparison_goes_on_and_each_run_can_be_repeated(compare, script, tmp_
     ended = compare("--k", "2", "--seeds", "0,1", "--methods", "scratch,quick", *variant)
     assert ended.code == 0, ended.err
     assert first.stat().st_mtime_ns == before
-    assert ended.out.count("mean Dice 0.") == 4
+    assert ended.err.count("mean Dice 0.") == 4
     assert not list((tmp_path / "out").rglob("*.pth"))
     assert (tmp_path / "out/curves.png").read_bytes()[:4] == b"\x89PNG"
 

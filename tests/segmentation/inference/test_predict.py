@@ -140,7 +140,7 @@ def test_bad_files_are_refused_before_work_or_skipped(script, tmp_path, model_pa
     (tmp_path / "in" / "c.png").write_bytes(whole[: len(whole) // 2])
     ended = script("predict.py", model_path, "in", "out", "--skip_bad_images", "True")
     assert ended.code == 0, ended.err
-    assert ended.out.count("skipped: ") == 2
+    assert ended.err.count("skipped: ") == 2
     assert [p.name for p in (tmp_path / "out/MASK").iterdir()] == ["a.png"]
     (tmp_path / "in" / "a.png").write_text("no picture either")
     ended = script("predict.py", model_path, "in", "other", "--skip_bad_images", "True")

@@ -49,11 +49,11 @@ def areas(folder):
 def test_masks_of_an_earlier_command_are_named(script, tmp_path, model):
     for name in "ab":
         grey(tmp_path / f"{name}.png")
-    assert "warning" not in script("predict.py", model, "a.png", "out").out
-    assert "warning" not in script("predict.py", model, "a.png", "out").out
+    assert "warning" not in script("predict.py", model, "a.png", "out").err
+    assert "warning" not in script("predict.py", model, "a.png", "out").err
     ended = script("predict.py", model, "b.png", "out")
     assert (
-        "1 masks there are of an earlier command, not in areas.csv, such as MASK/a.png" in ended.out
+        "1 masks there are of an earlier command, not in areas.csv, such as MASK/a.png" in ended.err
     )
     assert not (tmp_path / "out" / "run.lock").exists()
 
@@ -177,7 +177,7 @@ def test_a_signal_ends_it_with_what_is_done(tmp_path, capsys):
     rows = areas(tmp_path / "out")
     assert [row["name"] for row in rows] == [str(n) for n in range(6)]
     assert len(list((tmp_path / "out/MASK").iterdir())) == 6
-    assert "stopped by SIGINT after 6 of 9" in capsys.readouterr().out
+    assert "stopped by SIGINT after 6 of 9" in capsys.readouterr().err
 
 
 def test_an_error_amid_the_work_leaves_whole_files(tmp_path):

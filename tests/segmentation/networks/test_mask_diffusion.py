@@ -115,7 +115,7 @@ class TestTraining:
             monkeypatch.setenv("OPENAI_LOGDIR", name)
             for most in steps:
                 done = self.train(script, split, "--max_steps", most, "--sample_interval", 3)
-        assert "step 3: mean Dice of the foreground" in done.out
+        assert "step 3: mean Dice of the foreground" in done.err
         one, two = (checkpoint.load(f"{name}/model000003.pt") for name in ("whole", "halves"))
         assert all(th.equal(one[key], two[key]) for key in one)
         config = json.loads((tmp_path / "whole" / "config.json").read_text())
@@ -144,7 +144,7 @@ class TestTraining:
         flags = ("--max_steps", 60, "--lr", 4e-3, "--batch_size", 8)
         flags += ("--augmentation", "none", "--sample_interval", 60)
         done = self.train(script, tmp_path / "Split", *flags)
-        dice = float(done.out.split("mean Dice of the foreground ")[1].split()[0])
+        dice = float(done.err.split("mean Dice of the foreground ")[1].split()[0])
         assert dice > 0.8
 
     def test_begin_from_a_network_that_has_seen_radiographs(
@@ -156,7 +156,7 @@ class TestTraining:
         flags = ("--init_checkpoint", init, "--max_steps", 1, "--save_initial", "True")
         done = script("mask_diffusion_train.py", *folders, *flags, "--ema_rate", "0.9")
         assert done.code == 0, done.err
-        assert "fresh: 2 (out.2); dropped: 2 (out.2)" in done.out
+        assert "fresh: 2 (out.2); dropped: 2 (out.2)" in done.err
         theirs = checkpoint.load(str(init))
         ours = checkpoint.load("run/model000000.pt")
         first = "input_blocks.0.0.weight"

@@ -52,7 +52,7 @@ def used_alike(script):
         assert sizes == [(16, 20)] * 2
         ended = script("evaluate.py", split / "VAL/IMG", split / "VAL/MASK", "--model", model)
         assert ended.code == 0, ended.err
-        return ended.out
+        return ended.err
 
     return use
 
@@ -101,7 +101,7 @@ class TestEncoderWeights:
         flags = ["--encoder", smp_unet.LITE0, "--encoder_weights", "imagenet", "--steps", 1]
         ended = script("baseline_train.py", *folders(split), *flags, "--image_size", 32, "--lr", 0)
         assert ended.code == 0, ended.err
-        assert "weights imagenet (of the package" in ended.out
+        assert "weights imagenet (of the package" in ended.err
         model, config, _ = load_model("segm.pth")
         half = [0.5, 0.5, 0.5]
         assert config.options == {"encoder": smp_unet.LITE0, "mean": half, "deviation": half}
@@ -220,7 +220,7 @@ def test_a_smaller_decoder_gives_the_blocks_that_it_has(script, pretrained, spli
     ended = script("baseline_train.py", *argv, "--feature_blocks", "1,3,12")
     assert ended.code == 0, ended.err
     blocks = "blocks 1 (1/1 of the image), 3 (1/1 of the image), of 4; not available: 12"
-    assert blocks in ended.out
+    assert blocks in ended.err
     assert existing_blocks([12, 3, 1], 4) == [1, 3]
     with pytest.raises(UserError, match="blocks 0 to 3"):
         existing_blocks([5, 6], 4)
@@ -233,7 +233,7 @@ def test_blocks_are_chosen_by_their_scale(script, pretrained, split):
     argv = [*folders(split), "--network", "features", "--checkpoint", pretrained, "--steps", 1]
     ended = script("baseline_train.py", *argv)
     assert ended.code == 0, ended.err
-    assert "blocks 0 (1/2 of the image), of 4; timesteps" in ended.out
+    assert "blocks 0 (1/2 of the image), of 4; timesteps" in ended.err
     assert load_model("segm.pth")[1].options["blocks"] == [0]
 
 

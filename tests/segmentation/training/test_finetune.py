@@ -33,9 +33,9 @@ def test_wider_networks_learn_more_slowly_by_default(width, lr):
 
 def test_a_class_that_no_training_mask_shows_is_named(script, pretrained, split, tmp_path):
     argv = [pretrained, *folders(split), "--epochs", 1]
-    assert "cannot be learnt" not in script("finetune.py", *argv, "--out_channels", 3).out
+    assert "cannot be learnt" not in script("finetune.py", *argv, "--out_channels", 3).err
     argv += ["--weights_save", "more.pth", "--out_channels", 5]
-    assert "cannot be learnt: class 3, class 4" in script("finetune.py", *argv).out
+    assert "cannot be learnt: class 3, class 4" in script("finetune.py", *argv).err
 
 
 def test_a_run_learns_and_leaves_all_its_files(script, pretrained, split, tmp_path):
@@ -86,7 +86,7 @@ def test_flags_of_pretraining_are_accepted_and_checked(script, pretrained, split
     )
     ended = script("finetune.py", *argv, *flags.split())
     assert ended.code == 0, ended.err
-    assert "ignored here" in ended.out
+    assert "ignored here" in ended.err
     wrong = script("finetune.py", *argv, "--num_channels", 64, "--weights_save", "b.pth")
     assert wrong.code == 2
     assert "--num_channels 64 contradicts" in wrong.err
@@ -151,7 +151,7 @@ def test_depth_random_init_and_frozen_parts(script, pretrained, split, tmp_path)
     }
     assert changed == {"out"}
     ended = script("finetune.py", *argv, "--random_init", "True", "--weights_save", "r.pth")
-    assert "random weights" in ended.out
+    assert "random weights" in ended.err
     start = weights("r.pth")["time_embed.0.weight"]
     assert (start - donor["time_embed.0.weight"]).norm() > 0.5 * start.norm()
 
@@ -175,8 +175,8 @@ def test_masks_are_not_cropped_unless_asked_for(
     ended = script("finetune.py", pretrained, *folders(split), "--epochs", 1, *flags.split())
     assert ended.code == 0, ended.err
     assert load_model("segm.pth")[1].reading.resize == after
-    assert said in ended.out
-    assert bool(said) == ("--resize" in ended.out)
+    assert said in ended.err
+    assert bool(said) == ("--resize" in ended.err)
 
 
 def test_native_size_runs_and_is_predicted_so(script, pretrained, split, tmp_path):

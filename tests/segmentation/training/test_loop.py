@@ -11,7 +11,7 @@ from PIL import Image
 
 from guided_diffusion import logger
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.runtime.flags import parse_flags
+from guided_diffusion.runtime.command_line import parse_flags
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.training import losses
 from guided_diffusion.segmentation.training.config import finetune_flags
@@ -160,8 +160,8 @@ def test_a_class_absent_from_validation_is_named(script, pretrained, split):
     argv = [pretrained, *folders(split), "--epochs", 1, "--out_channels", 3]
     ended = script("finetune.py", *argv)
     assert ended.code == 0, ended.err
-    assert "absent from all validation masks, so not in the mean scores: class 2" in ended.out
-    assert "cannot be learnt" not in ended.out
+    assert "absent from all validation masks, so not in the mean scores: class 2" in ended.err
+    assert "cannot be learnt" not in ended.err
 
 
 def test_a_mask_without_a_class_of_the_others_is_named(script, pretrained, split):
@@ -171,7 +171,7 @@ def test_a_mask_without_a_class_of_the_others_is_named(script, pretrained, split
     argv = [pretrained, *folders(split)[:2], "--epochs", 1, "--out_channels", 3]
     ended = script("finetune.py", *argv)
     assert ended.code == 0, ended.err
-    assert "classes missing from some masks: class 2 (from r1). If they can be seen" in ended.out
+    assert "classes missing from some masks: class 2 (from r1). If they can be seen" in ended.err
     unknown = ("--absent_classes", "unknown", "--weights_save", "unknown.pth")
     assert script("finetune.py", *argv, *unknown).code == 0
     one, other = (load_model(name)[0].state_dict() for name in ("segm.pth", "unknown.pth"))

@@ -115,8 +115,8 @@ def test_a_run_goes_through_its_stages(script, argv, tmp_path):
     assert ended.code == 0, ended.err
     for stage in ("1/4 teacher 1", "2/4 teacher 2", "3/4 labels", "4/4 student"):
         assert stage in ended.err
-    assert "5 unlabelled images" in ended.out
-    assert "2 pseudo-labelled images" in ended.out
+    assert "5 unlabelled images" in ended.err
+    assert "2 pseudo-labelled images" in ended.err
     stages = tmp_path / STAGES
     kept = {"origin.pt", "teacher_1.pth", "teacher_2.pth", "labels_1.pt", "labels_1.csv"}
     assert {p.name for p in stages.iterdir()} == kept | {"teacher_1_logs", "teacher_2_logs"}

@@ -26,7 +26,7 @@ def test_runs_with_everything_on_go_on_exactly(script, pretrained, split, tmp_pa
     draw_pairs(tmp_path / "more", 5, seed=7)
     ended = script("finetune.py", *argv, "--weights_save", "whole/segm.pth")
     assert ended.code == 0, ended.err
-    assert "5 synthetic images" in ended.out
+    assert "5 synthetic images" in ended.err
 
     train = loop.Finetuner._train_epoch
 
@@ -41,7 +41,7 @@ def test_runs_with_everything_on_go_on_exactly(script, pretrained, split, tmp_pa
         assert script("finetune.py", *argv).code == EXIT_STOPPED
     ended = script("finetune.py", *argv)
     assert ended.code == 0, ended.err
-    assert "resuming after epoch 1" in ended.out
+    assert "resuming after epoch 1" in ended.err
     for name in ("segm.pth", "segm_last.pth"):
         one, other = (th.load(f"{f}/{name}", weights_only=True) for f in ("whole", "parts"))
         assert one["best"] == other["best"]

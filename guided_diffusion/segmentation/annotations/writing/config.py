@@ -18,7 +18,10 @@ class ExportConfig:
     TITLE = "Export"
 
     export: str = flag(
-        "", f"also write EXPORT/FORMAT for annotation tools, of {_LISTED}; several with commas"
+        "",
+        f"also write EXPORT/FORMAT for annotation tools, of {_LISTED}; several with commas",
+        metavar="FORMAT,...",
+        basic=True,
     )
     tolerance: float = flag(
         _TOLERANCE,
@@ -35,15 +38,20 @@ class ExportLabelsConfig:
 
     TITLE = "Export"
 
-    format: str = flag("", f"what to write, of {_LISTED}; several with commas")
+    format: str = flag(
+        "", f"what to write, of {_LISTED}; several with commas", metavar="FORMAT,...", basic=True
+    )
     tolerance: float = flag(
         _TOLERANCE,
         "of polygons: how far they may pass the corners of pixels, pixels; up to 0.5 they hold"
         " exactly the pixels of the mask, 0 follows the pixels' borders",
         least=0,
         most=100,
+        basic=True,
     )
-    categories: str = flag("", "class table; '': flags/categories.json if the masks fit it")
+    categories: str = flag(
+        "", "class table; '': flags/categories.json if the masks fit it", basic=True
+    )
     ignore_index: int = flag(
         -1,
         "value of mask pixels without a label, such as 255; -1: as the class table says",
