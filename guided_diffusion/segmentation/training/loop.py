@@ -15,6 +15,7 @@ from guided_diffusion import logger
 from guided_diffusion.images.reading import normalize
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import rng, run_lock
+from guided_diffusion.runtime.devices import of_float64
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.progress import progress_bar
@@ -288,7 +289,8 @@ class Finetuner:
         """Confusion matrix and loss over all images at the size of the data, without padding."""
         classes = len(self.config.categories)
         confusion = np.zeros((classes, classes), np.int64)
-        total = th.zeros((), dtype=th.float64, device=self.device)
+        place = of_float64(self.device)
+        total = th.zeros((), dtype=th.float64, device=place)
         # without gradients, activations are not kept: several times as many images fit
         size = 1 if data.window else 4 * self._forward_size()
         with self._network_to_save() as model:
@@ -303,7 +305,7 @@ class Finetuner:
                     else:
                         images, masks = data.batch(numbers)
                         scores = model(images.to(self.device))
-                total = total + self.loss.sums(scores, masks.to(self.device)).double()
+                total = total + self.loss.sums(scores, masks.to(self.device)).to(place).double()
                 predicted = scores.argmax(1).cpu().numpy()
                 confusion += confusion_matrix(predicted, masks.numpy().astype(np.uint8), classes)
         return confusion, float(self.loss.of(total))
