@@ -44,13 +44,18 @@ class Settings:
 
     TITLE = "Benchmark"
 
-    data_dir: str = flag("", "folder of images; '': 200 generated ones of 300x300 pixels")
-    steps: int = flag(30, "steps of the real run", least=2)
-    clock: str = flag(
-        "wall", "wall, or cpu: processor time, steadier on a busy CPU", choices=tuple(CLOCKS)
+    data_dir: str = flag(
+        "", "folder of images; '': 200 generated ones of 300x300 pixels", basic=True
     )
-    more: str = flag("", "further flags for both runs, in quotes")
-    json: str = flag("", "also write the results to this JSON file")
+    steps: int = flag(30, "steps of the real run", least=2, basic=True)
+    clock: str = flag(
+        "wall",
+        "wall, or cpu: processor time, steadier on a busy CPU",
+        choices=tuple(CLOCKS),
+        basic=True,
+    )
+    more: str = flag("", "further flags for both runs, in quotes", basic=True)
+    json: str = flag("", "also write the results to this JSON file", basic=True)
 
 
 def main() -> int:

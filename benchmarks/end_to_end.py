@@ -30,12 +30,12 @@ from guided_diffusion.train_util import TrainLoop
 class Settings(measuring.Settings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    batch_size: int = flag(8, "images per step")
-    microbatch: int = flag(-1, "images per forward pass; -1: the whole batch")
-    steps: int = flag(20, "steps to time")
-    precision: str = flag("fp32", "fp32, fp16 or bf16")
-    cache: str = flag("ram", "none, ram or disk")
-    num_workers: int = flag(1, "data loader processes")
+    batch_size: int = flag(8, "images per step", basic=True)
+    microbatch: int = flag(-1, "images per forward pass; -1: the whole batch", basic=True)
+    steps: int = flag(20, "steps to time", basic=True)
+    precision: str = flag("fp32", "fp32, fp16 or bf16", basic=True)
+    cache: str = flag("ram", "none, ram or disk", basic=True)
+    num_workers: int = flag(1, "data loader processes", basic=True)
 
 
 def main() -> int:

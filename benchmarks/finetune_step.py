@@ -42,10 +42,10 @@ IMAGES = 10  # labelled
 class Settings(measuring.TimedSettings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    batch_sizes: str = flag("2,8", "images per step of fine-tuning, comma-separated")
-    pretrain_batch: int = flag(8, "images per step of pretraining", least=1)
-    augmentation: str = flag("medium", "see finetune.py")
-    classes: int = flag(5, "output channels of the segmentation network", least=2)
+    batch_sizes: str = flag("2,8", "images per step of fine-tuning, comma-separated", basic=True)
+    pretrain_batch: int = flag(8, "images per step of pretraining", least=1, basic=True)
+    augmentation: str = flag("medium", "see finetune.py", basic=True)
+    classes: int = flag(5, "output channels of the segmentation network", least=2, basic=True)
 
 
 def labelled(config: ModelConfig, classes: int) -> LabelledImages:

@@ -28,12 +28,14 @@ from guided_diffusion.runtime.flags import flag
 class Settings(measuring.TimedSettings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    rounds: int = flag(7, "timings per case; the median is reported")
-    batch_sizes: str = flag("1,8", "images per call, comma-separated")
-    sizes: str = flag("64", "image sides in pixels, comma-separated")
-    classes: int = flag(5, "output channels of the networks")
-    peer: str = flag("diffusers,smp", "comma-separated: diffusers, smp, path of a checkout, none")
-    compile: bool = flag(False, "compile the networks")
+    rounds: int = flag(7, "timings per case; the median is reported", basic=True)
+    batch_sizes: str = flag("1,8", "images per call, comma-separated", basic=True)
+    sizes: str = flag("64", "image sides in pixels, comma-separated", basic=True)
+    classes: int = flag(5, "output channels of the networks", basic=True)
+    peer: str = flag(
+        "diffusers,smp", "comma-separated: diffusers, smp, path of a checkout, none", basic=True
+    )
+    compile: bool = flag(False, "compile the networks", basic=True)
 
 
 class ImagesOnly(nn.Module):

@@ -29,9 +29,11 @@ ATTENTION = ((4, 1024, 32), (6, 256, 32), (8, 64, 32), (4, 1024, 64))  # heads, 
 class Settings(measuring.Settings):
     """Benchmark settings."""
 
-    precision: str = flag("fp32,bf16", "comma-separated; those slower than fp32 here are skipped")
-    batch_size: int = flag(8, "images", least=1)
-    rounds: int = flag(9, "timings per case; the median is reported", least=1)
+    precision: str = flag(
+        "fp32,bf16", "comma-separated; those slower than fp32 here are skipped", basic=True
+    )
+    batch_size: int = flag(8, "images", least=1, basic=True)
+    rounds: int = flag(9, "timings per case; the median is reported", least=1, basic=True)
 
 
 def call(layer: Callable[..., th.Tensor], x: th.Tensor, precision: str) -> Callable[[], None]:

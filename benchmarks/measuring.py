@@ -59,18 +59,22 @@ class Settings:
 
     TITLE = "Benchmark; flags of the network change the network measured"
 
-    device: str = flag("", "cpu or cuda; '': a GPU if there is one")
-    threads: int = flag(0, "CPU threads; 0: torch's default")
-    json: str = flag("", "also write the results to this JSON file")
+    device: str = flag("", "cpu or cuda; '': a GPU if there is one", basic=True)
+    threads: int = flag(0, "CPU threads; 0: torch's default", basic=True)
+    json: str = flag("", "also write the results to this JSON file", basic=True)
 
 
 @dataclass(frozen=True)
 class TimedSettings(Settings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    precision: str = flag("fp32,bf16", "comma-separated; those slower than fp32 here are skipped")
-    rounds: int = flag(5, "timings per case; the median is reported")
-    profile: int = flag(0, "also print this many of the slowest operations (GPU: kernels) per case")
+    precision: str = flag(
+        "fp32,bf16", "comma-separated; those slower than fp32 here are skipped", basic=True
+    )
+    rounds: int = flag(5, "timings per case; the median is reported", basic=True)
+    profile: int = flag(
+        0, "also print this many of the slowest operations (GPU: kernels) per case", basic=True
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

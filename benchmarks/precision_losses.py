@@ -40,12 +40,16 @@ LOSSES = ("loss", "mse")
 class Settings(measuring.Settings):
     """Benchmark settings; the flags of network, diffusion and training define the run."""
 
-    data_dir: str = flag("", "folder of radiographs")
-    precisions: str = flag("fp32,fp16,bf16", "comma-separated, fp32 first; a CPU skips fp16")
-    steps: int = flag(300, "steps in each precision", least=2)
-    seconds: float = flag(0.0, "fewer steps where they would take longer in all; 0: no limit")
-    bound: float = flag(0.05, "largest deviation from float32, relative", least=0)
-    picture: str = flag("", "also plot the curves to this file")
+    data_dir: str = flag("", "folder of radiographs", basic=True)
+    precisions: str = flag(
+        "fp32,fp16,bf16", "comma-separated, fp32 first; a CPU skips fp16", basic=True
+    )
+    steps: int = flag(300, "steps in each precision", least=2, basic=True)
+    seconds: float = flag(
+        0.0, "fewer steps where they would take longer in all; 0: no limit", basic=True
+    )
+    bound: float = flag(0.05, "largest deviation from float32, relative", least=0, basic=True)
+    picture: str = flag("", "also plot the curves to this file", basic=True)
 
 
 class Experiment:

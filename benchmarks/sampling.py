@@ -29,10 +29,10 @@ def network_calls(sampler: str, steps: int) -> int:
 class Settings(measuring.TimedSettings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    rounds: int = flag(3, "timings per case; the median is reported")
-    samplers: str = flag("ddim:10,dpm++2m:10,heun:5", "comma-separated SAMPLER:STEPS")
-    batch_size: int = flag(4, "images per batch")
-    compile: bool = flag(False, "compile the network")
+    rounds: int = flag(3, "timings per case; the median is reported", basic=True)
+    samplers: str = flag("ddim:10,dpm++2m:10,heun:5", "comma-separated SAMPLER:STEPS", basic=True)
+    batch_size: int = flag(4, "images per batch", basic=True)
+    compile: bool = flag(False, "compile the network", basic=True)
 
 
 def main() -> int:

@@ -23,10 +23,14 @@ from guided_diffusion.runtime.flags import flag
 class Settings(measuring.Settings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    precision: str = flag("fp16", "fp32, fp16 or bf16", choices=tuple(measuring.PRECISIONS))
-    batch_size: int = flag(4, "images per step", least=1)
-    microbatch: int = flag(1, "images per forward pass; -1: the whole batch", least=-1)
-    limit_gb: float = flag(0.0, "the peak must stay below this many GB; 0: no limit", least=0)
+    precision: str = flag(
+        "fp16", "fp32, fp16 or bf16", choices=tuple(measuring.PRECISIONS), basic=True
+    )
+    batch_size: int = flag(4, "images per step", least=1, basic=True)
+    microbatch: int = flag(1, "images per forward pass; -1: the whole batch", least=-1, basic=True)
+    limit_gb: float = flag(
+        0.0, "the peak must stay below this many GB; 0: no limit", least=0, basic=True
+    )
 
 
 def main() -> int:

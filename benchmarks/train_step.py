@@ -29,12 +29,20 @@ from guided_diffusion.train_util import TrainLoop
 class Settings(measuring.TimedSettings):
     """Benchmark settings; the model flags define the network to measure."""
 
-    batch_size: int = flag(8, "images per step")
-    microbatch: int = flag(-1, "images per forward pass of the training loop; -1: the whole batch")
-    peer: str = flag("diffusers", "diffusers, path of a guided-diffusion checkout, or none")
-    compile: bool = flag(False, "compile the networks")
-    recompute: str = flag("", "comma-separated values of use_checkpoint to compare: norms,True")
-    memory_of: str = flag("", "internal: run steps in this precision and print the peak memory")
+    batch_size: int = flag(8, "images per step", basic=True)
+    microbatch: int = flag(
+        -1, "images per forward pass of the training loop; -1: the whole batch", basic=True
+    )
+    peer: str = flag(
+        "diffusers", "diffusers, path of a guided-diffusion checkout, or none", basic=True
+    )
+    compile: bool = flag(False, "compile the networks", basic=True)
+    recompute: str = flag(
+        "", "comma-separated values of use_checkpoint to compare: norms,True", basic=True
+    )
+    memory_of: str = flag(
+        "", "internal: run steps in this precision and print the peak memory", basic=True
+    )
 
 
 class StepBench:

@@ -1,4 +1,4 @@
-# Flags for 256x256 radiographs on one GPU of 16 GB. For `source` in bash and in zsh:
+# Flags for 256x256 radiographs on one GPU. For `source` in bash and in zsh:
 #
 #     source flags/unet.sh
 #     python scripts/image_train.py --data_dir RADIOGRAPHS $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS
@@ -8,7 +8,7 @@
 
 # the size that ADM trains unguided networks at (table 5, LSUN), and 6 levels, 1,1,2,2,4,4 wide
 MODEL_FLAGS="--image_size 256"
-# half of ADM's 256 channels, to fit the memory; ADM table 1 starts its ablation at 128
+# half of ADM's 256 channels, to save memory; ADM table 1 starts its ablation at 128
 MODEL_FLAGS="$MODEL_FLAGS --num_channels 128"
 # two residual blocks per level: more depth is not worth its training time (ADM section 3, table 1)
 MODEL_FLAGS="$MODEL_FLAGS --num_res_blocks 2"
@@ -32,7 +32,7 @@ DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
 DIFFUSION_FLAGS="$DIFFUSION_FLAGS --rescale_learned_sigmas True"
 
 # learning rate 1e-4 and averages of rate 0.9999 (ADM and IDDPM, appendices on hyperparameters);
-# 4 images per step, one at a time, for 16 GB (ADM uses 256 per step, on many GPUs)
+# 4 images per step, one at a time, to save memory (ADM uses 256 per step, on many GPUs)
 TRAIN_FLAGS="--lr 1e-4 --batch_size 4 --microbatch 1 --ema_rate 0.9999 --save_interval 10000"
 
 # 250 of the steps suffice (IDDPM section 4; ADM's tables sample so)

@@ -343,8 +343,10 @@ class TrainLoop:
     ) -> dict[str, th.Tensor]:
         """The loss to minimise, "loss" `[N]`, and other terms `[N]` to log.
 
-        :param images: `[N x C x H x W]` in [-1, 1]; :param ts: `[N]` timesteps.
-        :param kwargs: the network's further arguments; :param noise: like `images`.
+        :param images: `[N x C x H x W]` in [-1, 1].
+        :param ts: `[N]` timesteps.
+        :param kwargs: the network's further arguments.
+        :param noise: like `images`.
         """
         terms = self.diffusion.training_losses(model, images, ts, kwargs, noise)
         if self.mse_weights is not None:

@@ -25,7 +25,7 @@ def parser() -> CommandParser:
     flags.add_argument(
         "arguments",
         nargs="*",
-        metavar="MODEL INPUT OUTPUT",
+        metavar="MODEL INPUT [OUTPUT]",
         help="model file of finetune.py; radiograph, folder or glob in quotes; folder for the "
         "results (default: results)",
     )

@@ -2,8 +2,9 @@
 
 Fine-tunes on a few images of TRAIN, lets the network choose the next ones, adds their true masks,
 and so on; Dice on VAL over the number of labelled images, for several rules of choosing. Rerun a
-stopped command to resume. The output folder gets table.md, table.csv, runs.csv (one row per run),
-curves.png and commands.sh (to repeat each run).
+stopped command to resume. The output folder gets table.md, table.csv, rounds.csv (the rules side by
+side, a row per seed and round), runs.csv (a row per run), curves.png and commands.sh (to repeat
+each run).
 """
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed

@@ -1,7 +1,8 @@
 """Analyse, validate and repair a data set, divide it, choose what to label of it, or generate one.
 
 prepare_data.py --action analyze        statistics, and the settings they suggest
-prepare_data.py --action validate       faults; --fix-issues writes a repaired copy
+prepare_data.py --action validate       faults, exit code 1 if there are any; --fix-issues
+                                        writes a repaired copy, exit code 1 if some are left in it
 prepare_data.py --action organize       Split/TRAIN/{IMG,MASK} and Split/VAL/{IMG,MASK}
 prepare_data.py --action select         which radiographs to label first
 prepare_data.py --action create-sample  synthetic bitewings with exact masks

@@ -44,7 +44,8 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|\b_orig_mod\.")
 class Trained(NetworkRecord[Network_co]):
     """A checkpoint and what is known about it.
 
-    path: the file. weights: its state_dict.
+    :param path: the file.
+    :param weights: its state_dict.
     """
 
     path: str
@@ -112,6 +113,7 @@ def read_trained(
     Without config.json, which the original package does not write, the flags describe the network;
     the architecture of a diffusion network is inferred from its weights as far as possible.
 
+    :param path: the file, a packed model's folder or, with `hf://`, its address on the Hub.
     :param overrides: the flags that the user gave, checked against what is known.
     :param kind: the kind of network required, one of `KINDS`.
     :param defaults: values for flags that the user did not give, if there is no config.json.

@@ -141,16 +141,19 @@ def _split_of(source: Source, stem: str) -> tuple[str, str]:
     return source.split, stem
 
 
-def require_new_folder(folder: str, *originals: str, flag: str = "--output-dir") -> None:
+def require_new_folder(
+    folder: str, *originals: str, flag: str = "--output-dir", left: str = ""
+) -> None:
     """Refuse an output folder that is not empty or lies in the data.
 
     :param flag: that names the folder, for messages.
+    :param left: the name of what a killed command leaves there, which does not count.
     :raises UserError: saying which.
     """
     if not folder:
         raise UserError(f"{flag} is needed: a new folder for the results")
     check_output(folder, folder=True)
-    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+    if os.path.exists(folder) and (not os.path.isdir(folder) or {*os.listdir(folder)} - {left}):
         raise UserError(
             f"{flag} {folder} is not empty, and nothing in it is overwritten: name a new one"
         )

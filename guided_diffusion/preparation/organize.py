@@ -50,9 +50,9 @@ def place(
 
 def keep(items: Sequence[Item]) -> tuple[list[Placed], list[str]]:
     """The split that the items have; and what to tell the user about patients in several parts."""
-    groups, _ = group_images(items, "")
+    groups, notes = group_images(items, "")
     placed = [Placed(item, item.split or "TRAIN", group) for item, group in zip(items, groups)]
-    return placed, leaks(placed)
+    return placed, [*(note for note in notes if note.startswith("warning")), *leaks(placed)]
 
 
 def by_patient(items: Sequence[Item]) -> list[Placed]:

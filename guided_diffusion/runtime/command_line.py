@@ -16,7 +16,14 @@ from guided_diffusion.runtime import config_file
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import expand_path
 from guided_diffusion.runtime.flags import NOT_GIVEN, Declared, Range, str2bool
-from guided_diffusion.runtime.help_text import Shown, default_of, metavar_of, page, version
+from guided_diffusion.runtime.help_text import (
+    Shown,
+    default_of,
+    main_spelling,
+    metavar_of,
+    page,
+    version,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -162,9 +169,9 @@ class CommandParser(argparse.ArgumentParser):
             "version": "show the versions of this package and of torch, and exit",
         }
         for name, text in words.items():
-            spellings = [*(["-h"] if name == "help" else []), *_both(f"--{name}")]
+            spellings = [*(["-h"] if name == "help" else []), *reversed(_both(f"--{name}"))]
             if name == "config":
-                group.add_argument(*spellings, dest=name, action="append", help=text)
+                group.add_argument(*spellings, dest=name, help=text)
             else:
                 group.add_argument(*spellings, dest=name, action=_Ask, nargs=0, help=text)
             metavar = "FILE" if name == "config" else ""
@@ -219,7 +226,7 @@ class CommandParser(argparse.ArgumentParser):
         actions = {s: action for s, (action, _) in self.switches.items()}
         actions |= self._option_string_actions
         known = {
-            spelling.lstrip("-"): f"--{action.dest}" if positive else spelling
+            spelling.lstrip("-"): main_spelling(action) if positive else spelling
             for spelling, action in actions.items()
             for _, positive in [self.switches.get(spelling, (action, True))]
             if not self.ignores(action.dest)
@@ -231,18 +238,23 @@ class CommandParser(argparse.ArgumentParser):
         """Whether the command takes a flag and ignores it."""
         return name in self.defaults and name not in self.shown
 
-    def _with_values(self, argv: Sequence[str]) -> list[str]:
+    def _with_values(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
         """The command line with a value for each boolean: none of them takes an argument for one.
 
+        :return: the words, and files of flags, which are left out of the words.
         :raises UserError: for an unknown flag, before its value is taken for an argument.
         """
         words: list[str] = []
+        files: list[str] = []
         rest = list(argv)
         while rest:
             word = rest.pop(0)
             if word == "--":
-                return [*words, word, *rest]
-            name, equals, _ = word.partition("=")
+                return [*words, word, *rest], files
+            name, equals, value = word.partition("=")
+            if name == "--config" and (equals or rest):
+                files.append(expand_path(value if equals else rest.pop(0)))
+                continue
             action, positive = self.switches.get(name, (None, True))
             if action is None:
                 flag = name.startswith("--") and " " not in name
@@ -257,12 +269,15 @@ class CommandParser(argparse.ArgumentParser):
                 words.append(f"--{action.dest}={rest.pop(0)}")
             else:
                 words.append(f"--{action.dest}={positive}")
-        return words
+        return words, files
 
     def parse(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """The flags and positional arguments that were given, by name; see `parse_flags`."""
         given = list(sys.argv[1:] if argv is None else argv)
-        words = self._with_values(given)
+        words, files = self._with_values(given)
+        settings: dict[str, Any] = {}
+        for path in files:  # first: what stands there need not be an argument
+            settings |= self._read(path)
         try:
             found, extra = self.parse_known_intermixed_args(words)
         except _Asked as asked:
@@ -271,11 +286,7 @@ class CommandParser(argparse.ArgumentParser):
             self.exit()
         if extra:
             self.error(f"unrecognized arguments: {' '.join(extra)}{self._bare(given, extra[0])}")
-        values = vars(found)
-        settings: dict[str, Any] = {}
-        for path in values.pop("config", ()):
-            settings |= self._read(expand_path(path))
-        return {**settings, **values}
+        return {**settings, **vars(found)}
 
     def _bare(self, given: Sequence[str], word: str) -> str:
         """What to say of a word too many: whether a boolean stands before it."""

@@ -44,13 +44,13 @@ def read(
     :raises UserError: for a file that cannot be read, and for what is no flag of the command.
     """
     content = _load(path)
-    own = isinstance(content.get("kind"), str) and isinstance(content.get("model"), Mapping)
+    own = isinstance(content.get("kind"), str) and isinstance(content.get("reading"), Mapping)
     seen: set[str] = set()
     for section, title, entries in _parts(path, content, own):
         if section and section not in sections:
             continue
         for key, value in entries.items():
-            name = key.replace("-", "_")
+            name = str(key).replace("-", "_")
             if name in _OF_A_START and own:
                 continue
             if name not in known or (own and name in ignored):

@@ -6,15 +6,14 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from typing import Any
 
 from guided_diffusion.runtime.flags import Range
 
 # of metavars, the words of choices are listed in place of a name up to this length
 _MOST_CHOICES = 36
-# columns: of the flags' names, and of the whole page
-_NAMES, _PAGE = 27, 100
+# columns: of the flags' names, and of a page at least and at most
+_NAMES, _NARROWEST, _PAGE = 27, 50, 100
 # what a text stands for, by the end of the flag's name
 _METAVARS = {
     **dict.fromkeys(["dir", "folder", "output"], "FOLDER"),
@@ -73,8 +72,9 @@ def default_of(field: "dataclasses.Field[Any]") -> tuple[str, str]:
 
 def metavar_of(field: "dataclasses.Field[Any]") -> str:
     """What stands for a flag's value."""
+    several = " ..." if field.metadata.get("nargs") == "+" else ""
     if metavar := field.metadata["declared"].metavar:
-        return metavar
+        return metavar + several
     if choices := [str(choice) for choice in field.metadata.get("choices", ()) if choice != ""]:
         listed = "|".join(choices)
         return listed if len(listed) <= _MOST_CHOICES else "NAME"
@@ -100,7 +100,7 @@ def page(
     :param groups: titles, and the arguments and flags below them.
     :param everything: with the flags that are not basic, and with all spellings.
     """
-    width = min(shutil.get_terminal_size().columns - 1, _PAGE)
+    width = min(max(_NARROWEST, shutil.get_terminal_size().columns - 1), _PAGE)
     groups = list(groups)
     arguments = [a for title, pairs in groups for a, _ in pairs if not a.option_strings]
     usage = f"usage: {prog} [flags] {_usage(arguments)}".rstrip()
@@ -131,6 +131,7 @@ def _usage(arguments: Sequence[argparse.Action]) -> str:
         if optional and words.endswith("]"):
             words = f"{words[:-1]} {name}]"
         else:
+            name += " ..." if action.nargs == "+" else ""
             words += f" [{name}]" if optional else f" {name}"
     return words.strip()
 
@@ -139,14 +140,20 @@ def _name(action: argparse.Action, shown: Shown, everything: bool) -> str:
     """How a flag is spelt; with everything also its short and other names."""
     if not action.option_strings:
         return str(action.metavar)
-    name = f"--{action.dest}" if action.dest != "help_all" else "--help-all"
-    also = ""
+    name, also = main_spelling(action), ""
     if everything:
-        others = [s for s in action.option_strings if s.replace("-", "_") != f"__{action.dest}"]
+        others = [s for s in action.option_strings if s.replace("-", "_") != name.replace("-", "_")]
         also = "".join(f", {spelling}" for spelling in others)
     if shown.switch:
         return f"{name}{also}" + (f", --no_{action.dest}" if shown.default != "off" else "")
     return f"{name} {shown.metavar}".strip() + also
+
+
+def main_spelling(action: argparse.Action) -> str:
+    """That of the original package, with underscores."""
+    if f"--{action.dest}" in action.option_strings and action.dest != "help_all":
+        return f"--{action.dest}"
+    return next(spelling for spelling in action.option_strings if spelling.startswith("--"))
 
 
 def _entry(name: str, text: str, width: int) -> list[str]:
@@ -160,6 +167,8 @@ def _entry(name: str, text: str, width: int) -> list[str]:
 
 def version() -> str:
     """The versions of the package and of torch, which is not imported."""
+    from importlib import metadata  # slow, and not needed for work
+
     found = []
     for name in ("guided-diffusion", "torch"):
         try:

@@ -3,6 +3,9 @@
 import argparse
 from typing import Any
 
+from guided_diffusion.runtime.command_line import CommandParser
+from guided_diffusion.runtime.help_text import Shown
+
 
 class _InsteadOf(argparse.Action):
     """Stores its value, and takes the argument out of those that are expected."""
@@ -24,7 +27,7 @@ class _InsteadOf(argparse.Action):
             parser._remove_action(self.argument)
 
 
-def add_instead(parser: argparse.ArgumentParser, argument: str, *spellings: str) -> None:
+def add_instead(parser: CommandParser, argument: str, *spellings: str) -> None:
     """Add a flag for a positional argument that the parser has.
 
     With the flag the argument is left out of the command line, and the others move up.
@@ -32,11 +35,7 @@ def add_instead(parser: argparse.ArgumentParser, argument: str, *spellings: str)
     :param argument: its name in the result of parsing.
     """
     found = next(a for a in parser._actions if a.dest == argument and not a.option_strings)
-    parser.add_argument(
-        *spellings,
-        dest=argument,
-        action=_InsteadOf,
-        argument=found,
-        help=f"instead of the argument {found.metavar or argument.upper()}",
-        metavar=found.metavar or argument.upper(),
-    )
+    text = f"instead of the argument {found.metavar}"
+    group = parser.add_argument_group("Arguments by name")
+    group.add_argument(*spellings, dest=argument, action=_InsteadOf, argument=found, help=text)
+    parser.shown[argument] = Shown(str(found.metavar), text, basic=False)

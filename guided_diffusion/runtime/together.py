@@ -8,7 +8,7 @@ from functools import partial
 
 from guided_diffusion.runtime.files import remove_file, writing
 
-_STAGE = ".partial"
+STAGE = ".partial"  # in the folder, as long as they are not complete
 
 
 class Changes:
@@ -16,7 +16,7 @@ class Changes:
 
     def __init__(self, folder: str):
         self.folder = folder
-        self.stage = os.path.join(folder, _STAGE)
+        self.stage = os.path.join(folder, STAGE)
         self._targets: list[str] = []
 
     def write(self, target: str, write: Callable[[str], object]) -> None:
@@ -60,6 +60,33 @@ def together(folder: str) -> Iterator[Changes]:
             changes._commit()
     finally:
         shutil.rmtree(changes.stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def complete(folder: str) -> Iterator[str]:
+    """A folder to fill, whose content moves to `folder` at the end unless something is raised.
+
+    :param folder: new or empty but for a `STAGE`, which a command that was killed left.
+    """
+    stage, moved = os.path.join(folder, STAGE), list[str]()
+    made = _missing_folders(folder)
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        with writing(folder):
+            os.makedirs(stage)
+            yield stage
+            for name in sorted(os.listdir(stage)):
+                os.rename(os.path.join(stage, name), os.path.join(folder, name))
+                moved.append(os.path.join(folder, name))
+        os.rmdir(stage)
+    except BaseException:
+        for path in (*moved, stage):
+            shutil.rmtree(path, ignore_errors=True)
+            if os.path.isfile(path):
+                os.remove(path)
+        for path in filter(os.path.isdir, reversed(made)):
+            os.rmdir(path)
+        raise
 
 
 def _missing_folders(folder: str) -> list[str]:

@@ -46,9 +46,12 @@ class SegmentCodes(NamedTuple):
 
 @dataclass(frozen=True)
 class Category:
-    """One class: its value in index masks, its name, and its colour as (red, green, blue).
+    """One class.
 
-    codes: its meaning in DICOM, None if the class table does not say.
+    :param index: its value in index masks.
+    :param name: its name.
+    :param color: red, green and blue, 0 to 255.
+    :param codes: its meaning in DICOM, None if the class table does not say.
     """
 
     index: int
@@ -273,6 +276,28 @@ def resolve_categories(
     return table.ignoring(ignore_index)
 
 
+def check_same_classes(
+    one: Sequence[Category], other: Sequence[Category], names: Sequence[str], remedy: str
+) -> None:
+    """Refuse to mix what two class tables describe: masks, or predictions.
+
+    Classes are the same if each index has the same name, in upper or lower case. Colours, codes and
+    the values of pixels without a label may differ.
+
+    :param names: of what has the tables, for messages; :param remedy: what to do, or what holds.
+    :raises UserError: naming the first class that differs.
+    """
+    first, second = names
+    for index, (ours, theirs) in enumerate(zip(one, other)):
+        if ours.name.casefold() != theirs.name.casefold():
+            raise UserError(
+                f"class {index} is {ours.name!r} in {first} and {theirs.name!r} in {second}:"
+                f" {remedy}"
+            )
+    if len(one) != len(other):
+        raise UserError(f"{first} has {len(one)} classes and {second} {len(other)}: {remedy}")
+
+
 def check_swaps(
     categories: Sequence[Category],
     swaps: Swaps,
@@ -283,7 +308,8 @@ def check_swaps(
     """Refuse to mirror radiographs if classes have a side and nobody said how to exchange them.
 
     :param chosen: whether the user chose `swaps`, be it by choosing none.
-    :param mirroring: the flag that mirrors; :param instead: what to do to mirror nothing.
+    :param mirroring: the flag that mirrors.
+    :param instead: what to do to mirror nothing.
     :raises UserError: also if a pair names a class that does not exist.
     """
     check_swap_classes(swaps, len(categories))

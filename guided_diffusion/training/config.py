@@ -34,7 +34,10 @@ class RunFolderConfig:
     TITLE = "Run folder"
 
     output: str = flag(
-        "", "folder of checkpoints, samples and logs; '': OPENAI_LOGDIR, or runs/DATE-TIME", "-o"
+        "",
+        "folder of checkpoints, samples and logs; '': OPENAI_LOGDIR, or runs/DATE-TIME",
+        "-o",
+        basic=True,
     )
 
 

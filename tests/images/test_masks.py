@@ -17,8 +17,10 @@ from guided_diffusion.images.masks import (
     count_classes,
     ignored_values,
     read_mask,
+    resembles_radiograph,
     write_mask,
 )
+from guided_diffusion.preparation.phantoms import make_phantom
 from guided_diffusion.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -100,6 +102,17 @@ class TestMasks:
     def test_masks_are_not_written_with_loss(self, tmp_path):
         with pytest.raises(ImageError, match=r"a\.jpg would not keep"):
             write_mask(str(tmp_path / "a.jpg"), MASK)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_radiographs_are_told_from_masks(save, ending):
+    image, mask = make_phantom(3, (96, 96))
+    assert resembles_radiograph(save(f"a.{ending}", image))
+    assert resembles_radiograph(save(f"b.{ending}", np.stack([image] * 3, axis=2)))
+    areas = np.kron(np.arange(49, dtype=np.uint8).reshape(7, 7), np.ones((9, 9), np.uint8))
+    for drawn in (mask, 40 * mask, np.where(mask > 1, 255, 0).astype(np.uint8), areas):
+        assert not resembles_radiograph(save(f"c.{ending}", drawn))
+        assert not resembles_radiograph(save("d.jpg", drawn))
 
 
 def _discs(size=64):

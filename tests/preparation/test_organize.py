@@ -185,6 +185,7 @@ def test_organize_keeps_an_existing_split_by_default_and_test_always(prepare, tm
     code, out, _ = prepare(*flags, tmp_path / "kept")
     assert code == 0
     assert "4 TRAIN, 2 VAL, 3 TEST" in out
+    assert "warning: nothing tells which images are of one patient" in out
     assert organized(tmp_path / "kept")["VAL"] == {"val0", "val1"}
     code, out, _ = prepare(*flags, tmp_path / "new", "--train-split", 0.5)
     assert "3 TRAIN, 3 VAL, 3 TEST" in out

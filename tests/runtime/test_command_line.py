@@ -118,6 +118,11 @@ def test_help_shows_what_matters_first(parser, capsys, monkeypatch):
     assert "--batch-size" not in everything
 
 
+def test_help_in_a_narrow_terminal(parser, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10")
+    assert max(map(len, parser.help(everything=True).splitlines())) < 60
+
+
 def test_version(parser, capsys):
     with pytest.raises(SystemExit) as end:
         parser.parse(["--version"])

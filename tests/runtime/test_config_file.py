@@ -5,10 +5,14 @@ import json
 import os
 
 import pytest
+from commands_util import path_of
+from paths import ROOT
 
 from guided_diffusion.runtime.command_line import Part, make_parser, parse_flags
+from guided_diffusion.runtime.commands import parser_of
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.instead import add_instead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,17 @@ def test_the_command_line_and_later_files_win(parse, tmp_path):
     assert found == {"lr": 3, "format": "png", "batch_size": 7, "use_fp16": True}
 
 
+def test_a_flag_in_place_of_an_argument(tmp_path):
+    """The argument is then not expected."""
+    (tmp_path / "flags.yaml").write_text("model: a.pth")
+    parser = make_parser("", Train)
+    parser.add_argument("model")
+    add_instead(parser, "model", "--model")
+    parser.add_argument("image")
+    found = parse_flags(parser, ["--config", str(tmp_path / "flags.yaml"), "b.png"])
+    assert found == {"model": "a.pth", "image": "b.png"}
+
+
 def test_sections_are_for_several_commands(parse):
     text = "train: {lr: 2, iterations: 5}\nsample: {num_samples: 3}\nmodel:\nbatch_size: 4"
     assert parse(text) == {"lr": 2, "batch_size": 4}
@@ -117,6 +132,7 @@ def test_sections_are_for_several_commands(parse):
         ("[lr, 1]", "does not hold flags by name"),
         ("lr: [1", "flags.yaml cannot be read"),
         ("help: true", "help is no flag here"),
+        ("train: {null: 1}", "None is no flag here"),
         ("1: 2\n2: 3", "1 is no flag here"),
     ],
 )  # fmt: skip
@@ -139,7 +155,18 @@ def test_other_files(parse, tmp_path):
 def test_the_config_json_of_a_run(parse):
     """It holds more than flags; how it was started, and what the command ignores, is left out."""
     training = {"lr": 2, "folds": 9, "global_batch": 4, "resume_checkpoint": "none", "window": None}
-    stored = {"kind": "diffusion", "model": {"num_channels": 4}, "training": training, "data": {}}
+    stored = {"kind": "diffusion", "model": {"depth": 4}, "training": training, "reading": {}}
     assert parse(json.dumps(stored), name="config.json") == {"lr": 2}
     with pytest.raises(UserError, match=r"config\.json: lr: -2\.0"):
         parse(json.dumps({**stored, "training": {"lr": -2}}), name="config.json")
+
+
+def test_a_real_run():
+    """Every flag of its training, but for how it was started."""
+    path = ROOT / "tests" / "legacy" / "run" / "config.json"
+    found = parse_flags(parser_of(path_of("image_train.py")), ["--config", str(path)])
+    stored = json.loads(path.read_text())
+    sections = [stored[name] for name in ("model", "diffusion", "reading", "training")]
+    flags = {name: value for section in sections for name, value in section.items()}
+    del flags["resume_checkpoint"]
+    assert found == {name: value for name, value in flags.items() if value is not None}

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,10 @@ from paths import ROOT
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import (
     BINARY,
+    Category,
+    ClassTable,
     categories_for,
+    check_same_classes,
     from_plain,
     generic_categories,
     load_categories,
@@ -175,6 +179,29 @@ LUNG = {
     "category": ["123037004", "SCT", "Anatomical Structure"],
     "type": ["39607008", "SCT", "Lung"],
 }
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("background", "Bone", "tooth"), None),
+        (
+            ("background", "tooth", "bone"),
+            "class 1 is 'bone' in ours.json and 'tooth' in b.pth: no",
+        ),
+        (("background", "bone"), "ours.json has 3 classes and b.pth 2: no"),
+        (("background", "bone", "tooth", "pulp"), "ours.json has 3 classes and b.pth 4: no"),
+    ],
+)
+def test_classes_are_the_same_if_each_index_has_the_same_name(names, says):
+    def table(names, ignored=()):
+        return ClassTable((Category(n, name, (n, n, n)) for n, name in enumerate(names)), ignored)
+
+    ours = table(("background", "bone", "tooth"), [Category(255, "border", (9, 9, 9))])
+    refusal = pytest.raises(UserError) if says else contextlib.nullcontext()
+    with refusal as raised:
+        check_same_classes(ours, table(names), ("ours.json", "b.pth"), "no")
+    assert says is None or str(raised.value) == says
 
 
 class TestCodes:

@@ -1,12 +1,10 @@
 """What tools/import_labels.py does: annotations of other tools to images and index masks."""
 
-import contextlib
 import os
-import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,9 +19,11 @@ from guided_diffusion.preparation.importing.items import ImageItem, find_items
 from guided_diffusion.preparation.importing.joining import REPORT, Target
 from guided_diffusion.preparation.importing.report import Report, say
 from guided_diffusion.preparation.layouts import require_new_folder
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
+from guided_diffusion.runtime.together import STAGE, complete
 from guided_diffusion.segmentation.annotations.reading import formats
 from guided_diffusion.segmentation.annotations.reading.source import Drawing, Options, Size, Source
 from guided_diffusion.segmentation.categories import TABLE_NAME, to_plain
@@ -45,11 +45,11 @@ def import_labels(source: str, output: str, config: ImportConfig) -> Report:
     _check_flags(output, config)
     if output:
         folder = source if os.path.isdir(source) else ""
-        require_new_folder(output, folder, config.images, flag="OUTPUT")
+        require_new_folder(output, folder, config.images, flag="OUTPUT", left=STAGE)
     if config.images and not os.path.isdir(config.images):
         raise UserError(f"--images {config.images} is not a folder")
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, run_lock.released():
             return _convert(source, output, scratch, config)
     finally:
         formats.forget()
@@ -72,6 +72,8 @@ def _check_flags(output: str, config: ImportConfig) -> None:
 
 def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Report:
     target = Target.open(config) if config.into else None
+    if target:
+        run_lock.hold_folder(target.folder, "name another folder")
     name, found = _read(source, config)
     if not found.classes:
         raise _nothing(source, found)
@@ -107,32 +109,14 @@ def _convert(source: str, output: str, scratch: str, config: ImportConfig) -> Re
         say(report, target.folder)
         print(said)
         return report
-    with _all_or_nothing(output):
+    with complete(output) as stage:
         for item in track(items, "writing"):
-            copy_file(item.path, os.path.join(output, IMAGES, item.name + ending(item.path)))
-            write_mask(os.path.join(output, MASKS, f"{item.name}.png"), mask_of(item))
-        save_json(os.path.join(output, TABLE_NAME), to_plain(classes.table))
-        save_json(os.path.join(output, REPORT), report.to_plain())
+            copy_file(item.path, os.path.join(stage, IMAGES, item.name + ending(item.path)))
+            write_mask(os.path.join(stage, MASKS, f"{item.name}.png"), mask_of(item))
+        save_json(os.path.join(stage, TABLE_NAME), to_plain(classes.table))
+        save_json(os.path.join(stage, REPORT), report.to_plain())
     say(report, output)
     return report
-
-
-@contextlib.contextmanager
-def _all_or_nothing(folder: str) -> Iterator[None]:
-    """Remove what was written into a folder that was new or empty, if not all of it could be."""
-    existed = os.path.exists(folder)
-    try:
-        yield
-    except BaseException:
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            path = os.path.join(folder, name)
-            if os.path.isdir(path):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.remove(path)
-        if not existed and os.path.isdir(folder):
-            os.rmdir(folder)
-        raise
 
 
 def _nothing(source: str, found: Source) -> UserError:

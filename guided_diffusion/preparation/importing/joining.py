@@ -23,7 +23,7 @@ from guided_diffusion.runtime.progress import track
 from guided_diffusion.runtime.together import together
 from guided_diffusion.segmentation.categories import (
     TABLE_NAME,
-    ClassTable,
+    check_same_classes,
     load_categories,
     to_plain,
 )
@@ -212,7 +212,8 @@ def _find_table(folder: str, given: str) -> str:
             " --categories"
         )
     if own and given:
-        _check_same(own, load_categories(own), given, load_categories(given))
+        remedy = "masks of both cannot be mixed; leave out --categories"
+        check_same_classes(load_categories(own), load_categories(given), (own, given), remedy)
     return own or given
 
 
@@ -221,17 +222,3 @@ def _own_table(folder: str) -> str:
     places = (folder, os.path.dirname(os.path.normpath(folder)))
     paths = (os.path.join(place, TABLE_NAME) for place in places)
     return next(filter(os.path.isfile, paths), "")
-
-
-def _check_same(own: str, ours: ClassTable, given: str, theirs: ClassTable) -> None:
-    for one, other in zip(ours.entries, theirs.entries):
-        if (one.index, one.name.casefold()) != (other.index, other.name.casefold()):
-            raise UserError(
-                f"{own} has {one.name!r} at index {one.index}, {given} has {other.name!r} at"
-                f" {other.index}: masks of both cannot be mixed; leave out --categories"
-            )
-    if len(ours.entries) != len(theirs.entries):
-        raise UserError(
-            f"{own} lists {len(ours.entries)} entries and {given} {len(theirs.entries)}: masks of"
-            " both cannot be mixed; leave out --categories"
-        )

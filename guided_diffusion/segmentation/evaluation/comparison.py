@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import save_json, write_csv
+from guided_diffusion.segmentation.categories import check_same_classes
 from guided_diffusion.segmentation.evaluation.scoring import Evaluation, evaluate, without_nan
 from guided_diffusion.segmentation.evaluation.sources import Source, is_model
 from guided_diffusion.segmentation.evaluation.statistics import (
@@ -18,6 +19,7 @@ from guided_diffusion.segmentation.metrics import dice_iou
 
 # the draws for the interval of the difference where --bootstrap is 0
 _DRAWS = 2000
+_SAME_CLASSES = "only predictions of the same classes can be compared"
 
 
 def compare_two(source: Source, images: str) -> None:
@@ -27,12 +29,15 @@ def compare_two(source: Source, images: str) -> None:
     """
     config = source.config
     one, other = (_evaluate(source, place, images) for place in config.compare)
-    counts = len(one.categories), len(other.categories)
-    if counts[0] != counts[1]:
-        if config.categories or any(is_model(place) for place in config.compare):
+    tables, models = (one.categories, other.categories), [is_model(p) for p in config.compare]
+    counts = [len(table) for table in tables]
+    if all(models):
+        check_same_classes(*tables, config.compare, _SAME_CLASSES)
+    elif counts[0] != counts[1]:
+        if config.categories or any(models):
             raise UserError(
                 f"--compare: {config.compare[0]} has {counts[0]} classes and {config.compare[1]} "
-                f"{counts[1]}; only predictions of the same classes can be compared"
+                f"{counts[1]}: {_SAME_CLASSES}"
             )
         for result in (one, other):
             result.widen(max(counts))

@@ -310,6 +310,13 @@ class Plan:
                     " measured: add images with foreground, or choose fewer --folds"
                 )
 
+    def remarks(self, results: Sequence[RunResult]) -> str:
+        """What table.md says below its tables, in Markdown.
+
+        :param results: of the finished runs.
+        """
+        return ""
+
     def folder(self, run: Run) -> str:
         return os.path.join(self.settings.output, "runs", run.name)
 

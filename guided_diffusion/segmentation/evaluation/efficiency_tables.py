@@ -122,13 +122,13 @@ def write_tables(
     methods: Sequence[str],
     classes: Sequence[str],
     picture: bool = True,
-    budgets: str = "",
+    below: str = "",
 ) -> None:
     """Write runs.csv, table.csv, table.md, commands.sh and, if wanted, curves.png.
 
     :param methods: names in the order of the tables; other methods found come after them.
     :param classes: names, the background first.
-    :param budgets: how those of the methods were chosen, in Markdown.
+    :param below: what table.md says below its tables, in Markdown.
     """
     if not results:
         return
@@ -138,7 +138,7 @@ def write_tables(
     table = _Table(results, methods, classes)
     _write_rows(os.path.join(folder, "runs.csv"), table.run_rows())
     _write_rows(os.path.join(folder, "table.csv"), table.rows())
-    _write_text(os.path.join(folder, "table.md"), table.markdown() + budgets)
+    _write_text(os.path.join(folder, "table.md"), table.markdown() + below)
     _write_text(os.path.join(folder, "commands.sh"), "".join(map(_commands, results)))
     if picture:
         _plot(os.path.join(folder, "curves.png"), table)

@@ -115,7 +115,8 @@ def _write_tables(plan: Plan, budgets: str, picture: bool = True) -> None:
     ]
     names = [category.name for category in plan.categories]
     results = read_results(plan.settings.output)
-    write_tables(plan.settings.output, results, order, names, picture, budgets)
+    below = budgets + plan.remarks(results)
+    write_tables(plan.settings.output, results, order, names, picture, below)
 
 
 def _parallel_runs() -> int:

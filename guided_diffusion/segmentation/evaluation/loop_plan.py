@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime.errors import UserError
@@ -11,6 +12,8 @@ from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig, LoopConfig
 from guided_diffusion.segmentation.evaluation.draws import draw, find_films, find_pairs
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Plan, Run
+from guided_diffusion.segmentation.evaluation.efficiency_tables import RunResult
+from guided_diffusion.segmentation.evaluation.loop_tables import LoopTable
 from guided_diffusion.segmentation.evaluation.methods import Method, comma_separated, parse_methods
 
 NEXT, UNCERTAIN, RANDOM = "next", "uncertain", "random"
@@ -81,6 +84,14 @@ class LoopPlan(Plan):
         if place == 1:
             return self.start(run)
         return dataclasses.replace(run, k=self.numbers[place - 1])
+
+    def table(self, results: Sequence[RunResult]) -> LoopTable:
+        """The rules side by side."""
+        rules = [method.name for method in self.methods]
+        return LoopTable(results, rules, self.numbers, self.seeds)
+
+    def remarks(self, results: Sequence[RunResult]) -> str:
+        return self.table(results).markdown()
 
     def choice_path(self, run: Run) -> str:
         """Of the file that names the images that a run adds."""

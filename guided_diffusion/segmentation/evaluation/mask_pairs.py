@@ -9,8 +9,8 @@ import numpy as np
 
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.files import list_images, name_images, pair_files
-from guided_diffusion.images.image_io import check_images, pixel_spacing, read_image
-from guided_diffusion.images.masks import MaskRule
+from guided_diffusion.images.image_io import ImageError, check_images, pixel_spacing, read_image
+from guided_diffusion.images.masks import MaskRule, resembles_radiograph
 from guided_diffusion.images.names import is_pattern, stem
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import expand_path
@@ -61,6 +61,7 @@ def read_mask_pairs(
         paths = list(zip(name_images(truths, own), own, own))
     else:
         paths = pair_paths(predictions, truths)
+    _check_masks(paths[0][1], paths[0][2], rule)
     image_of = {name: path for name, path, _ in pair_paths(images, truths)} if images else {}
     check_images([path for _, *both in paths for path in both] + list(image_of.values()))
 
@@ -132,6 +133,25 @@ def pair_paths(first: str, second: str) -> list[tuple[str, str, str]]:
     if os.path.isfile(first) or os.path.isfile(second):
         raise UserError(f"{first} and {second}: give two folders or two files")
     return pair_files(first, second)
+
+
+def _check_masks(predicted: str, true: str, rule: MaskRule) -> None:
+    """:raises UserError: if either of the first two files is, or may be, a radiograph."""
+    remedy = "name the model that is to predict with --model, or the folder of its masks"
+    if resembles_radiograph(predicted):
+        raise UserError(
+            f"{predicted} looks like a radiograph, where predicted masks are expected: {remedy}"
+        )
+    if resembles_radiograph(true):
+        raise UserError(
+            f"{true} looks like a radiograph, where true masks are expected: name their folder"
+            " as the last argument"
+        )
+    if predicted.lower().endswith((".jpg", ".jpeg")):
+        try:
+            rule.read(predicted)
+        except ImageError as error:
+            raise ImageError(f"{error} If it is a radiograph, {remedy}") from error
 
 
 def _in_patient(*sizes: Spacing) -> Spacing:

@@ -12,7 +12,11 @@ from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.runtime.workers import Outcome
 from guided_diffusion.segmentation.evaluation.config import LoopConfig
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Run
-from guided_diffusion.segmentation.evaluation.efficiency_tables import RESULT_NAME, score_text
+from guided_diffusion.segmentation.evaluation.efficiency_tables import (
+    RESULT_NAME,
+    read_results,
+    score_text,
+)
 from guided_diffusion.segmentation.evaluation.efficiency_work import (
     clean_up,
     make_run,
@@ -39,7 +43,10 @@ def simulate_loop(config: LoopConfig, train: tuple[str, str], val: tuple[str, st
     dist_util.setup_dist()
     check_output(config.output, folder=True)
     run_lock.hold_folder(config.output, "choose another --output")
-    if stopped_by := run_all(LoopPlan(config, train, val), make=make_round):
+    plan = LoopPlan(config, train, val)
+    stopped_by = run_all(plan, make=make_round)
+    plan.table(read_results(config.output)).write(config.output)
+    if stopped_by:
         say(f"stopped by {stopped_by}: rerun the command to resume")
         return EXIT_STOPPED
     with open(os.path.join(config.output, "table.md")) as file:

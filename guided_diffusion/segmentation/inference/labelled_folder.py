@@ -16,6 +16,7 @@ from guided_diffusion.runtime.text import visible
 from guided_diffusion.segmentation.categories import (
     TABLE_NAME,
     ClassTable,
+    check_same_classes,
     load_categories,
     to_plain,
 )
@@ -61,12 +62,8 @@ class LabelledFolder:
         self._table = self._path(TABLE_NAME)
         if os.path.exists(self._table):
             self.categories = load_categories(self._table)
-            ours, theirs = ([c.name for c in table] for table in (categories, self.categories))
-            if ours != theirs:
-                raise UserError(
-                    f"{self._table} lists the classes {', '.join(theirs)}, the model has"
-                    f" {', '.join(ours)}: name another --save_dir, or a model of these classes"
-                )
+            remedy = "name another --save_dir, or a model of the folder's classes"
+            check_same_classes(self.categories, categories, (self._table, "the model"), remedy)
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from guided_diffusion.images.reading import normalize, to_uint8_channels
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.networks.precision import check_precision, in_precision, store_weights
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import ClassTable, check_swaps
+from guided_diffusion.segmentation.categories import ClassTable, check_same_classes, check_swaps
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
 from guided_diffusion.segmentation.inference.views import View, mirrors, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
@@ -236,21 +236,11 @@ def check_agreement(
 ) -> None:
     """Colours and sizes may differ, what a class is and how a file is read may not.
 
-    :raises UserError: if they do.
     :param first, path: the names of the two, for messages.
+    :raises UserError: if they do.
     """
-    names, theirs = ([c.name for c in config.categories] for config in (one, other))
-    if len(names) != len(theirs):
-        raise UserError(
-            f"{first} has {len(names)} classes and {path} {len(theirs)}: only models of the same "
-            "classes can be averaged"
-        )
-    for index, (name, their) in enumerate(zip(names, theirs)):
-        if name != their:
-            raise UserError(
-                f"class {index} is {name!r} in {first} and {their!r} in {path}: only models of the "
-                "same classes can be averaged"
-            )
+    remedy = "only models of the same classes can be averaged"
+    check_same_classes(one.categories, other.categories, (first, path), remedy)
     for what in ("in_channels", "intensity"):
         ours, their = getattr(one.reading, what), getattr(other.reading, what)
         if ours != their:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from guided_diffusion import dist_util
+from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.messages import say
@@ -84,7 +85,8 @@ def build_page(
 def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[str]:
     """Serve the page while the context is open; yields its address.
 
-    :raises UserError: if the port is not available, or corrections cannot be saved.
+    :raises UserError: if the port is not available, corrections cannot be saved, or another
+        server saves them in the same folder.
     """
     gradio = import_gradio()
     labelled = LabelledFolder(config.save_dir, predictor.categories) if config.save_dir else None
@@ -99,7 +101,13 @@ def served(predictor: Segmenter, model: str, config: ServeConfig) -> Iterator[st
         yield
 
     # gradio serves what lies in its folder
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as scratch,
+        run_lock.released(),
+    ):
+        if labelled is not None:  # one server at a time knows which names are taken
+            run_lock.hold_folder(labelled.path, "name another --save_dir")
         os.environ["GRADIO_TEMP_DIR"] = folder
         corrections = None if labelled is None else Corrections(labelled, scratch)
         page = build_page(predictor, model, config.max_upload_mb, corrections)

@@ -12,7 +12,6 @@ import numpy as np
 import torch as th
 
 from guided_diffusion import logger
-from guided_diffusion.images.reading import normalize
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import rng, run_lock
 from guided_diffusion.runtime.devices import of_float64
@@ -20,9 +19,8 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
-from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
+from guided_diffusion.segmentation.metrics import present_scores
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
-from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training import augment, losses
 from guided_diffusion.segmentation.training.dataset import (
     LabelledImages,
@@ -32,6 +30,7 @@ from guided_diffusion.segmentation.training.dataset import (
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.noised_input import NoisedInput
 from guided_diffusion.segmentation.training.resume import BestScores, Origin, SavedRun
+from guided_diffusion.segmentation.training.validation import count_pixels, scored_batches
 from guided_diffusion.segmentation.visuals.render import NothingToPlot, plot_curves
 from guided_diffusion.stepper import Stepper, warmup_cosine
 
@@ -287,27 +286,15 @@ class Finetuner:
     @th.no_grad()
     def _evaluate(self, data: LabelledImages) -> tuple[np.ndarray, float]:
         """Confusion matrix and loss over all images at the size of the data, without padding."""
-        classes = len(self.config.categories)
-        confusion = np.zeros((classes, classes), np.int64)
-        place = of_float64(self.device)
-        total = th.zeros((), dtype=th.float64, device=place)
+        confusion = np.zeros((len(self.config.categories),) * 2, np.int64)
+        total = th.zeros((), dtype=th.float64, device=of_float64(self.device))
         # without gradients, activations are not kept: several times as many images fit
-        size = 1 if data.window else 4 * self._forward_size()
+        size = 4 * self._forward_size()
         with self._network_to_save() as model:
-            model.eval()
-            for first in range(0, len(data), size):
-                numbers = range(first, min(first + size, len(data)))
-                with self.stepper.autocast():
-                    if data.window:
-                        images = normalize(data.images[first])[None].to(self.device)
-                        masks = th.from_numpy(data.masks[first])[None].long()
-                        scores = sliding_scores(model, images, data.window)
-                    else:
-                        images, masks = data.batch(numbers)
-                        scores = model(images.to(self.device))
-                total = total + self.loss.sums(scores, masks.to(self.device)).to(place).double()
-                predicted = scores.argmax(1).cpu().numpy()
-                confusion += confusion_matrix(predicted, masks.numpy().astype(np.uint8), classes)
+            batches = scored_batches(model.eval(), data, size, self.stepper.autocast)
+            for scores, masks in batches:
+                total = total + self.loss.sums(scores, masks).to(total.device).double()
+                confusion += count_pixels(scores, masks)
         return confusion, float(self.loss.of(total))
 
     def save(self) -> None:

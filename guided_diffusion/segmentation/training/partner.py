@@ -10,6 +10,7 @@ import os
 
 import torch as th
 
+from guided_diffusion import dist_util
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import imagenet
 from guided_diffusion.runtime import checkpoint
@@ -17,10 +18,14 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
 from guided_diffusion.segmentation.networks.union import join
+from guided_diffusion.segmentation.training.dataset import LabelledImages
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import InitialNetwork
 from guided_diffusion.segmentation.training.smp_network import smp_network
 from guided_diffusion.segmentation.training.stages import Partner, Settings, Stage, StagedRun
+from guided_diffusion.segmentation.training.validation import mean_iou
+
+_NAMES = ("diffusion", "ImageNet")
 
 
 def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) -> Partner:
@@ -42,16 +47,23 @@ def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) 
 
 
 class PartnerRun(StagedRun[Settings]):
-    """A run that trains the network and its partner, and keeps both in one model file."""
+    """A run that trains the network and its partner, and keeps both in one model file.
+
+    With validation images, it keeps the better one alone if that is ahead of both together.
+    """
+
+    _scores = ""
+    _kept = "both networks in one file"
 
     def outcome(self) -> str:
-        saved = f"saved {self.settings.weights_save}, both networks in one file"
-        return f"{saved}; curves in {self.settings.stages_folder}"
+        saved = f"saved {self.settings.weights_save}, {self._kept}"
+        return f"{self._scores}{saved}; curves in {self.settings.stages_folder}"
 
     def stages(self) -> list[tuple[str, Stage]]:
+        own, partner = (f"{name} network" for name in _NAMES)
         return [
-            ("diffusion network", self._train_own),
-            ("ImageNet network", self._train_partner),
+            (own, self._train_own),
+            (partner, self._train_partner),
             ("both in one file", self._join),
         ]
 
@@ -72,11 +84,30 @@ class PartnerRun(StagedRun[Settings]):
         """Write the model file, then remove what is in it."""
         loaded = [load_model(path) for path in self._paths()]
         config, weights = join([(config, model.state_dict()) for model, config, _ in loaded])
-        plain = self.origin.to_plain()
         best = {"networks": [values["best"] for *_, values in loaded]}
+        if self.data.val is not None:
+            alone = [values["best"]["mean_iou"] for *_, values in loaded]
+            both = self._validate(config, weights, self.data.val)
+            names = [f"{name} network {iou:.4f}" for name, iou in zip(_NAMES, alone)]
+            scores = f"{', '.join(names)}, both together {both:.4f}"
+            self._scores = f"mean IoU on the validation images: {scores}\n"
+            if max(alone) > both:
+                number = alone.index(max(alone))
+                model, config, values = loaded[number]
+                weights, best = model.state_dict(), values["best"]
+                self._kept = f"the {_NAMES[number]} network alone"
+        plain = self.origin.to_plain()
         checkpoint.save(self.last_path, {"origin": plain})
         save_model(self.settings.weights_save, config, weights, origin=plain, best=best)
         for path in self._paths():
             os.remove(path)
             os.remove(dataclasses.replace(self.settings, weights_save=path).last_path)
         return None
+
+    def _validate(
+        self, config: SegmentationConfig, weights: dict[str, th.Tensor], data: LabelledImages
+    ) -> float:
+        """Mean IoU of the union on the validation images."""
+        model = config.build()
+        model.load_state_dict(weights)
+        return mean_iou(model.to(dist_util.dev()), data, 4 * self.settings.batch_size)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime import together
+from guided_diffusion.runtime.lock_file import RunLock
 
 TABLE = [
     {"index": 0, "name": "background", "color": [0, 0, 0]},
@@ -211,10 +212,16 @@ class TestClasses:
     def test_another_table_is_refused(self, split, drawn, tmp_path):
         other = [TABLE[0], {**TABLE[1], "name": "tooth"}, {**TABLE[2], "name": "bone"}]
         write_json(tmp_path / "other.json", other)
-        parts = ("TRAIN/categories.json has 'bone' at index 1, other.json has 'tooth' at 1",)
+        parts = ("class 1 is 'bone' in Split/TRAIN/categories.json and 'tooth' in other.json",)
         refused("--categories", "other.json", parts=parts)
         write_json(tmp_path / "short.json", TABLE[:2])
-        refused("--categories", "short.json", parts=("lists 3 entries and short.json 2",))
+        refused(
+            "--categories",
+            "short.json",
+            parts=("TRAIN/categories.json has 3 classes and short.json 2",),
+        )
+        write_json(tmp_path / "same.json", [*TABLE[:2], {**TABLE[2], "name": "Tooth"}])
+        assert join("--categories", "same.json").code == 0
 
     def test_a_folder_without_a_table(self, split, drawn):
         shutil.move(split / "TRAIN/categories.json", "table.json")
@@ -263,6 +270,17 @@ def test_all_or_nothing(split, drawn, monkeypatch):
         assert digests(split) == before
         assert not (split / "TRAIN/IMG/sub").exists()
     assert join("--replace").code == 0
+
+
+def test_a_folder_that_another_command_fills(split, drawn):
+    lock = RunLock(str(split / "TRAIN/run.lock"))
+    lock.acquire()
+    ended = join()
+    lock.release()
+    assert ended.code == 2
+    assert "Split/TRAIN is in use by process" in ended.err
+    assert join().code == 0
+    assert not (split / "TRAIN/run.lock").exists()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from import_util import (
 from PIL import Image
 
 from guided_diffusion.images.image_io import read_image
+from guided_diffusion.preparation.importing import job
+from guided_diffusion.runtime.files import save_json
 
 INNER = [[5, 6], [9, 6], [9, 10], [5, 10]]
 FLAT = [0, 0, 9, 0, 9, 9, 0, 9]
@@ -402,3 +404,25 @@ def test_a_format_that_the_files_are_not_of(folder, tmp_path):
     assert "holds no annotations of CVAT for images 1.1, files that end in .xml" in line
     line = refused(folder, tmp_path / "out", "--format", "nnunet")
     assert "lacks dataset.json" in line
+
+    @pytest.mark.parametrize("other", [False, True])
+    def test_what_a_killed_import_left_does_not_count(self, folder, tmp_path, monkeypatch, other):
+        draw(folder, ("tooth", SQUARE))
+        out = tmp_path / "out"
+        save_image(out / ".partial/IMG/b.png")
+        if other:
+            save_image(out / "c.png")
+            assert "out is not empty" in refused_any(folder, out)
+            return
+        meanwhile = []
+
+        def look(path, value):
+            meanwhile.append(os.listdir(out))
+            save_json(path, value)
+
+        monkeypatch.setattr(job, "save_json", look)
+        found = bring(folder, out)
+        assert meanwhile == [[".partial"]] * 2
+        assert found.of("tooth").sum() == 100
+        assert sorted(os.listdir(out)) == ["IMG", "MASK", "categories.json", "import.json"]
+        assert os.listdir(out / "IMG") == ["a.png"]

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import functools
 import json
 import re
@@ -14,7 +15,7 @@ from PIL import Image
 
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.preparation.phantoms import make_phantom
-from guided_diffusion.segmentation.categories import generic_categories, load_categories
+from guided_diffusion.segmentation.categories import ClassTable, generic_categories, load_categories
 from guided_diffusion.segmentation.inference.uncertainty import entropy_map
 from guided_diffusion.segmentation.prediction import Prediction
 
@@ -309,6 +310,28 @@ def test_a_radiograph_of_another_size_than_its_mask_is_named(run, phantom_files,
     assert "1.png is 40x50 and" in error
 
 
+def test_radiographs_in_place_of_masks_are_told_from_them(run, phantom_files):
+    images, masks = phantom_files
+    for argv, which, remedy in (
+        ((images, masks), "img/0.png", "with --model"),
+        ((images, masks, "--num_classes", 7), "img/0.png", "with --model"),
+        ((images, masks, "--binary", True), "img/0.png", "with --model"),
+        ((masks, "--compare", images, masks), "img/0.png", "with --model"),
+        ((masks, images), "img/0.png", "as the last argument"),
+    ):
+        code, _, error = run(*argv)
+        assert code == 2
+        assert f"{which} looks like a radiograph" in error
+        assert remedy in error
+        assert "black-and-white" not in error
+    with Image.open(images / "0.png") as picture:
+        picture.save(images / "0.jpg", quality=80)
+    (images / "0.png").unlink()
+    code, _, error = run(images, masks)
+    assert code == 2
+    assert "If it is a radiograph, name the model" in error
+
+
 def test_a_folder_is_compared_with_itself(run, small):
     code, screen, _ = run(small[1], f"{small[1]}/../{small[1].name}", "--num-classes", 4)
     assert code == 0
@@ -328,6 +351,7 @@ def test_two_sets_of_masks_are_compared(run, tmp_path):
     code, screen, _ = run(truth, "--compare", bad, good, "--output", tmp_path / "out")
     assert code == 0
     assert "B is better by" in screen
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"comparison.json", "comparison.csv"}
     found = json.loads((tmp_path / "out/comparison.json").read_text())
     mean = found["differences"]["mean"]
     assert (found["first"], found["second"]) == (str(bad), str(good))
@@ -361,6 +385,25 @@ def test_a_model_is_compared_with_masks(run, phantom_files, perfect_model, tmp_p
     assert "caries" in screen
     code, _, error = run(phantom_files[1], "--compare", "one.pth", "two.pth")
     assert (code, "IMAGES TRUE_MASKS" in error) == (2, True)
+
+
+def test_models_of_other_classes_are_not_compared(run, phantom_files, monkeypatch):
+    def load_predictor(path, *options):
+        predictor = PhantomPredictor()
+        if path == "two.pth":
+            table = [*predictor.categories]
+            names = ["background", "bone", "enamel", *(c.name for c in table[3:])]
+            predictor.categories = ClassTable(
+                dataclasses.replace(category, name=name) for category, name in zip(table, names)
+            )
+        return predictor
+
+    module = "guided_diffusion.segmentation.inference.predictor.load_predictor"
+    monkeypatch.setattr(module, load_predictor)
+    code, _, error = run(*phantom_files, "--compare", "one.pth", "two.pth")
+    assert code == 2
+    assert "class 1 is 'enamel' in one.pth and 'bone' in two.pth: only predictions" in error
+    assert run(*phantom_files, "--compare", "one.pth", "one.pth")[0] == 0
 
 
 def test_a_models_names_stay_unless_a_file_replaces_them(

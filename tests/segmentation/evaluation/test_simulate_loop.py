@@ -12,6 +12,7 @@ from guided_diffusion.segmentation.evaluation import efficiency_work
 from guided_diffusion.segmentation.evaluation.config import LoopConfig
 from guided_diffusion.segmentation.evaluation.draws import draw
 from guided_diffusion.segmentation.evaluation.loop_plan import LoopPlan
+from guided_diffusion.segmentation.evaluation.loop_tables import LoopTable
 
 NAMES = [f"r{number}" for number in range(8)]
 
@@ -58,7 +59,19 @@ def test_images_are_added_by_each_rule(play, tmp_path):
     assert [(row["method"], row["k"]) for row in table] == [
         (rule, k) for rule in ("next", "uncertain", "random") for k in "246"
     ]
+    by_rule = {(row["method"], row["k"]): row["mean_dice mean"] for row in table}
     assert len({row["mean_dice mean"] for row in table if row["k"] == "2"}) == 1
+    by_round = rows(out / "rounds.csv")
+    keys = [tuple(row[name] for name in ("seed", "round", "labelled")) for row in by_round]
+    assert keys == [("0", "0", "2"), ("0", "1", "4"), ("0", "2", "6")]
+    for row in by_round:
+        for rule in ("uncertain", "random"):
+            scores = (by_rule[rule, row["labelled"]] for rule in ("next", rule))
+            first, other = map(float, scores)
+            assert float(row["next"]) == pytest.approx(first, abs=1e-5)
+            assert float(row[f"next - {rule}"]) == pytest.approx(first - other, abs=1e-5)
+    assert "| 0 | 2 | 6 | " in ended.out
+    assert "next minus random, the mean over rounds 1 to 2: " in ended.out
     assert (out / "curves.png").is_file()
     assert not list(out.rglob("segm*.pth"))
 
@@ -75,6 +88,7 @@ def test_it_resumes(play, tmp_path, monkeypatch):
     monkeypatch.setattr(efficiency_work, "_train", stops)
     ended = play(*only)
     assert ended.code == 75
+    assert [row["labelled"] for row in rows(tmp_path / "out/rounds.csv")] == ["2", "4"]
     assert "rerun the command to resume" in ended.err
     left[0] = 1  # but no more: what is finished is not trained again
     assert play(*only).code == 0
@@ -97,6 +111,42 @@ def test_a_lost_network_is_trained_again(play, tmp_path):
     ended = play(*only)
     assert ended.code == 0, ended.err
     assert images(tmp_path / "out", "next_k4_seed0") == before
+
+
+def run_of(rule, k, seed, dice):
+    return {"method": rule, "k": k, "seed": seed, "mean_dice": dice}
+
+
+class TestVerdict:
+    """Over all rounds, of each seed the mean."""
+
+    def table(self, advantages):
+        """Of two rounds, in the first of which `next` is ahead by 0.3 more."""
+        runs = []
+        for seed, ahead in enumerate(advantages):
+            runs += [run_of(rule, 2, seed, 0.3) for rule in ("next", "random")]
+            runs += [run_of("random", k, seed, 0.4 + k / 100) for k in (4, 6)]
+            runs += [run_of("next", 4, seed, 0.74 + ahead), run_of("next", 6, seed, 0.16 + ahead)]
+        return LoopTable(runs, ["next", "random"], [2, 4, 6], range(len(advantages)))
+
+    @pytest.mark.parametrize(
+        ("advantages", "says"),
+        [
+            ([0.02] * 6, "+0.020 ± 0.000 (standard error, n = 6 seeds), above 0 in 6 of them, p ="),
+            ([0.02] * 6, "p = 0.031 by permutation."),
+            ([0.02] * 5, "n = 5 seeds), above 0 in 5 of them, p = 0.062 by permutation: not est"),
+            ([-0.02, 0.03] * 4, "above 0 in 4 of them, p = 0.7 by permutation: not established"),
+            ([0.02], "+0.020 (standard error, n = 1 seeds)"),
+        ],
+    )
+    def test_chance_is_named(self, advantages, says):
+        assert says in self.table(advantages).markdown()
+
+    def test_seeds_that_have_not_finished_do_not_count(self):
+        table = LoopTable([run_of("next", 2, 0, 0.5)], ["next", "random"], [2, 4], [0, 1])
+        assert "| 0 | 0 | 2 | 0.5000 | n/a |  |" in table.markdown()
+        assert "no seed has finished its rounds" in table.markdown()
+        assert "minus" not in LoopTable([], ["next"], [2, 4], [0]).markdown()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from PIL import Image
 from serve_util import Halves, free_port, write
 
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.lock_file import RunLock
 from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.local_only import LocalOnly
 from guided_diffusion.segmentation.inference.serve import served
@@ -28,6 +29,20 @@ def address():
     with served(Halves(), "/models/segm.pth", config) as where:
         assert where.startswith("http://127.0.0.1:")
         yield where
+
+
+def test_a_folder_has_one_server(tmp_path):
+    pytest.importorskip("gradio")
+    lock = RunLock(str(tmp_path / "run.lock"))
+    lock.acquire()
+    config = ServeConfig(port=free_port(), save_dir=str(tmp_path))
+    said = "is in use by process .* name another --save_dir"
+    with pytest.raises(UserError, match=said), served(Halves(), "segm.pth", config):
+        pass
+    lock.release()
+    with served(Halves(), "segm.pth", config):
+        assert os.listdir(tmp_path) == ["run.lock"]
+    assert not os.listdir(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_what_was_painted_is_saved_and_fine_tuned_on(
     expected[0] = 1
     assert "Not saved yet." in editor.frame.locator("#status").text_content()
     assert np.array_equal(editor.download(), expected)
-    assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
     editor.save(f"Saved IMG/{NAME} and MASK/{NAME}.")
     assert np.array_equal(saved(folder), expected)
     assert (folder / "IMG" / NAME).read_bytes() == radiograph

