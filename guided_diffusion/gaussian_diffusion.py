@@ -302,7 +302,8 @@ class GaussianDiffusion:
         Equations 6 and 7 of arXiv 2006.11239. At t = 0 the variance is 0 and the log-variance that
         of t = 1.
 
-        :param x_start: [N x C x ...] images x_0; :param x_t: likewise, x_t.
+        :param x_start: [N x C x ...] images x_0.
+        :param x_t: likewise, x_t.
         :param t: int64 [N] timesteps.
         :return: three tensors of x_t's shape.
         """
@@ -341,6 +342,7 @@ class GaussianDiffusion:
         :param t: int64 [N] timesteps.
         :param clip_denoised: clip the predicted x_0 to [-1, 1].
         :param denoised_fn: applied to the predicted x_0 before it is clipped.
+        :param model_kwargs: further arguments of the network.
         :return: `mean`, `variance`, `log_variance`, `pred_xstart`, each of x's shape, in float32
             whatever the network's precision (float64 where x is).
         :raises UserError: the network's output has not the shape that the diffusion expects.
@@ -465,7 +467,8 @@ class GaussianDiffusion:
         eps - sqrt(1 - abar_t) gradient takes the place of eps (section 4.2 there). For
         deterministic samplers, where shifting the mean has no meaning.
 
-        :param cond_fn: as in `condition_mean`; :param p_mean_var: as in `condition_mean`.
+        :param cond_fn: as in `condition_mean`.
+        :param p_mean_var: as in `condition_mean`.
         :return: p_mean_var with new `mean` and `pred_xstart`.
         """
         gradient = self._call(cond_fn, x, t, model_kwargs)
@@ -494,7 +497,10 @@ class GaussianDiffusion:
     ) -> Terms:
         """A draw of x_{t-1} from p(x_{t-1} | x_t), algorithm 2 of arXiv 2006.11239.
 
-        :param x: [N x C x ...] images x_t; :param t: int64 [N] timesteps.
+        Other parameters as in `p_mean_variance`.
+
+        :param x: [N x C x ...] images x_t.
+        :param t: int64 [N] timesteps.
         :param cond_fn: gradient of a classifier, see `condition_mean`.
         :param noise_fn: callable (x, t) -> standard normal noise like x; `th.randn_like` if None.
         :return: `sample` (x_{t-1}; the mean where t = 0) and `pred_xstart`, of x's shape.
@@ -520,6 +526,8 @@ class GaussianDiffusion:
         noise_fn: NoiseFn | None = None,
     ) -> th.Tensor:
         """Images [N x C x ...] sampled through every timestep, algorithm 2 of arXiv 2006.11239.
+
+        Other parameters as in `p_sample`.
 
         :param shape: (N, C, ...) of the images.
         :param noise: x_T to start from; drawn where None.
@@ -569,7 +577,10 @@ class GaussianDiffusion:
     ) -> Terms:
         """One step of DDIM, equation 12 of arXiv 2010.02502.
 
-        :param x: [N x C x ...] images x_t; :param t: int64 [N] timesteps.
+        Other parameters as in `p_mean_variance`.
+
+        :param x: [N x C x ...] images x_t.
+        :param t: int64 [N] timesteps.
         :param cond_fn: gradient of a classifier, see `condition_score`.
         :param eta: 0 is deterministic, 1 has the variance of ancestral sampling (equation 16).
         :param noise_fn: callable (x, t) -> standard normal noise like x; `th.randn_like` if None.
@@ -600,7 +611,10 @@ class GaussianDiffusion:
     ) -> Terms:
         """One step of DDIM towards the noise: x_{t+1} from x_t, section 4.3 of arXiv 2010.02502.
 
-        :param x: [N x C x ...] images x_t; :param t: int64 [N] timesteps.
+        Other parameters as in `p_mean_variance`.
+
+        :param x: [N x C x ...] images x_t.
+        :param t: int64 [N] timesteps.
         :param eta: must be 0, only the deterministic process can be reversed.
         :return: `sample` (x_{t+1}; the predicted noise at t = T - 1) and `pred_xstart`.
         """
@@ -698,7 +712,10 @@ class GaussianDiffusion:
     ) -> Terms:
         """The terms of the training loss, one number per image.
 
-        :param x_start: [N x C x ...] images in [-1, 1]; :param t: int64 [N] timesteps.
+        :param model: as in `p_mean_variance`.
+        :param x_start: [N x C x ...] images in [-1, 1].
+        :param t: int64 [N] timesteps.
+        :param model_kwargs: further arguments of the network.
         :param noise: eps of x_start's shape; drawn where None.
         :return: `loss` [N], to be minimised, with what it consists of, see `LossType`: for the MSE
             losses `mse` [N] and, where the variance is learned, `vb` [N].

@@ -64,28 +64,31 @@ def load_data(
 
     The dict holds "y", int64 [N], if `class_cond`, and "mask", uint8 [N x H x W], if `mask_dir`.
 
-    data_dir         folder (searched recursively), file or glob; a local or a cloud path
-    batch_size       images per batch, on each rank
-    image_size       as in ReadingConfig; everything else is taken from `reading`, if given
-    class_cond       label images by their file names up to the first underscore, in sorted order
-    deterministic    read the files in sorted instead of shuffled order
-    random_crop      crop 80 to 100 % of the short side at a random position; needs resize "crop"
-    random_flip      mirror half of the images; in most radiographs left and right differ
-    classes          class names in the order of their labels, instead of those of the files
-    seed             for order, flips and crops
-    start_step       index of the first batch, so that a resumed run continues where it stopped
-    num_workers      processes that read images, 0 to read in this one; batches do not depend on it
-    cache            "ram" keeps decoded 8-bit images in memory, shared between the workers; "auto"
-                     does so if they take at most a quarter of the free memory; "none" does not
-    rank, num_ranks  this process's rank and the number of ranks; None: from torch.distributed
-    skip_bad_images  replace an image that cannot be read by the next one
-    on_skip          called with a line of text for each image skipped; None: print it to stderr
-    mask_dir         masks of class indices with the names of their images; crops and flips apply to
-                     both, padding is IGNORE
-    mask_classes     masks hold 0 to `mask_classes` - 1; None allows any
-    mask_ignore      values of mask pixels without a label, which become IGNORE
-    flip_swaps       pairs of classes that are exchanged in mirrored masks
-
+    :param data_dir: folder (searched recursively), file or glob; a local or a cloud path.
+    :param batch_size: images per batch, on each rank.
+    :param image_size: as in ReadingConfig; everything else is taken from `reading`, if given.
+    :param class_cond: label images by their file names up to the first underscore, in sorted order.
+    :param deterministic: read the files in sorted instead of shuffled order.
+    :param random_crop: crop 80 to 100 % of the short side at a random position; needs resize
+        "crop".
+    :param random_flip: mirror half of the images; in most radiographs left and right differ.
+    :param classes: class names in the order of their labels, instead of those of the files.
+    :param seed: for order, flips and crops.
+    :param start_step: index of the first batch, so that a resumed run continues where it stopped.
+    :param num_workers: processes that read images, 0 to read in this one; batches do not depend on
+        it.
+    :param reading: how files are read; by default as ReadingConfig says.
+    :param cache: "ram" keeps decoded 8-bit images in memory, shared between the workers; "auto"
+        does so if they take at most a quarter of the free memory; "none" does not.
+    :param rank: this process's rank; None: from torch.distributed.
+    :param num_ranks: the number of ranks; None: from torch.distributed.
+    :param skip_bad_images: replace an image that cannot be read by the next one.
+    :param on_skip: called with a line of text for each image skipped; None: print it to stderr.
+    :param mask_dir: masks of class indices with the names of their images; crops and flips apply to
+        both, padding is IGNORE.
+    :param mask_classes: masks hold 0 to `mask_classes` - 1; None allows any.
+    :param mask_ignore: values of mask pixels without a label, which become IGNORE.
+    :param flip_swaps: pairs of classes that are exchanged in mirrored masks.
     :raises UserError: at once, if the folder or the arguments are unsuitable.
     :raises ImageError: when an unreadable file is reached, unless bad images are skipped.
     """
@@ -134,9 +137,12 @@ def load_data(
 class ImageDataset(Dataset):
     """The images of one shard: (float32 array [C x H x W] in [-1, 1], dict), see `load_data`.
 
-    resolution  as ReadingConfig.image_size; everything else is taken from `reading`, if given
-    cache       room for every decoded image, or None
-    mask_paths  masks of the images, if they have any
+    :param resolution: as ReadingConfig.image_size; everything else is taken from `reading`, if
+        given.
+    :param image_paths: the files; this shard has every `num_shards`-th of them, from `shard` on.
+    :param classes: their labels, if they have any.
+    :param cache: room for every decoded image, or None.
+    :param mask_paths: masks of the images, if they have any.
     """
 
     def __init__(

@@ -103,7 +103,8 @@ class LossAwareSampler(ScheduleSampler):
     def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:
         """Take in the losses of all ranks; a pure function of the state and the arguments.
 
-        :param ts: timesteps; :param losses: the loss at each of them.
+        :param ts: timesteps.
+        :param losses: the loss at each of them.
         """
 
 

@@ -1,9 +1,9 @@
 """Compare predicted masks with true ones: Dice, IoU, boundary distances, calibration.
 
-evaluate.py PREDICTED_MASKS TRUE_MASKS              two folders paired by name, or two files
-evaluate.py IMAGES TRUE_MASKS --model MODEL         predict first
-evaluate.py IMAGES TRUE_MASKS --compare A.pth B.pth is B better than A?
-evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B    the same, for two folders of masks
+evaluate.py PREDICTED_MASKS TRUE_MASKS                two folders paired by name, or two files
+evaluate.py IMAGES TRUE_MASKS --model MODEL           predict first
+evaluate.py IMAGES TRUE_MASKS --compare A.pth B.pth   is B better than A?
+evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B      the same, for two folders of masks
 """
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed

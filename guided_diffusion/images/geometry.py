@@ -83,11 +83,14 @@ class _Axis:
 class Geometry:
     """How an image of any size is mapped to `size`, and back.
 
-    kind    crop    scale until both sides are covered, keep the centre (as guided-diffusion does)
-            pad     scale until the whole image fits, centre it, pad with black (masks: IGNORE)
-            squash  scale each side independently
-            native  keep the image as it is; the predictor slides a window over it
-    size    side of a square, or (height, width), in pixels; not used by `native`
+    - `crop`: scale until both sides are covered, keep the centre, as guided-diffusion does.
+    - `pad`: scale until the whole image fits, centre it, pad with black (masks: IGNORE).
+    - `squash`: scale each side independently.
+    - `native`: keep the image as it is; the predictor slides a window over it.
+
+    :param kind: one of these.
+    :param size: side of a square, or (height, width), in pixels; not used by `native`.
+    :raises UserError: another kind, or a size below one pixel.
     """
 
     kind: str = "crop"

@@ -56,11 +56,11 @@ class ImageError(UserError):
 class Intensity:
     """How a file's grey levels are mapped to [0, 1], from black to white.
 
-    full        from the whole range of the file's type (DICOM: BitsStored); nothing is clipped.
-                Floats: from [0, 1] if all values are in it, else from their minimum and maximum
-    percentile  from the `low`-th to the `high`-th percentile of the file's pixels
-    window      from `width` values around `center`, in the file's values (DICOM: after rescaling).
-                If these are None: the file's own table or window, else its minimum and maximum
+    - `full`: from the whole range of the file's type (DICOM: BitsStored); nothing is clipped.
+      Floats: from [0, 1] if all values are in it, else from their minimum and maximum.
+    - `percentile`: from the `low`-th to the `high`-th percentile of the file's pixels.
+    - `window`: from `width` values around `center`, in the file's values (DICOM: after rescaling).
+      If these are None: the file's own table or window, else its minimum and maximum.
     """
 
     rule: str = "full"
@@ -174,7 +174,7 @@ def save_picture(path: str, picture: Image.Image, **options: Any) -> None:
 
 
 def pixel_spacing(path: str) -> PixelSize | None:
-    """The size of a pixel where a DICOM file states it, else None."""
+    """The size of a pixel, in millimetres, where a DICOM file states it, else None."""
     with image_errors(path), open_file(path) as file:
         if _identify(file, path) is not None:
             return None

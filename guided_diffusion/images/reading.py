@@ -78,9 +78,11 @@ class ReadingConfig:
         self.intensity_rule()
 
     def geometry(self) -> Geometry:
+        """How images are fitted to the network's size."""
         return Geometry(self.resize, self.image_size)
 
     def intensity_rule(self) -> Intensity:
+        """Which grey levels become black and white."""
         return Intensity(
             self.intensity,
             self.percentile_low,
@@ -90,7 +92,10 @@ class ReadingConfig:
         )
 
     def load(self, path: str) -> np.ndarray:
-        """Read a file and resize it to the network's size: uint8 [H x W x C]."""
+        """Read a file and resize it to the network's size: uint8 [H x W x C].
+
+        :raises ImageError: if the file cannot be read.
+        """
         return self.prepare(read_image(path, self.in_channels, self.intensity_rule()))
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
@@ -109,6 +114,10 @@ class ReadingConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "ReadingConfig":
+        """Read what `to_dict` wrote.
+
+        :raises UserError: for settings that do not exist, and values that they do not take.
+        """
         if not isinstance(plain, dict):
             raise UserError("the reading configuration does not hold settings by name")
         unknown = sorted(

@@ -1,7 +1,8 @@
 """Reading a checkpoint: its weights, and the configuration from config.json or their shapes."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|\b_orig_mod\.")
 class Trained(NetworkRecord[Network_co]):
     """A checkpoint and what is known about it.
 
-    path: the file. weights: its state_dict.
+    :param path: the file.
+    :param weights: its state_dict.
     """
 
     path: str
@@ -55,9 +57,26 @@ class Trained(NetworkRecord[Network_co]):
 
         :raises UserError: if the weights belong to another network.
         """
-        try:
+        with self._fitting():
             network = self.model.build()
             network.load_state_dict(self.weights)
+        half = self.model.use_fp16 and th.device(device).type == "cuda"
+        (network.convert_to_fp16 if half else network.convert_to_fp32)()
+        return network.to(device).eval().requires_grad_(False)
+
+    def load_into(self, network: th.nn.Module, weights: Mapping[str, th.Tensor]) -> None:
+        """Give a network the checkpoint's weights, or what was made of them.
+
+        :raises UserError: if they belong to another network.
+        """
+        with self._fitting():
+            network.load_state_dict(weights)
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """:raises UserError: if the weights do not fit in the context."""
+        try:
+            yield
         except UserError as error:
             raise UserError(f"{self.path}: {' '.join(str(error).split())}") from error
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
@@ -67,9 +86,6 @@ class Trained(NetworkRecord[Network_co]):
                 f"{self.path} does not fit the network that its config.json or the flags describe:"
                 f" {one_line(reason)}"
             ) from error
-        half = self.model.use_fp16 and th.device(device).type == "cuda"
-        (network.convert_to_fp16 if half else network.convert_to_fp32)()
-        return network.to(device).eval().requires_grad_(False)
 
     def without_classes(self) -> tuple[Mapping[str, th.Tensor], str]:
         """The weights of the network without its classes, and a line for the log.
@@ -112,6 +128,7 @@ def read_trained(
     Without config.json, which the original package does not write, the flags describe the network;
     the architecture of a diffusion network is inferred from its weights as far as possible.
 
+    :param path: the file, a packed model's folder or, with `hf://`, its address on the Hub.
     :param overrides: the flags that the user gave, checked against what is known.
     :param kind: the kind of network required, one of `KINDS`.
     :param defaults: values for flags that the user did not give, if there is no config.json.

@@ -45,13 +45,17 @@ KINDS = {
 class SegmentationConfig:
     """Everything about a segmentation network except its weights.
 
-    model: the diffusion network that it is made from, None for a kind that has none. depth: number
-    of that network's levels kept, None for all. timestep: at which radiographs enter, in the
-    network's units. categories: one per class. kind: a key of KINDS. options: further plain values
-    that the kind needs. flip_swaps: the classes exchanged when training mirrored left and right,
-    () for none; None where training mirrored nothing, or where the file does not say. diffusion:
-    the process that the model was pretrained for; None if there is none, or if the file does not
-    say: then no timesteps are converted.
+    :param model: the diffusion network that it is made from, None for a kind that has none.
+    :param reading: how radiographs are read.
+    :param categories: one per class.
+    :param depth: number of that network's levels kept, None for all.
+    :param timestep: at which radiographs enter, in the network's units.
+    :param kind: a key of KINDS.
+    :param options: further plain values that the kind needs.
+    :param flip_swaps: the classes exchanged when training mirrored left and right, () for none;
+        None where training mirrored nothing, or where the file does not say.
+    :param diffusion: the process that the model was pretrained for; None if there is none, or if
+        the file does not say: then no timesteps are converted.
     """
 
     model: ModelConfig | None

@@ -9,9 +9,10 @@ import numpy as np
 class Prediction:
     """Class probabilities and uncertainty of one radiograph, at its own size.
 
-    probabilities: float32 `[C x H x W]`. uncertainty: their entropy as a share of log C, float32
-    `[H x W]` in [0, 1]. disagreement: between the members of an ensemble (see
-    `uncertainty.EnsembleMean`), `[H x W]` in [0, 1]; None if there is only one member.
+    :param probabilities: float32 `[C x H x W]`.
+    :param uncertainty: their entropy as a share of log C, float32 `[H x W]` in [0, 1].
+    :param disagreement: between the members of an ensemble (see `uncertainty.EnsembleMean`),
+        `[H x W]` in [0, 1]; None if there is only one member.
     """
 
     probabilities: np.ndarray
