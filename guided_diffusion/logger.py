@@ -256,7 +256,7 @@ def result(text: str) -> None:
     if not session.current().command:
         log(text)
         return
-    with session.changed(quiet=True):
+    with session.changed(silent=True):
         log(text)
     if get_rank_without_mpi_import() == 0:
         print(text, flush=True)

@@ -8,6 +8,7 @@ import torch as th
 import torch.distributed as dist
 
 from .gaussian_diffusion import GaussianDiffusion
+from .runtime.devices import of_float64
 from .runtime.errors import UserError
 
 
@@ -93,7 +94,7 @@ class LossAwareSampler(ScheduleSampler):
         :param local_losses: [N] unweighted losses at them, on the device that the ranks' backend
             communicates from.
         """
-        losses = local_losses.detach().double()
+        losses = local_losses.detach().to(of_float64(local_losses.device)).double()
         ts = local_ts.detach().to(losses.device)
         if dist.is_available() and dist.is_initialized():
             ts, losses = _gather(ts), _gather(losses)

@@ -127,7 +127,7 @@ def test_float16_on_a_cpu_is_refused_outside_training(script, workshop, monkeypa
     before = digests(workshop)
     ended = script(name, *arguments(name, "out"), "--precision", "fp16")
     assert (ended.code, len(ended.err.strip().splitlines())) == (2, 1), ended.err
-    assert "--precision fp16 needs a GPU: use bf16 or fp32" in ended.err
+    assert "--precision fp16 needs a GPU of CUDA: use bf16 or fp32" in ended.err
     assert digests(workshop) == before
 
 

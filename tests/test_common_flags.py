@@ -95,7 +95,9 @@ def test_the_output_is_called_the_same_everywhere(name):
     expected = parsed(name, others, spelling, "OUT")
     assert "OUT" in expected.values() or ["OUT"] in expected.values()
     for words in ("-o OUT", "--output OUT", "--output=OUT"):
-        assert parsed(name, others, words) == parsed(name, words, others) == expected
+        assert parsed(name, others, words) == expected
+        if name != "predict.py":  # whose -o takes several
+            assert parsed(name, words, others) == expected
 
 
 @pytest.mark.parametrize("name", sorted(CHECKPOINT))
@@ -185,7 +187,7 @@ def test_the_device_is_named_first(quiet):
         done = quiet(name, "--device", "cpu")
         assert done.code == 0, done.err
         assert done.err.startswith("device: cpu (")
-        assert "device" not in done.out
+        assert "device: " not in done.out
 
 
 class TestBars:
@@ -206,5 +208,5 @@ class TestBars:
             messages.say("above")
         lines = capsys.readouterr().err.split("\n")
         assert not any("\r" in line for line in lines)
-        assert [line[:4].strip() for line in lines[1:4]] == ["33%", "67%", "100%"]
+        assert [line[:4] for line in lines[1:4]] == ["33%|", "67%|", "100%"]
         assert lines[4] == "above"

@@ -85,8 +85,9 @@ def choose(
     else:
         chosen = default_of_all_ranks()
     if not on_gpu and (chosen == "fp16" or (use_fp16 and not given)):
-        name = _NAMES.get(chosen, "float32")
-        return Choice(chosen, f"float16 needs CUDA: training in {name} on the CPU")
+        name, there = _NAMES.get(chosen, "float32"), dist_util.dev().type
+        there = "the CPU" if there == "cpu" else there
+        return Choice(chosen, f"float16 needs CUDA: training in {name} on {there}")
     return Choice(chosen, _note(chosen, dist_util.dev(), given, bool(began)))
 
 
@@ -110,8 +111,8 @@ def check_precision(precision: str, device: th.device) -> None:
     """:raises UserError: if there is no such precision, or not on this device."""
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 needs a GPU: use bf16 or fp32")
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU of CUDA: use bf16 or fp32")
 
 
 def _note(precision: str, device: th.device, given: bool = False, began: bool = False) -> str:

@@ -85,6 +85,11 @@ def _available() -> list[str]:
     return [*found, *(["mps"] if th.backends.mps.is_available() else []), "cpu"]
 
 
+def of_float64(device: th.device) -> th.device:
+    """Where sums in float64 of a device's numbers are kept: mps has no float64."""
+    return th.device("cpu") if device.type == "mps" else device
+
+
 def described(device: th.device) -> str:
     """A device in words, such as "cuda:0 (NVIDIA H200)"."""
     if device.type == "cuda":

@@ -181,7 +181,7 @@ class HumanOutputFormat(KVWriter, SeqWriter):
             value = plain(value)
             text = f"{value:.5g}" if isinstance(value, float) else str(value)
             rows.append((self._shorten(key), self._shorten(text)))
-        if not rows or (self.on_screen and messages.is_quiet()):
+        if not rows or (self.on_screen and messages.hidden("")):
             return
         left = max(len(key) for key, _ in rows)
         right = max(len(text) for _, text in rows)

@@ -27,8 +27,8 @@ def log_stream() -> TextIO:
 
 
 def hidden(text: str) -> bool:
-    """Whether --quiet hides a message: it does unless that is a warning."""
-    return is_quiet() and not text.startswith(_WARNING)
+    """Whether a message is hidden; --quiet hides all but warnings."""
+    return session.current().silent or (is_quiet() and not text.startswith(_WARNING))
 
 
 def announce(text: str) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 class Session:
     """Whether the process runs a command, or a program that uses the package; and the flags.
 
+    :param silent: whether nothing is said, as the log's files have it; bars are shown.
     :param device: --device; "" leaves it open.
     """
 
     command: bool = False
     quiet: bool = False
+    silent: bool = False
     device: str = ""
 
 

@@ -61,7 +61,7 @@ def likelihood_terms(
             model, images, clip_denoised, model_kwargs=arguments, noise_fn=noise
         )
         for name, values in terms.items():
-            gathered.setdefault(name, []).append(values.double().cpu().numpy())
+            gathered.setdefault(name, []).append(values.cpu().double().numpy())
     return {name: np.concatenate(parts) for name, parts in gathered.items()}
 
 

@@ -160,7 +160,7 @@ def test_prediction(bf16_units):
     assert choose_for("cuda", "fp16") == ("fp16", "")
     assert choose_for("cpu", "", began="fp32") == ("fp32", "")
     assert choose_for("cpu", "", default="fp32") == ("fp32", "")
-    with pytest.raises(UserError, match="--precision fp16 needs a GPU: use bf16 or fp32"):
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU of CUDA: use bf16 or fp32"):
         choose_for("cpu", "fp16")
     with pytest.raises(UserError, match="--precision fp8: choose one of fp32, fp16, bf16"):
         choose_for("cpu", "fp8")

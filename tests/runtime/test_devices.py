@@ -4,12 +4,14 @@ import pytest
 import torch as th
 
 from guided_diffusion import dist_util
+from guided_diffusion.networks.precision import choose_for
 from guided_diffusion.runtime import session
 from guided_diffusion.runtime.devices import (
     Peer,
     choose_devices,
     chosen_device,
     describe_self,
+    of_float64,
     share_cores,
 )
 from guided_diffusion.runtime.errors import UserError
@@ -141,3 +143,14 @@ class TestShareOfCores:
             monkeypatch.setattr(dist_util, "cores", lambda cores=cores: cores)
             assert num_workers_of(-1) == workers
             assert num_workers_of(3) == 3
+
+
+def test_what_has_no_float64_sums_on_the_cpu():
+    assert of_float64(th.device("mps")) == th.device("cpu")
+    assert of_float64(th.device("cuda:1")) == th.device("cuda:1")
+
+
+def test_float16_needs_cuda():
+    with pytest.raises(UserError, match="fp16 needs a GPU of CUDA"):
+        choose_for("mps", "fp16")
+    assert choose_for("mps", "").precision == "fp32"

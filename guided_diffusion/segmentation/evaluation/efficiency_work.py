@@ -15,7 +15,7 @@ from typing import Any
 import torch as th
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.runtime import run_lock
+from guided_diffusion.runtime import run_lock, session
 from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import remove_file, save_json, writing
@@ -159,7 +159,8 @@ def _train(plan: Plan, run: Run) -> str | None:
     """Leave the network of a run; returns the signal that stopped it."""
     _, module = RUNNERS[run.method.script]
     # its messages are in its log.txt
-    with contextlib.redirect_stdout(io.StringIO()), run_lock.released():
+    silence = contextlib.redirect_stdout(io.StringIO()), session.changed(silent=True)
+    with silence[0], silence[1], run_lock.released():
         finetuner = import_module(module).prepare(plan.parse_arguments(run))
         if finetuner is not None:
             finetuner.run()

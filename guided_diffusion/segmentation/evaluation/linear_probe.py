@@ -18,6 +18,7 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.devices import of_float64
 from guided_diffusion.segmentation.metrics import confusion_matrix, nan_mean, present_scores
 from guided_diffusion.segmentation.networks.decoder_features import block_scales, decoder_features
 from guided_diffusion.segmentation.training.dataset import LabelledImages
@@ -78,7 +79,7 @@ def linear_probe(
         regression = RidgeRegression(classes)
         for samples, labels in _samples(features, train):
             regression.add(samples, labels)
-        weight, bias = regression.solve()
+        weight, bias = (one.to(device) for one in regression.solve())
         return ProbeScores(np.stack(_evaluate(features, val, weight, bias, classes)))
 
 
@@ -149,6 +150,8 @@ class RidgeRegression:
 
     def add(self, samples: th.Tensor, labels: th.Tensor) -> None:
         """:param samples: `[P x width]`; :param labels: `[P]`."""
+        place = of_float64(samples.device)
+        samples, labels = samples.to(place), labels.to(place)
         targets = F.one_hot(labels, self.classes).double()
         one = th.ones(len(samples), 1, dtype=th.float64, device=samples.device)
         rows = th.cat([one, samples.double(), targets], 1)

@@ -14,6 +14,7 @@ import torch as th
 from guided_diffusion import logger
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime import rng, run_lock
+from guided_diffusion.runtime.devices import of_float64
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.progress import progress_bar
@@ -284,13 +285,13 @@ class Finetuner:
     def _evaluate(self, data: LabelledImages) -> tuple[np.ndarray, float]:
         """Confusion matrix and loss over all images at the size of the data, without padding."""
         confusion = np.zeros((len(self.config.categories),) * 2, np.int64)
-        total = th.zeros((), dtype=th.float64, device=self.device)
+        total = th.zeros((), dtype=th.float64, device=of_float64(self.device))
         # without gradients, activations are not kept: several times as many images fit
         size = 4 * self._forward_size()
         with self._network_to_save() as model:
             batches = scored_batches(model.eval(), data, size, self.stepper.autocast)
             for scores, masks in batches:
-                total = total + self.loss.sums(scores, masks).double()
+                total = total + self.loss.sums(scores, masks).to(total.device).double()
                 confusion += count_pixels(scores, masks)
         return confusion, float(self.loss.of(total))
 
