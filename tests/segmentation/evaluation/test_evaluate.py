@@ -114,9 +114,9 @@ def test_classes_are_counted_where_nobody_tells(run, small, tmp_path):
     table.write_text(
         json.dumps([{"index": i, "name": n, "color": [i, i, i]} for i, n in enumerate(names)])
     )
-    _, screen, _ = run(*small, "--categories", table)
+    _, screen, said = run(*small, "--categories", table)
     assert all(name in screen for name in names)
-    assert "by the highest value" not in screen
+    assert "by the highest value" not in said
 
 
 def test_binary_joins_classes_and_takes_black_and_white(run, small, tmp_path):
