@@ -26,8 +26,9 @@ from .runtime.resume import (  # noqa: F401 - parse_resume_step_from_filename is
     parse_resume_step_from_filename,
 )
 from .runtime.signals import StopRequest
-from .runtime.text import one_line
 from .stepper import Stepper, annealed, first_not_finite
+
+_SAVE, _STOP = 1, 2  # what a rank asks all for; the greatest counts
 
 Batch = tuple[th.Tensor, dict[str, th.Tensor]]
 
@@ -59,22 +60,6 @@ def find_resume_checkpoint() -> str | None:
     """The model file of the newest complete checkpoint in the run's folder."""
     folder = get_blob_logdir()
     return locate_start(folder).path or None if folder else None
-
-
-def load_weights(model: th.nn.Module, path: str) -> None:
-    """Give a network the weights in a file.
-
-    :raises UserError: if they are another network's.
-    """
-    weights = checkpoint.load(path)
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        told = isinstance(error, RuntimeError)  # torch's, which names weights and shapes
-        reason = one_line(error, 300) if told else "it is not a state_dict"
-        raise UserError(
-            f"{path} does not fit the network that the flags describe: {reason}"
-        ) from error
 
 
 def log_loss_dict(
@@ -172,7 +157,7 @@ class TrainLoop:
         if start is None:
             start = find_start(self.folder, settings.resume_checkpoint)
         if start.path:
-            load_weights(model, start.path)
+            checkpoint.load_weights(model, start.path)
         if settings.compile:
             model.compile(fullgraph=True)
         self.stepper = Stepper(
@@ -193,6 +178,8 @@ class TrainLoop:
         if mse_weights is not None:
             self.mse_weights = th.from_numpy(mse_weights).float().to(self.device)
         self.step = self._saved_step = start.step
+        self._saved_at = time.monotonic()
+        self._passing: list[int] = []  # steps of checkpoints that the next one replaces
         self._resume(start)
         self.data = data(self.step) if callable(data) else data
 
@@ -223,6 +210,8 @@ class TrainLoop:
             logger.log(f"no optimizer state {opt}: AdamW starts from scratch")
         if start.state is not None:
             self._restore(start.state)
+            if bf.dirname(start.path) == bf.dirname(bf.join(self.folder, "model.pt")):
+                self._passing = list(start.state.get("passing", ()))
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Restore what `stateN.pt` holds; warn where other images follow than would have."""
@@ -264,14 +253,21 @@ class TrainLoop:
                 if self.step % settings.save_interval == 0:
                     self.save()
                 # agreed a step late, so that no rank waits for the others' answers
-                stopping = agreement.result()
-                agreement.post(int(stop.requested is not None))
-                if stopping:
+                agreed = agreement.result()
+                if agreed == _SAVE and self.step not in (self._saved_step, self.max_steps):
+                    self.save(passing=True)
+                agreement.post(_STOP if stop.requested is not None else self._save_due())
+                if agreed == _STOP:
                     self.stopped_by = stop.requested or "a signal on another rank"
                     break
             if self._saved_step != self.step:
                 self.save()
             logger.flush()
+
+    def _save_due(self) -> int:
+        """_SAVE if rank 0, whose clock counts, has not saved for `save_minutes`; else 0."""
+        since, minutes = time.monotonic() - self._saved_at, self.settings.save_minutes
+        return _SAVE if minutes and since >= 60 * minutes and dist_util.is_main() else 0
 
     def _log_speed(self, step: int, began: float) -> tuple[int, float]:
         """Log speed since `step`, at the time `began`, and memory; returns now's step and time."""
@@ -424,8 +420,11 @@ class TrainLoop:
         with context as network, th.no_grad(), self.stepper.autocast():
             function(network, self.step)
 
-    def save(self) -> None:
-        """Write a complete checkpoint; prune old ones. Collective."""
+    def save(self, passing: bool = False) -> None:
+        """Write a complete checkpoint; prune old ones. Collective.
+
+        :param passing: the next checkpoint replaces it.
+        """
         logger.flush()
         pending = dist_util.all_gather_object(logger.get_pending())
         if dist_util.is_main():
@@ -441,8 +440,13 @@ class TrainLoop:
                 "sampler": self.schedule_sampler.state_dict(),
                 "pending": pending,
             }
+            replaced = [step for step in self._passing if step != self.step]
+            self._passing = [self.step] if passing else []
+            state["passing"] = [*replaced, *self._passing]
             checkpoint.save_step(self.folder, self.step, parts, state)
+            for step in replaced:
+                checkpoint.remove_step(self.folder, step)
             checkpoint.prune(self.folder, self.settings.keep_checkpoints, self.step)
             logger.log(f"saved {bf.join(self.folder, f'model{self.step:06d}.pt')}")
-        self._saved_step = self.step
+        self._saved_step, self._saved_at = self.step, time.monotonic()
         dist_util.barrier()

@@ -125,7 +125,7 @@ VARIANTS = {
 def all_commands() -> list[str]:
     """Every script of the project, but for those that are no commands for users."""
     found = [path.name for folder in ("scripts", "tools") for path in (ROOT / folder).glob("*.py")]
-    of_scripts = ("_path.py", "demo_report.py", "loop_report.py", "run_page.py")
+    of_scripts = ("_path.py", "demo_report.py", "loop_report.py")
     return sorted(name for name in found if name not in of_scripts)
 
 

@@ -125,6 +125,14 @@ def script(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def no_curves(monkeypatch):
+    """Fine-tuning does not draw its curves, which takes longer than to train tiny networks."""
+    from guided_diffusion.segmentation.training import loop
+
+    monkeypatch.setattr(loop, "plot_curves", lambda *arguments: None)
+
+
+@pytest.fixture
 def save(tmp_path):
     """Save an array or a picture in a temporary folder with Pillow; returns the path."""
     return functools.partial(images_util.save_picture, tmp_path)

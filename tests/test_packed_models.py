@@ -54,10 +54,14 @@ def test_a_packed_model(script, workshop, tmp_path, monkeypatch, name, flag):
     assert ended.code == 0, ended.err
 
 
-def test_a_pretraining_starts_from_a_packed_network(script, workshop, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "more",
+    ["", "--seg_dir TRAIN/MASK --segmentation_guided True --num_segmentation_classes 3"],
+)
+def test_a_pretraining_starts_from_a_packed_network(script, workshop, tmp_path, monkeypatch, more):
     monkeypatch.chdir(workshop)
     monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "log"))
-    line = "--data_dir TRAIN/IMG --seg_dir TRAIN/MASK --segmentation_guided True --max_steps 1"
-    line += " --num_segmentation_classes 3 --sample_interval 0 --init_checkpoint packed_diffusion"
+    line = f"--data_dir TRAIN/IMG --max_steps 1 {more}"
+    line += " --sample_interval 0 --init_checkpoint packed_diffusion"
     ended = script("image_train.py", *line.split())
     assert ended.code == 0, ended.err

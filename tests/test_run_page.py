@@ -1,4 +1,4 @@
-"""tools/run_page.py runs the commands of a page as they stand; so the first week's can be run."""
+"""Pages of the documentation run as they stand; so the commands of the first week can be run."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from paths import ROOT
 
 from guided_diffusion.runtime.errors import UserError
 
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "tools" / "documentation"))
 import run_page
 
 WRITE = "import sys\nopen('said', 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
@@ -52,7 +52,7 @@ def run(folder: Path, text: str, added: dict[str, str]) -> subprocess.CompletedP
     page, toy = folder / "page.md", folder / "toy.json"
     page.write_text(text)
     toy.write_text(json.dumps(added))
-    tool = [sys.executable, str(ROOT / "tools" / "run_page.py")]
+    tool = [sys.executable, str(ROOT / "tools" / "documentation" / "run_page.py")]
     return subprocess.run(
         [*tool, str(page), str(folder), "--toy", str(toy)], capture_output=True, text=True
     )

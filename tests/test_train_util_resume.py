@@ -248,3 +248,78 @@ class TestOriginalCheckpoints:
         loop.run_loop()
         logger.reset()
         assert "model000001.pt" in names(tmp_path / "ours")
+
+
+# minutes that have passed at every step
+OFTEN = {"save_minutes": 1e-9, "save_interval": 4}
+
+
+class TestSavingByTheClock:
+    """`save_minutes`: checkpoints that the next one replaces."""
+
+    def test_the_next_checkpoint_replaces_it(self, tmp_path, monkeypatch):
+        seen = []
+        save = TrainLoop.save
+
+        def save_and_look(loop, passing=False):
+            save(loop, passing)
+            seen.append((loop.step, passing, checkpoint.complete_steps(loop.folder)))
+
+        monkeypatch.setattr(TrainLoop, "save", save_and_look)
+        often = run_in(tmp_path / "often", 7, **OFTEN)
+        assert seen == [
+            (2, True, [2]),
+            (3, True, [3]),
+            (4, False, [4]),
+            (5, True, [4, 5]),
+            (6, True, [4, 6]),
+            (7, False, [4, 7]),
+        ]
+        seen.clear()
+        monkeypatch.setattr(TrainLoop, "save", save)
+        seldom = run_in(tmp_path / "seldom", 7, save_interval=4, save_minutes=0)
+        assert furthest(weights(often), weights(seldom)) == 0
+        assert logged_losses(tmp_path / "often") == logged_losses(tmp_path / "seldom")
+        assert checkpoint.complete_steps(str(tmp_path / "seldom")) == [4, 7]
+
+    def test_a_killed_run_goes_on_from_it_exactly(self, tmp_path):
+        whole = run_in(tmp_path / "whole", 9, save_interval=4)
+        path = tmp_path / "killed"
+        with pytest.raises(KeyboardInterrupt):
+            run_in(path, 9, **OFTEN, data=interrupted(7))
+        assert find_start(str(path)).step == 7
+        left = run_in(path, 9, save_interval=4)
+        assert furthest(weights(left), weights(whole)) == 0
+        assert logged_losses(path) == logged_losses(tmp_path / "whole")
+        # the run that goes on replaces it too
+        assert checkpoint.complete_steps(str(path)) == [4, 8, 9]
+
+    def test_it_is_removed_though_the_run_was_killed_between(self, tmp_path, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "remove_step", lambda folder, step: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run_in(tmp_path, 9, **OFTEN)
+        assert checkpoint.complete_steps(str(tmp_path)) == [2, 3]
+        run_in(tmp_path, 5, save_interval=4)
+        assert checkpoint.complete_steps(str(tmp_path)) == [4, 5]
+
+    def test_another_folders_steps_are_not_removed(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run_in(tmp_path / "old", 9, **OFTEN, data=interrupted(3))
+        start = find_start(str(tmp_path / "new"), str(tmp_path / "old/model000003.pt"))
+        assert start.state["passing"] == [2, 3]
+        loop = new_loop(start=start, folder=str(tmp_path / "new"), max_steps=4)
+        loop.step = 2
+        loop.save()
+        loop.run_loop()
+        assert checkpoint.complete_steps(str(tmp_path / "new")) == [2, 4]
+
+    def test_few_are_kept(self, tmp_path):
+        run_in(tmp_path, 9, **OFTEN, keep_checkpoints=2)
+        assert checkpoint.complete_steps(str(tmp_path)) == [8, 9]
+
+    def test_the_clock_of_the_first_rank_counts(self, tmp_path, monkeypatch):
+        loop = new_loop(folder=str(tmp_path), **OFTEN)
+        assert loop._save_due()
+        monkeypatch.setattr("guided_diffusion.dist_util.is_main", lambda: False)
+        assert not loop._save_due()

@@ -40,4 +40,4 @@ mv "$out/made/exported/labelme" "$out/annotated"
 for folder in scripts tools flags; do
     ln -s "$PWD/$folder" "$out/$folder"
 done
-python tools/run_page.py docs/first-week.md "$out" --toy tools/bitewings.json
+python tools/documentation/run_page.py docs/first-week.md "$out" --toy tools/bitewings.json

@@ -1,7 +1,8 @@
 """Reading a checkpoint: its weights, and the configuration from config.json or their shapes."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -56,9 +57,26 @@ class Trained(NetworkRecord[Network_co]):
 
         :raises UserError: if the weights belong to another network.
         """
-        try:
+        with self._fitting():
             network = self.model.build()
             network.load_state_dict(self.weights)
+        half = self.model.use_fp16 and th.device(device).type == "cuda"
+        (network.convert_to_fp16 if half else network.convert_to_fp32)()
+        return network.to(device).eval().requires_grad_(False)
+
+    def load_into(self, network: th.nn.Module, weights: Mapping[str, th.Tensor]) -> None:
+        """Give a network the checkpoint's weights, or what was made of them.
+
+        :raises UserError: if they belong to another network.
+        """
+        with self._fitting():
+            network.load_state_dict(weights)
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """:raises UserError: if the weights do not fit in the context."""
+        try:
+            yield
         except UserError as error:
             raise UserError(f"{self.path}: {' '.join(str(error).split())}") from error
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
@@ -68,9 +86,6 @@ class Trained(NetworkRecord[Network_co]):
                 f"{self.path} does not fit the network that its config.json or the flags describe:"
                 f" {one_line(reason)}"
             ) from error
-        half = self.model.use_fp16 and th.device(device).type == "cuda"
-        (network.convert_to_fp16 if half else network.convert_to_fp32)()
-        return network.to(device).eval().requires_grad_(False)
 
     def without_classes(self) -> tuple[Mapping[str, th.Tensor], str]:
         """The weights of the network without its classes, and a line for the log.

@@ -33,6 +33,7 @@ from guided_diffusion.runtime.files import (
     writing,
 )
 from guided_diffusion.runtime.fingerprints import Fingerprint, file_fingerprint
+from guided_diffusion.runtime.text import one_line
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -125,6 +126,22 @@ def load(path: str, **options: Any) -> Any:
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise UserError(f"{path} is not a readable checkpoint: {reason}") from error
+
+
+def load_weights(model: th.nn.Module, path: str) -> None:
+    """Give a network the weights in a file.
+
+    :raises UserError: if they are another network's.
+    """
+    weights = load(path)
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        told = isinstance(error, RuntimeError)  # torch's, which names weights and shapes
+        reason = one_line(error, 300) if told else "it is not a state_dict"
+        raise UserError(
+            f"{path} does not fit the network that the flags describe: {reason}"
+        ) from error
 
 
 def step_name(prefix: str, step: int) -> str:
@@ -227,12 +244,18 @@ def prune(folder: str, keep: int, newest: int) -> None:
     """
     steps = [step for step in complete_steps(folder) if step <= newest]
     for step in steps[: -keep or None] if keep > 0 else []:
-        # the state first, so that an interruption leaves an incomplete checkpoint
-        ending = f"{step:0{STEP_DIGITS}d}.pt"
-        bf.remove(bf.join(folder, f"state{ending}"))
-        for name in bf.listdir(folder):
-            if re.fullmatch(rf"(model|opt|ema_[^_]+_){re.escape(ending)}", name):
-                bf.remove(bf.join(folder, name))
+        remove_step(folder, step)
+
+
+def remove_step(folder: str, step: int) -> None:
+    """Remove what there is of the checkpoint at a step."""
+    ending = f"{step:0{STEP_DIGITS}d}.pt"
+    # the state first, so that an interruption leaves an incomplete checkpoint
+    if bf.exists(state := bf.join(folder, f"state{ending}")):
+        bf.remove(state)
+    for name in bf.listdir(folder):
+        if re.fullmatch(rf"(model|opt|ema_[^_]+_){re.escape(ending)}", name):
+            bf.remove(bf.join(folder, name))
 
 
 def remove_temporaries(folder: str) -> None:

@@ -40,6 +40,12 @@ class LoopConfig:
     seed: int = flag(0, "of weights, image order, timesteps, noise", least=0, most=MOST_SEED)
     log_interval: int = flag(10, "steps between rows of the log", least=1)
     save_interval: int = flag(10000, "steps between checkpoints", least=1, basic=True)
+    save_minutes: float = flag(
+        30.0,
+        "also save when this many minutes have passed since the last checkpoint; the next one"
+        " replaces it; 0: never",
+        least=0,
+    )
     save_initial: bool = flag(False, "also save the initial weights at step 0")
     keep_checkpoints: int = flag(0, "number of most recent checkpoints to keep; 0: all", least=0)
     sample_interval: int = flag(10000, "steps between grids of samples; 0: none", least=0)

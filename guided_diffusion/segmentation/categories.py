@@ -1,6 +1,7 @@
 """The class table: the meaning and the colour of each value in index masks."""
 
 import colorsys
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import composed
+from guided_diffusion.images.splits import SPLITS
 from guided_diffusion.images.swaps import Swaps, check_swap_classes
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import read_json
@@ -103,6 +105,27 @@ def load_categories(path: str | None = None) -> ClassTable:
     path = str(path or DEFAULT_CATEGORIES)
     plain = read_json(path, "the class table")
     return from_plain(plain, source=path)
+
+
+def table_beside(folder: str) -> str:
+    """The class table's file in a folder or beside it; "" if there is none."""
+    places = (folder, os.path.dirname(os.path.normpath(folder)))
+    paths = (os.path.join(place, TABLE_NAME) for place in places)
+    return next(filter(os.path.isfile, paths), "")
+
+
+def table_of_masks(masks: str) -> str:
+    """The class table's file of masks: where they are, beside, or beside their TRAIN, VAL or TEST.
+
+    :param masks: a folder, a file or a glob pattern.
+    :return: "" if there is none.
+    """
+    folder = masks if os.path.isdir(masks) else os.path.dirname(masks)
+    part = os.path.dirname(os.path.normpath(folder))
+    found = table_beside(folder)
+    if not found and os.path.basename(part).lower() in SPLITS:
+        found = table_beside(part)
+    return found
 
 
 def from_plain(plain: Any, source: str = "the class table") -> ClassTable:

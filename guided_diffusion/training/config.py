@@ -77,6 +77,11 @@ class PretrainConfig(TrainConfig):
     align_weight: float = flag(
         0.5, "weight of the distance to the encoder's features, 0 to 2, in the loss", least=0
     )
+    init_checkpoint: str = flag(
+        "",
+        "trained network to begin from, adapted to these images: model*.pt or ema_*.pt, also of the"
+        " original package; '': random weights",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,12 @@ from guided_diffusion.images.files import list_radiographs, split_folder
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
+from guided_diffusion.networks.record import NetworkRecord
 from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.resume import Start
-from guided_diffusion.training.config import GuidedTrainConfig, TrainConfig
+from guided_diffusion.training.adapting import read_init, record_of_init
+from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig
 from guided_diffusion.training.diffusion import diffusion_batches
 from guided_diffusion.training.estimate import Costs, Estimate, Images, Memory, Schedule
 from guided_diffusion.training.guidance import guided_batches
@@ -36,6 +38,7 @@ from guided_diffusion.training.reading_costs import (
 )
 from guided_diffusion.training.run import (
     Run,
+    apply_flags,
     infer_channels,
     precision_of,
     run_folder,
@@ -106,18 +109,21 @@ def _describe(overrides: Overrides, model_type: type[ModelConfig]) -> tuple[AnyR
             overrides = {**overrides, name: split_folder(overrides[name], "train")}
     data_dir = overrides.get("data_dir")
     paths = list(list_radiographs(data_dir)[0]) if data_dir else []
-    if "in_channels" not in overrides:
-        overrides = {**overrides, "in_channels": infer_channels(paths) if paths else 1}
-    model = from_flags(model_type, overrides).with_explicit_channel_mult()
-    reading = from_flags(ReadingConfig, {**overrides, "image_size": model.image_size})
+    train = from_flags(GuidedTrainConfig if guided else PretrainConfig, overrides)
+    if named := getattr(train, "init_checkpoint", ""):
+        kind = "segmentation_guided" if guided else "diffusion"
+        base = record_of_init(read_init(named, overrides, kind), model_type)
+    else:
+        base = NetworkRecord(model_type(), DiffusionConfig(), ReadingConfig())
+        if "in_channels" not in overrides:
+            overrides = {**overrides, "in_channels": infer_channels(paths) if paths else 1}
+    record = apply_flags(base, model_type, overrides)
     run: AnyRun = Run(
-        model=model,
-        diffusion=from_flags(DiffusionConfig, overrides),
-        reading=reading,
-        classes=tuple(class_names(paths)) if model.needs_classes else (),
-        train=with_global_batch(
-            from_flags(GuidedTrainConfig if guided else TrainConfig, overrides)
-        ),
+        model=record.model,
+        diffusion=record.diffusion,
+        reading=record.reading,
+        classes=tuple(class_names(paths)) if record.model.needs_classes else (),
+        train=with_global_batch(train),
         folder=run_folder(overrides),
         start=Start(),
     )

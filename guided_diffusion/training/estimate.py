@@ -92,9 +92,16 @@ class Schedule:
     def per_step_with_all(self) -> float:
         """Seconds per step with its share of checkpoints and grids, in a run without an end."""
         extra = self.costs.checkpoint / self.settings.save_interval
+        between = self.saves_between(self.settings.save_interval)
+        extra += between * self.costs.checkpoint / self.settings.save_interval
         if self.sample_interval:
             extra += self.costs.grid / self.sample_interval
         return self.per_step + extra
+
+    def saves_between(self, steps: int) -> int:
+        """Checkpoints by `save_minutes` in the steps between two of `save_interval`."""
+        minutes = self.settings.save_minutes
+        return int(steps * self.per_step / (60 * minutes)) if minutes else 0
 
     def parts(self) -> list[Part]:
         """The parts of a run that ends, in the order in which they begin."""
@@ -105,7 +112,9 @@ class Schedule:
             count = min(self.images.total, steps * self.images.per_step)
             parts.append(Part("reading images once", count, read * self.waiting))
         parts.append(Part("steps", steps, steps * self.per_step))
-        saved = self.checkpoints()
+        saved, interval = self.checkpoints(), self.settings.save_interval
+        saved += steps // interval * self.saves_between(interval)
+        saved += self.saves_between(steps % interval)
         parts.append(Part("checkpoints", saved, saved * costs.checkpoint))
         if self.sample_interval and (drawn := steps // self.sample_interval):
             parts.append(Part("sample grids", drawn, drawn * costs.grid))
@@ -131,6 +140,7 @@ class Schedule:
     def most_bytes(self) -> int:
         """Bytes on the disk at most: a checkpoint is removed when the next is complete."""
         removes = 0 < self.settings.keep_checkpoints < self.checkpoints()
+        removes |= self.saves_between(min(self.steps, self.settings.save_interval)) > 0
         return self.kept_bytes() + (self.costs.checkpoint_bytes if removes else 0)
 
     def bytes_per_day(self) -> float:
@@ -248,12 +258,14 @@ class Estimate:
         schedule = self.schedule
         costs, step = schedule.costs, schedule.per_step_with_all
         interval = schedule.settings.save_interval
+        between = schedule.saves_between(interval)
         images = 3600 * schedule.images.per_step / step
         lines = [
             f"with checkpoints and samples {3600 / step:.0f} steps, {images:.0f} images per hour;"
             " no end: set --max_steps for the hours of a whole run",
             f"starting {seconds(costs.start)}, a checkpoint {seconds(costs.checkpoint)} every"
             f" {interval} steps"
+            + (f" or {schedule.settings.save_minutes:g} minutes" if between else "")
             + (
                 f", a grid of samples {seconds(costs.grid)} every {schedule.sample_interval}"
                 if schedule.sample_interval

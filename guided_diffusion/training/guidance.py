@@ -45,7 +45,6 @@ _GUIDED_FLAGS = (
     "flip_swap",
     "num_segmentation_classes",
     "use_ablated_segmentations",
-    "init_checkpoint",
 )
 # flags that mean nothing with it
 _UNGUIDED_FLAGS = ("align_encoder", "loss_weighting")

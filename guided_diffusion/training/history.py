@@ -4,6 +4,7 @@
 the checkpoint it began from, and under "history" every change since, with the step and the time.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Any
 
 import blobfile as bf
 
+from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.contents import Files, changed_files, changes, digest, summary
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.resume import Start
@@ -19,7 +21,14 @@ from guided_diffusion.runtime.resume import Start
 _FREE = {
     *("data_dir", "seg_dir", "val_data_dir", "train_names", "categories", "init_checkpoint"),
     *("batch_size", "global_batch_size", "microbatch", "num_workers", "cache", "compile", "wandb"),
-    *("log_interval", "save_interval", "save_initial", "keep_checkpoints", "sample_interval"),
+    *(
+        "log_interval",
+        "save_interval",
+        "save_minutes",
+        "save_initial",
+        "keep_checkpoints",
+        "sample_interval",
+    ),
     *("resume_checkpoint", "max_steps", "iterations", "eval_interval", "max_skipped_steps"),
     *("dry_run", "weights_save", "visualize_process"),
 }
@@ -87,15 +96,21 @@ def training_sections(
         flags name.
     """
     flags = dataclasses.asdict(train) | {"global_batch": train.batch_size * ranks}
-    named = getattr(train, "init_checkpoint", "") or train.resume_checkpoint
-    is_file = named not in ("", "auto", "none") and bf.dirname(named) != folder
+    init = getattr(train, "init_checkpoint", "")
+    named = init or train.resume_checkpoint
+    is_file = bool(init) or (named not in ("", "auto", "none") and bf.dirname(named) != folder)
     now = {"training": flags, "data": dataclasses.asdict(data), "began": {}, "history": []}
     if stored is None:
         if is_file:
             now["began"] = {"checkpoint": named, "contents": digest(named)}
         return now, []
     began = stored.get("began", {})
-    if is_file and began and bf.exists(named) and digest(named) != began["contents"]:
+    if init and began == {} and "began" in stored:
+        raise UserError(
+            f"{folder} holds a run that did not begin from --init_checkpoint {named}: omit the"
+            " flag, or name another folder with --output (or --weights_save)"
+        )
+    if is_file and began and _exists(named) and digest(named) != began["contents"]:
         raise UserError(
             f"{folder} holds a run that began from {began['checkpoint']}, which has other contents"
             f" than {named}: set OPENAI_LOGDIR (or --weights_save) to another place"
@@ -109,17 +124,14 @@ def training_sections(
                 " give the same, or continue from its model*.pt in another folder, with"
                 " OPENAI_LOGDIR and --resume_checkpoint"
             )
-    settings = [
-        text
-        for name, value in flags.items()
-        if name not in _FREE and name in before
-        for text in changes(name, before[name], value)
-    ]
+    settings = changed_settings(before, flags)
     known = stored.get("data")
     contents = data.differences(known) if known else []
     found = settings + contents
     limit = train.max_steps or train.lr_anneal_steps
-    _check(found, start, limit, bool(data.files), folder)
+    longer = flags["lr_anneal_steps"] > before.get("lr_anneal_steps", 0) > 0
+    fixed = [text for text in found if not (longer and text.startswith("lr_anneal_steps "))]
+    _check(found, start, limit, fixed if data.files else [], folder)
     history = list(stored.get("history", []))
     if found:
         time = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -136,13 +148,37 @@ def training_sections(
     return {**now, "began": began, "history": history}, notes
 
 
-def _check(found: Sequence[str], start: Start, limit: int, labelled: bool, folder: str) -> None:
-    """:raises UserError: for changes that must not be, or that would have no effect."""
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How flags of the training that change what is learnt differ, in words.
+
+    :param before: as config.json holds them; what an older version did not record is left out.
+    """
+    return [
+        text
+        for name, value in now.items()
+        if name not in _FREE and name in before
+        for text in changes(name, before[name], value)
+    ]
+
+
+def _exists(named: str) -> bool:
+    """Whether a checkpoint is there to compare with; one on the Hub may be out of reach."""
+    if not packed.is_on_hub(named):
+        return bf.exists(named)
+    with contextlib.suppress(UserError):
+        return packed.find(named) is not None
+    return False
+
+
+def _check(
+    found: Sequence[str], start: Start, limit: int, fixed: Sequence[str], folder: str
+) -> None:
+    """:raises UserError: for changes that must not be, `fixed`, or that would have no effect."""
     if not found:
         return
-    if labelled:
+    if fixed:
         raise UserError(
-            f"{folder} holds another run ({'; '.join(found)}): choose another --weights_save or"
+            f"{folder} holds another run ({'; '.join(fixed)}): choose another --weights_save or"
             " OPENAI_LOGDIR"
         )
     if limit and start.step >= limit:

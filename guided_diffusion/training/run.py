@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import blobfile as bf
 import torch as th
@@ -29,19 +29,21 @@ from guided_diffusion.networks.config import (
 )
 from guided_diffusion.networks.precision import choose
 from guided_diffusion.networks.record import NetworkRecord, read_record
-from guided_diffusion.networks.trained import Trained, read_trained
+from guided_diffusion.networks.trained import Trained
 from guided_diffusion.resample import create_named_schedule_sampler
 from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.contents import Files
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, expand_path, is_local
-from guided_diffusion.runtime.flags import Overrides, from_flags, from_mapping
+from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.train_util import TrainLoop, find_start
-from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
+from guided_diffusion.training.adapting import adapt, read_init, record_of_init, widen
+from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.history import Contents, training_sections
+from guided_diffusion.training.unnamed import DATED, notes_on
 from guided_diffusion.unet import ConditionalUNetModel
 
 Network = TypeVar("Network", bound=NetworkConfig)
@@ -55,7 +57,7 @@ Loop = TypeVar("Loop", bound=TrainLoop)
 class Run(NetworkRecord[Network_co], Generic[Network_co, Train_co]):
     """A run about to start: its network and process, its settings, its folder and first step.
 
-    init: the unconditional network to start from, if any.
+    init: the trained network to start from, if any.
     """
 
     train: Train_co
@@ -71,6 +73,8 @@ class Run(NetworkRecord[Network_co], Generic[Network_co, Train_co]):
         network = self.model.build()
         if self.init is not None and isinstance(network, ConditionalUNetModel):
             widen(network, self.init, at)
+        elif self.init is not None:
+            adapt(network, self.init, cast(NetworkRecord[ModelConfig], self))
         return network.to(dist_util.dev())
 
     def batches(self, start_step: int, data_dir: str = "", **more: Any) -> Iterator[Batch]:
@@ -150,7 +154,7 @@ def run_folder(overrides: Overrides) -> str:
     """--output, or OPENAI_LOGDIR, or `runs/<date>-<time>` under the current folder; the same on all
     ranks."""
     given, variable = overrides.get("output", ""), os.environ.get("OPENAI_LOGDIR", "")
-    folder = given or variable or datetime.now().strftime("runs/%Y%m%d-%H%M%S")
+    folder = given or variable or datetime.now().strftime(f"runs/{DATED}")
     return dist_util.broadcast_object(expand_path(folder))
 
 
@@ -183,7 +187,8 @@ def open_run(
     :param kind: of the network; see `trained.KINDS`.
     :param model_type: the configuration of such networks.
     :param train_type: the configuration of their training.
-    :param reading: default reading of images; with --init_checkpoint only its `resize` counts.
+    :param reading: default reading of images; with --init_checkpoint only its `resize` counts, in
+        place of a crop.
     :param repeats: whether a step may use an image several times.
     :param folder: of the run; by default `run_folder`.
     :param files: contents of a few labelled images; the run then refuses others.
@@ -192,6 +197,7 @@ def open_run(
     """
     train = check_training_flags(train_type, overrides)
     instead = "choose another --weights_save" if folder else "name another folder with --output"
+    named_by_user = folder or overrides.get("output") or os.environ.get("OPENAI_LOGDIR")
     folder = folder or run_folder(overrides)
     check_output(folder, folder=True)
     if dist_util.is_main():
@@ -201,15 +207,16 @@ def open_run(
     if not pairs:
         paths, left_out = list_radiographs(train.data_dir)
     init = None
-    if isinstance(train, ConditionalTrainConfig) and train.init_checkpoint and not start.path:
-        init = _read_init(train.init_checkpoint, overrides)
+    if (named := getattr(train, "init_checkpoint", "")) and not start.path:
+        init = read_init(named, overrides, kind)
     stored = _stored_sections(folder, start)
     notes = [f"{len(paths)} images in {train.data_dir}; run folder {folder}"]
     notes += filter(None, (overruled(overrides), left_out))
     if stored is not None:
         base = _record_of_resumed_run(stored, start, kind, model_type, overrides)
     elif init is not None:
-        base = _record_of_init(init, model_type, reading)
+        base = record_of_init(init, model_type, reading)
+        notes += _advice_for_grey(base.reading, paths, overrides)
     else:
         base = NetworkRecord(model_type(), DiffusionConfig(), reading or ReadingConfig())
         if "in_channels" not in overrides:
@@ -217,7 +224,7 @@ def open_run(
             overrides = {**overrides, "in_channels": channels}
             grey = "all grey" if channels == 1 else "not all grey"
             notes.append(f"a sample of the images is {grey}: in_channels {channels}")
-    record = _apply_flags(base, model_type, overrides)
+    record = apply_flags(base, model_type, overrides)
     began = ""
     if start.path:
         began, stored = _precision_of_resumed_run(stored, base.model.use_fp16)
@@ -240,6 +247,8 @@ def open_run(
         own = stored if bf.dirname(start.path) == bf.dirname(bf.join(folder, "model.pt")) else None
         config, said = training_sections(train, data, start, own, folder, dist_util.world_size())
         notes += said
+        if not named_by_user:
+            notes[1:1] = notes_on(folder, record, kind, config)
 
     also = ("wandb",) if train.wandb else ()
     logger.configure(folder, resume_step=start.step, comm=dist_util.Comm(), also=also)
@@ -259,6 +268,12 @@ def check_training_flags(train_type: type[Train], overrides: Overrides) -> Train
     train = from_flags(train_type, overrides)
     if not train.data_dir:
         raise UserError("--data_dir is missing: name the folder of the images")
+    named = getattr(train, "init_checkpoint", "") and train.resume_checkpoint
+    if named not in ("", "auto", "none"):
+        raise UserError(
+            f"--resume_checkpoint {named} goes on with a run, --init_checkpoint begins another one:"
+            " omit one of them"
+        )
     return with_global_batch(train)
 
 
@@ -270,6 +285,15 @@ def with_global_batch(train: Train) -> Train:
     if total % ranks:
         raise UserError(f"--global_batch_size {total} is not divisible by {ranks} ranks")
     return dataclasses.replace(train, batch_size=total // ranks)
+
+
+def _advice_for_grey(
+    reading: ReadingConfig, paths: Sequence[str], overrides: Overrides
+) -> list[str]:
+    """A line for the log where a network for colour begins to learn from grey images."""
+    if reading.in_channels == 1 or "in_channels" in overrides or infer_channels(paths) == 3:
+        return []
+    return ["a sample of the images is all grey: --in_channels 1 would adapt the network to them"]
 
 
 def infer_channels(paths: Sequence[str]) -> int:
@@ -301,8 +325,16 @@ def _record_of_resumed_run(
             " another folder with --output"
         )
     record = read_record(stored, model_type)
-    for config in (record.model, record.diffusion, record.reading):
-        check_flags(overrides, config, source, FREE_FLAGS)
+    try:
+        for config in (record.model, record.diffusion, record.reading):
+            check_flags(overrides, config, source, FREE_FLAGS)
+    except UserError as error:
+        if kind != "diffusion" or overrides.get("resume_checkpoint") != start.path:
+            raise
+        raise UserError(
+            f"{error}; or begin a new run from its weights: --init_checkpoint {start.path} in place"
+            " of --resume_checkpoint"
+        ) from error
     return record
 
 
@@ -321,20 +353,7 @@ def _precision_of_resumed_run(
     return began, stored and {**stored, "training": {**training, "precision": began}}
 
 
-def _record_of_init(
-    init: Trained, model_type: type[Network], reading: ReadingConfig | None
-) -> NetworkRecord[Network]:
-    """As the unconditional network, whose classes give way to the condition."""
-    fields = {**dataclasses.asdict(init.model), "class_cond": False, "cond_drop_prob": 0.0}
-    resize = reading.resize if reading else init.reading.resize
-    return NetworkRecord(
-        from_mapping(model_type, fields),
-        init.diffusion,
-        dataclasses.replace(init.reading, resize=resize),
-    )
-
-
-def _apply_flags(
+def apply_flags(
     base: NetworkRecord[Network], model_type: type[Network], overrides: Overrides
 ) -> NetworkRecord[Network]:
     """:raises UserError: for what makes no network, before anything is written."""
@@ -377,35 +396,6 @@ def _check_images(train: TrainConfig, paths: Sequence[str], repeats: bool) -> No
         )
     if dist_util.is_main() and not train.skip_bad_images:
         check_images([path for path in paths if is_local(path)])
-
-
-def _read_init(path: str, overrides: Overrides) -> Trained:
-    """The unconditional network to start from.
-
-    Flags must agree with its weights; its output, process and classes may differ.
-    """
-    free = ("learn_sigma", "class_cond", "num_classes", "cond_drop_prob")
-    if checkpoint.read_config(path) is not None:
-        names = {f.name for f in dataclasses.fields(ModelConfig)}.difference(free)
-        overrides = {name: value for name, value in overrides.items() if name in names}
-    return read_trained(path, overrides)
-
-
-def widen(network: ConditionalUNetModel, init: Trained, at: int = 0) -> None:
-    """Load an unconditional network's weights into a conditional one; log what was loaded.
-
-    :param at: see ConditionalUNetModel.load_widened.
-    :raises UserError: if more than the output layer does not fit.
-    """
-    try:
-        weights, message = init.without_classes()
-        report = network.load_widened(weights, at)
-    except ValueError as error:
-        raise UserError(f"--init_checkpoint {init.path}: {error}") from error
-    init.check_loaded(report, ("out.2.",))
-    if message:
-        logger.log(message)
-    logger.log(f"{init.path}: {report}; the other channels of the input layer start at zero")
 
 
 def run_training(loop: TrainLoop, run: Run[NetworkConfig, TrainConfig]) -> int:

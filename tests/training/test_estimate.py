@@ -98,6 +98,18 @@ def test_disk():
     assert schedule(max_steps=100, sample_interval=0).kept_bytes() == 3000
 
 
+def test_checkpoints_by_the_clock_are_counted_but_replaced():
+    plan = schedule(max_steps=100, save_minutes=2)  # in 40 steps, 380 s, thrice; in 20, once
+    assert parts(plan)["checkpoints"] == (3 + 2 * 3 + 1, 10 * 3.0)
+    never = schedule(max_steps=100, save_minutes=0)
+    assert parts(never)["checkpoints"] == (3, 9.0)
+    assert plan.kept_bytes() == never.kept_bytes() == never.most_bytes()
+    assert plan.most_bytes() == plan.kept_bytes() + 1000
+    endless = schedule(save_minutes=2)
+    assert endless.per_step_with_all == pytest.approx(9.5 + 4 * 3 / 40 + 20 / 50)
+    assert "every 40 steps or 2 minutes" in estimate(endless)
+
+
 def test_a_run_without_an_end():
     plan = schedule()
     assert plan.per_step_with_all == pytest.approx(9.5 + 3 / 40 + 20 / 50)

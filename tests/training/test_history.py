@@ -13,8 +13,8 @@ from PIL import Image
 from guided_diffusion.runtime.contents import summary
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.resume import Start
+from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
 from guided_diffusion.training.history import Contents, training_sections
-from guided_diffusion.training.run import ConditionalTrainConfig, TrainConfig
 
 TRAINING = shlex.split(
     "--image_size 16 --num_channels 16 --channel_mult 1 --num_res_blocks 1 --num_heads 1"

@@ -25,6 +25,7 @@ from guided_diffusion.segmentation.categories import (
     TABLE_NAME,
     check_same_classes,
     load_categories,
+    table_beside,
     to_plain,
 )
 
@@ -142,7 +143,7 @@ class Target:
                 changes.write(one.mask, partial(write_mask, mask=mask))
             record = self._new_record()
             changes.write(record, lambda path: save_json(path, report.to_plain()))
-            if not _own_table(self.folder):
+            if not table_beside(self.folder):
                 table = to_plain(load_categories(self.table_path))
                 own = os.path.join(self.folder, TABLE_NAME)
                 changes.write(own, lambda path: save_json(path, table))
@@ -205,7 +206,7 @@ def _find_table(folder: str, given: str) -> str:
 
     :raises UserError: if there is none, or the one given has other classes than the folder's own.
     """
-    own = _own_table(folder)
+    own = table_beside(folder)
     if not own and not given:
         raise UserError(
             f"--into {folder} has no {TABLE_NAME}: give the class table of its masks with"
@@ -215,10 +216,3 @@ def _find_table(folder: str, given: str) -> str:
         remedy = "masks of both cannot be mixed; leave out --categories"
         check_same_classes(load_categories(own), load_categories(given), (own, given), remedy)
     return own or given
-
-
-def _own_table(folder: str) -> str:
-    """The class table in a folder or beside it; "" if there is none."""
-    places = (folder, os.path.dirname(os.path.normpath(folder)))
-    paths = (os.path.join(place, TABLE_NAME) for place in places)
-    return next(filter(os.path.isfile, paths), "")

@@ -9,7 +9,13 @@ from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import ending, is_pattern
 from guided_diffusion.runtime import messages, packed
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.categories import ClassTable
+from guided_diffusion.segmentation.categories import (
+    ClassTable,
+    check_same_classes,
+    generic_categories,
+    load_categories,
+    table_of_masks,
+)
 from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
 from guided_diffusion.segmentation.evaluation.mask_pairs import (
     MaskPair,
@@ -55,15 +61,18 @@ class Source:
     def from_files(
         self, masks: str, images: str = ""
     ) -> tuple[Iterator[MaskPair], ClassTable | None]:
-        """Masks of a folder or a file, and the class table if flags determine it."""
+        """Masks of a folder or a file, and the class table, if flags or the folders have one."""
+        table = self.categories
+        if table is None and not self.config.binary:
+            table = table_of_both(masks, self.truths)
         pairs = read_mask_pairs(
             masks,
             self.truths,
-            self._rule(self.categories),
+            self._rule(table),
             parse_spacing(self.config.spacing),
             images,
         )
-        return pairs, self.categories
+        return pairs, table
 
     def _rule(self, table: ClassTable | None) -> MaskRule:
         """What the values of the true masks mean, for classes of a table or of any number."""
@@ -73,6 +82,27 @@ class Source:
         if self.categories:  # as many classes as the model's
             table = ClassTable(self.categories, (*self.categories.ignored, *table.ignored))
         return table.ignoring(ignore_index).mask_rule(binary)
+
+
+def table_of_both(predicted: str, true: str) -> ClassTable | None:
+    """The class table beside the predictions or the true masks; None if there is none.
+
+    :raises UserError: if they have tables of different classes.
+    """
+    files = [file for file in map(table_of_masks, (predicted, true)) if file]
+    tables = [load_categories(file) for file in files]
+    if not tables:
+        return None
+    # a network that was trained without a table has made up its names
+    named = [
+        table
+        for table in tables
+        if [c.name for c in table] != [c.name for c in generic_categories(len(table))]
+    ]
+    if len(tables) == 2 and (len(named) != 1 or len(tables[0]) != len(tables[1])):
+        remedy = "name the table that is right for both with --categories"
+        check_same_classes(tables[0], tables[1], files, remedy)
+    return ClassTable((named or tables)[0], tables[-1].ignored)
 
 
 def is_model(path: str) -> bool:

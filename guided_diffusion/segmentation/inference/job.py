@@ -17,13 +17,26 @@ from guided_diffusion.images.left_out import EXPORT_FOLDER
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, check_outputs, expand_path, write_csv
+from guided_diffusion.runtime.files import (
+    check_output,
+    check_outputs,
+    expand_path,
+    save_json,
+    write_csv,
+)
 from guided_diffusion.runtime.messages import say, warn
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
 from guided_diffusion.segmentation.annotations.writing.export import Export
-from guided_diffusion.segmentation.categories import Category, categories_for
+from guided_diffusion.segmentation.categories import (
+    TABLE_NAME,
+    Category,
+    categories_for,
+    check_same_classes,
+    load_categories,
+    to_plain,
+)
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import LabelNextConfig, PredictConfig
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
@@ -199,6 +212,7 @@ class Job:
             return
         path = os.path.join(self.output, "areas.csv")
         write_csv(path, list(rows[0]), (row.values() for row in rows))
+        save_json(os.path.join(self.output, TABLE_NAME), to_plain(self.categories))
         if self.export:
             self.export.close()
         if self._reporting:
@@ -274,6 +288,8 @@ def predict(
         raise UserError("--label_next needs a folder as OUTPUT, not a file for each mask")
     if not config.no_save:
         check_outputs(list(files.values()) or result_paths(output, items))
+        if not files:
+            _check_table(os.path.join(output, TABLE_NAME), categories)
     export, skip = None, config.skip_bad_images
     if formats:
         place, tolerance = os.path.join(output, EXPORT_FOLDER), exporting.tolerance
@@ -288,6 +304,13 @@ def predict(
     if not (files or config.no_save):
         run_lock.hold_folder(output, "choose another OUTPUT")
     return Job(predictor, config, categories, output, files, export, following).run(items)
+
+
+def _check_table(path: str, categories: Sequence[Category]) -> None:
+    """:raises UserError: if there is a class table of other classes."""
+    if os.path.exists(path):
+        remedy = "choose another OUTPUT, or remove the file if its masks are to be replaced"
+        check_same_classes(load_categories(path), categories, (path, "the model"), remedy)
 
 
 def _check_correcting(correcting: LabelNextConfig, config: PredictConfig) -> None:

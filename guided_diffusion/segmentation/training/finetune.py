@@ -41,6 +41,11 @@ def prepare(overrides: Overrides) -> TrainingRun | None:
     :return: None if the run is complete already.
     :raises UserError: for whatever the user must correct, before anything is written.
     """
+    if overrides.get("skip_bad_images"):
+        raise UserError(
+            "--skip_bad_images has no effect here: every labelled radiograph is needed; repair the"
+            " unreadable ones, or leave them out of TRAIN and VAL"
+        )
     settings = from_flags(FinetuneConfig, overrides)
     settings.check()
     run_lock.hold_file(settings.weights_save, "choose another --weights_save")

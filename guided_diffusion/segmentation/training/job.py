@@ -20,7 +20,13 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED
-from guided_diffusion.segmentation.categories import Category, ClassTable, resolve_categories
+from guided_diffusion.segmentation.categories import (
+    Category,
+    ClassTable,
+    load_categories,
+    resolve_categories,
+    table_of_masks,
+)
 from guided_diffusion.segmentation.model_file import swaps_of_training
 from guided_diffusion.segmentation.training.augment import check_flips
 from guided_diffusion.segmentation.training.dataset import (
@@ -47,7 +53,21 @@ from guided_diffusion.segmentation.training.unlabelled import load_unlabelled
 def find_table(
     folders: Folders, number: int, path: str, binary: bool, ignore_index: int
 ) -> ClassTable:
-    """The class table that the flags ask for, or else one for the classes in all masks."""
+    """The class table that the flags ask for, or that of the masks' folder, or else one for the
+    classes in all masks.
+
+    :raises UserError: if that of the folder does not list all classes of the masks.
+    """
+    beside = "" if path or number or binary else table_of_masks(folders.train[1])
+    if beside:
+        table = load_categories(beside)
+        count = 0 if table.ignored else count_classes(folders.pairs, ignore_index)
+        if count > len(table):
+            raise UserError(
+                f"{beside} lists {len(table)} classes, but the masks hold the value {count - 1}:"
+                " correct one of them, or name another table with --categories"
+            )
+        return table.ignoring(ignore_index)
     return resolve_categories(
         lambda: count_classes(folders.pairs, ignore_index), number, path, binary, ignore_index
     )
@@ -78,12 +98,23 @@ def reading_of_pairs(
     """
     default = "pad" if pretrained.resize == "crop" else pretrained.resize
     reading = from_flags(ReadingConfig, overrides, dataclasses.replace(pretrained, resize=default))
+    return reading, about_reading(reading, pretrained, "resize" not in overrides)
+
+
+def about_reading(
+    reading: ReadingConfig, pretrained: ReadingConfig, padded_by_default: bool
+) -> list[str]:
+    """How images are read otherwise than in pretraining, in lines of the log."""
     messages = []
-    if reading.resize != pretrained.resize:
-        messages.append(f"--resize {reading.resize}; the pretraining read with {pretrained.resize}")
+    for name in vars(reading):
+        now, before = getattr(reading, name), getattr(pretrained, name)
+        if name != "in_channels" and now != before:
+            messages.append(f"--{name} {now}; the pretraining read with {before}")
+            if name == "resize" and padded_by_default:
+                messages[-1] += ", which would cut off parts that carry labels"
     if reading.resize == "crop":
         messages.append("--resize crop: what it cuts off is neither learnt nor predicted")
-    return reading, messages
+    return messages
 
 
 def read_data(settings: LearningConfig, folders: Folders, reading: ReadingConfig) -> TrainingData:
@@ -171,7 +202,8 @@ def origin_of(
 
 def is_complete(interrupted: SavedRun | None, settings: LearningConfig, images: int) -> bool:
     """Whether an earlier run of the same command, on that many images, came to its end."""
-    return interrupted is not None and interrupted["epoch"] >= settings.length(images).epochs
+    done = interrupted["stepper"]["steps"] if interrupted else -1
+    return done >= settings.length(images).steps
 
 
 def start_run(
@@ -209,7 +241,11 @@ def start_run(
     precision, note = choose(settings.precision, use_fp16, began)
     settings = dataclasses.replace(settings, precision=precision)
     origin = dataclasses.replace(origin, settings=settings)
-    for message in filter(None, (*initial.messages, note)):
+    notes = [note] if note else []
+    if interrupted:
+        origin, extended = origin.extended(interrupted)
+        notes += extended
+    for message in (*initial.messages, *notes):
         logger.log(message)
     if files is None:
         logger.log(unknown)

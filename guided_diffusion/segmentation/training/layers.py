@@ -5,6 +5,8 @@ from typing import Any
 
 import torch as th
 
+from guided_diffusion.segmentation.training.learning import LearningConfig
+from guided_diffusion.stepper import warmup_cosine
 from guided_diffusion.unet import SegmentationUNetModel
 
 
@@ -72,3 +74,10 @@ def parameter_groups(
             scale = scales.get(part, scales.get(f"{part}.{index}", 1.0))
         groups.setdefault(scale, []).append(parameter)
     return [{"params": params, "lr_scale": scale} for scale, params in groups.items()]
+
+
+def learning_rate(settings: LearningConfig, step: int, steps: int) -> float:
+    """The learning rate at a step of a run that long."""
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * warmup_cosine(step, steps, round(settings.warmup * steps))

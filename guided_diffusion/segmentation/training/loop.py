@@ -27,12 +27,13 @@ from guided_diffusion.segmentation.training.dataset import (
     TrainingData,
     training_batches,
 )
+from guided_diffusion.segmentation.training.layers import learning_rate
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.noised_input import NoisedInput
 from guided_diffusion.segmentation.training.resume import BestScores, Origin, SavedRun
 from guided_diffusion.segmentation.training.validation import count_pixels, scored_batches
 from guided_diffusion.segmentation.visuals.render import NothingToPlot, plot_curves
-from guided_diffusion.stepper import Stepper, warmup_cosine
+from guided_diffusion.stepper import Stepper
 
 # seconds between saves: writing a large network takes longer than a short epoch
 SAVE_EVERY = 60.0
@@ -127,6 +128,9 @@ class Finetuner:
         for rate in self.stepper.ema:
             self.stepper.load_ema(rate, saved["ema"])
         self.epoch, self.best = saved["epoch"], saved["best"]
+        # of a run that is longer than when it was saved, epochs may be longer too
+        left = math.ceil((self.length.steps - self.stepper.steps) / self.length.epoch)
+        self.length = self.length._replace(epochs=self.epoch + left)
 
     def run(self, stop: StopRequest | None = None) -> None:
         """Train to the last epoch or until a signal, which `stopped_by` then names.
@@ -184,7 +188,7 @@ class Finetuner:
         for _ in range(min(self.length.epoch, self.length.steps - self.stepper.steps)):
             step = self.stepper.steps
             self._accumulate_labelled(step, *next(batches))
-            lr = self._learning_rate(step)
+            lr = learning_rate(self.settings, step, self.length.steps)
             logger.logkv_mean("grad_norm", self.stepper.step(lr))
             logger.logkv("lr", lr)
         in_a_row, total = self.stepper.skipped()
@@ -234,12 +238,6 @@ class Finetuner:
         yield
         for buffer, value in zip(self.model.buffers(), before):
             buffer.copy_(value)
-
-    def _learning_rate(self, step: int) -> float:
-        if self.settings.schedule == "constant":
-            return self.settings.lr
-        warmup = round(self.settings.warmup * self.length.steps)
-        return self.settings.lr * warmup_cosine(step, self.length.steps, warmup)
 
     def _validate(self) -> None:
         if self.data.val is None:

@@ -44,6 +44,7 @@ from guided_diffusion.segmentation.training.dataset import (
 )
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.job import (
+    about_reading,
     find_table,
     log_data,
     shared_with_validation,
@@ -176,8 +177,8 @@ class MaskTrainLoop(TrainLoop):
         self.path = path
         super().__init__(**kwargs)
 
-    def save(self) -> None:
-        super().save()
+    def save(self, passing: bool = False) -> None:
+        super().save(passing)
         if dist_util.is_main():
             self._save_model()
 
@@ -243,8 +244,9 @@ def prepare(overrides: Overrides) -> MaskTraining:
     val = load_labelled(*folders.val, run.reading, rule) if folders.val else None
     shared = shared_with_validation(folders, names, train, val)
     log_data(TrainingData(categories, train, val, shared=shared))
-    if run.init and (before := run.init.reading.resize) != run.reading.resize:
-        logger.log(f"--resize {run.reading.resize}; the pretraining read with {before}")
+    if run.init:
+        for line in about_reading(run.reading, run.init.reading, "resize" not in overrides):
+            logger.log(line)
     config = dataclasses.replace(
         describe(run.model, run.diffusion, run.reading, categories),
         flip_swaps=swaps_of_training(settings.flip, settings.flip_swap),

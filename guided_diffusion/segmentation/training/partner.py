@@ -27,6 +27,9 @@ from guided_diffusion.segmentation.training.validation import mean_iou
 
 _NAMES = ("diffusion", "ImageNet")
 
+# files of the two in the folder of the stages
+_NETWORKS = ("diffusion.pth", "imagenet.pth")
+
 
 def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) -> Partner:
     """smp's U-Net with an encoder pretrained on ImageNet.
@@ -46,10 +49,21 @@ def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) 
     return Partner(build, lr)
 
 
+def partner_files(settings: LearningConfig) -> list[str]:
+    """What the networks of a `PartnerRun` leave: of each the best, and what resuming needs."""
+    paths = [os.path.join(settings.stages_folder, name) for name in _NETWORKS]
+    return [
+        file
+        for path in paths
+        for file in (path, dataclasses.replace(settings, weights_save=path).last_path)
+    ]
+
+
 class PartnerRun(StagedRun[Settings]):
     """A run that trains the network and its partner, and keeps both in one model file.
 
-    With validation images, it keeps the better one alone if that is ahead of both together.
+    With validation images, it keeps the better one alone if that is ahead of both together. The
+    networks' own files stay in `segm_logs/stages`, for a longer run to go on from.
     """
 
     _scores = ""
@@ -57,7 +71,8 @@ class PartnerRun(StagedRun[Settings]):
 
     def outcome(self) -> str:
         saved = f"saved {self.settings.weights_save}, {self._kept}"
-        return f"{self._scores}{saved}; curves in {self.settings.stages_folder}"
+        stages = f"curves, and what training longer needs, in {self.settings.stages_folder}"
+        return f"{self._scores}{saved}; {stages}"
 
     def stages(self) -> list[tuple[str, Stage]]:
         own, partner = (f"{name} network" for name in _NAMES)
@@ -68,7 +83,7 @@ class PartnerRun(StagedRun[Settings]):
         ]
 
     def _paths(self) -> list[str]:
-        return [self.path("diffusion.pth"), self.path("imagenet.pth")]
+        return [self.path(name) for name in _NETWORKS]
 
     def _train_own(self, stage: str) -> str | None:
         settings = dataclasses.replace(self.settings, weights_save=self._paths()[0])
@@ -81,7 +96,7 @@ class PartnerRun(StagedRun[Settings]):
         return self.train(self.partner.build, settings, self.data, stage)
 
     def _join(self, stage: str) -> str | None:
-        """Write the model file, then remove what is in it."""
+        """Write the model file."""
         loaded = [load_model(path) for path in self._paths()]
         config, weights = join([(config, model.state_dict()) for model, config, _ in loaded])
         best = {"networks": [values["best"] for *_, values in loaded]}
@@ -99,9 +114,6 @@ class PartnerRun(StagedRun[Settings]):
         plain = self.origin.to_plain()
         checkpoint.save(self.last_path, {"origin": plain})
         save_model(self.settings.weights_save, config, weights, origin=plain, best=best)
-        for path in self._paths():
-            os.remove(path)
-            os.remove(dataclasses.replace(self.settings, weights_save=path).last_path)
         return None
 
     def _validate(

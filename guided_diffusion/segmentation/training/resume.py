@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch as th
@@ -13,8 +13,11 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.dataset import TrainingData
+from guided_diffusion.segmentation.training.layers import learning_rate
 from guided_diffusion.segmentation.training.learning import LearningConfig
 
+# what a run's length comes from: longer, the same run goes on
+_LENGTH = ("epochs", "steps", "student_steps")
 # names of files and folders, which do not count where the contents are known
 _BY_NAME = (
     *("checkpoint", "load", "encoder_weights", "train", "val"),
@@ -58,9 +61,12 @@ class Origin:
         """How this run differs from the one whose `to_plain` is given; [] if it does not.
 
         Older files lack what later versions added: flags had their defaults, the rest is unknown.
-        A precision that the flags leave open is that of the other run.
+        A precision that the flags leave open is that of the other run. A run that is only longer
+        is the same.
         """
         ours = self.to_plain()
+        if self.steps() >= self.steps_before(theirs):
+            ours = {name: value for name, value in ours.items() if name not in _LENGTH}
         defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
         files = theirs.get("files")
         found = [] if files is None else changed_files(files, self.files)
@@ -72,6 +78,30 @@ class Origin:
         for name in ours.keys() - {"files", *(_BY_NAME if files is not None else ())}:
             found += changes(name, theirs.get(name, defaults.get(name, ours[name])), ours[name])
         return sorted(found)
+
+    def steps(self) -> int:
+        """The length of the run."""
+        return self.settings.length(len(self.train)).steps
+
+    def steps_before(self, theirs: Mapping[str, Any]) -> int:
+        """The length that the flags in the other run's `to_plain` give this one."""
+        length = {name: theirs[name] for name in _LENGTH if name in theirs}
+        return dataclasses.replace(self.settings, **length).length(len(self.train)).steps
+
+    def extended(self, saved: "SavedRun") -> tuple["Origin", list[str]]:
+        """This origin with the steps at which the run was made longer, and lines for the log."""
+        theirs, step = saved["origin"], saved["stepper"]["steps"]
+        points = list(theirs.get("extended", []))
+        notes = []
+        if (before := self.steps_before(theirs)) < self.steps():
+            points.append(step)
+            rates = [learning_rate(self.settings, step, n) for n in (before, self.steps())]
+            notes.append(
+                f"extended from {before} to {self.steps()} steps, now at step {step}: the learning"
+                f" rate follows the schedule of the longer run from here on, {rates[1]:.3g} instead"
+                f" of {rates[0]:.3g}"
+            )
+        return dataclasses.replace(self, more={**self.more, "extended": points}), notes
 
 
 def precision_of_origin(origin: Mapping[str, Any]) -> str:
@@ -174,18 +204,31 @@ def load_interrupted(settings: LearningConfig, origin: Origin) -> SavedRun | Non
     return found
 
 
-def load_finished(settings: LearningConfig, origin: Origin) -> bool:
+def load_finished(
+    settings: LearningConfig, origin: Origin, needed_to_extend: Sequence[str]
+) -> bool:
     """Whether an earlier run of the same command, which writes its files at its end, finished.
 
     Files in the way are moved aside if the settings say so.
 
-    :raises UserError: if the files are another command's or learnt from other contents.
+    :param needed_to_extend: files of the finished run that a longer one goes on from.
+    :raises UserError: if the files are another command's or learnt from other contents, or if a
+        longer run cannot go on from them.
     """
     if settings.resume_checkpoint == "none":
         load_interrupted(settings, origin)
         return False
     found = [_load_same(path, origin) for path in (settings.last_path, settings.weights_save)]
-    return all(found)
+    if not all(found):
+        return False
+    if all(origin.steps_before(saved["origin"]) >= origin.steps() for saved in found if saved):
+        return True
+    if missing := [path for path in needed_to_extend if not os.path.exists(path)]:
+        raise UserError(
+            f"{settings.weights_save} is complete, and to train it longer {missing[0]} is missing:"
+            " put it back, or start anew with --resume_checkpoint none"
+        )
+    return False
 
 
 def _load_same(path: str, origin: Origin) -> SavedRun | None:

@@ -72,8 +72,7 @@ class SelfTraining(StagedRun[Settings]):
         self, number: int, build: Build[Settings], settings: Settings, stage: str
     ) -> str | None:
         """Train a teacher; the first is the network that the same flags train on masks alone."""
-        labels = self._load_labels(1)
-        if labels and labels.complete:
+        if self._load_labels(1):  # labels of one set of teachers, also where the run gets longer
             return None
         seed = self.settings.seed
         if number > 1:
@@ -121,7 +120,9 @@ class SelfTraining(StagedRun[Settings]):
         return [digests[number] for number in drawn]
 
     def _learn(self, turn: int, stage: str) -> str | None:
-        """Train a student on masks and labels."""
+        """Train a student on masks and labels; one that has labelled stays as it is."""
+        if self._load_labels(turn + 1):
+            return None
         self._forget_optimizers()
         labels, drop = self._load_labels(turn), self.settings.drop_uncertain
         assert labels is not None

@@ -11,7 +11,7 @@ from guided_diffusion.segmentation.training.job import (
     origin_of,
     start_run,
 )
-from guided_diffusion.segmentation.training.partner import PartnerRun
+from guided_diffusion.segmentation.training.partner import PartnerRun, partner_files
 from guided_diffusion.segmentation.training.resume import (
     load_finished,
     load_interrupted,
@@ -51,6 +51,6 @@ def start(
         if is_complete(interrupted, settings, len(data.train)):
             return None
         return SelfTraining(build, partner, settings, data, sources, use_fp16, origin)
-    if load_finished(settings, origin):
+    if load_finished(settings, origin, partner_files(settings)):
         return None
     return PartnerRun(build, partner, settings, data, sources, use_fp16, origin)

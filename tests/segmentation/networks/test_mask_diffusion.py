@@ -147,10 +147,14 @@ class TestTraining:
         dice = float(done.err.split("mean Dice of the foreground ")[1].split()[0])
         assert dice > 0.8
 
+    @pytest.mark.parametrize(("before", "now"), [("crop", "pad"), ("squash", "squash")])
     def test_begin_from_a_network_that_has_seen_radiographs(
-        self, script, split, monkeypatch, tmp_path
+        self, script, split, monkeypatch, tmp_path, before, now
     ):
         init = write_trained(tmp_path / "plain")
+        stored = checkpoint.read_config(str(init))
+        stored["reading"]["resize"] = before
+        checkpoint.write_config(str(init.parent), stored)
         monkeypatch.setenv("OPENAI_LOGDIR", "run")
         folders = (split / "TRAIN" / "IMG", split / "TRAIN" / "MASK")
         flags = ("--init_checkpoint", init, "--max_steps", 1, "--save_initial", "True")
@@ -164,7 +168,7 @@ class TestTraining:
         assert not ours[first][:, :3].any()
         config = json.loads((tmp_path / "run" / "config.json").read_text())
         assert config["diffusion"]["diffusion_steps"] == DIFFUSION.diffusion_steps
-        assert config["reading"]["resize"] == "pad"
+        assert config["reading"]["resize"] == now
 
     def test_masks_in_black_and_white_and_pictures_of_the_process(
         self, script, split, monkeypatch, tmp_path

@@ -20,6 +20,7 @@ from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training.augment import Augmentation
 from guided_diffusion.segmentation.training.dataset import load_labelled, training_batches
+from guided_diffusion.segmentation.training.job import reading_of_pairs
 from guided_diffusion.segmentation.training.layers import freeze, parameter_groups
 from guided_diffusion.segmentation.training.learning import FinetuneConfig
 from guided_diffusion.segmentation.training.noised_input import NoisedInput
@@ -159,7 +160,7 @@ def test_depth_random_init_and_frozen_parts(script, pretrained, split, tmp_path)
 @pytest.mark.parametrize(
     ("before", "flags", "after", "said"),
     [
-        ("crop", "", "pad", "--resize pad; the pretraining read with crop"),
+        ("crop", "", "pad", "--resize pad; the pretraining read with crop, which would cut off"),
         ("pad", "", "pad", ""),
         ("squash", "", "squash", ""),
         ("squash", "--resize pad", "pad", "--resize pad; the pretraining read with squash"),
@@ -177,6 +178,22 @@ def test_masks_are_not_cropped_unless_asked_for(
     assert load_model("segm.pth")[1].reading.resize == after
     assert said in ended.err
     assert bool(said) == ("--resize" in ended.err)
+
+
+def test_what_is_read_otherwise_than_in_pretraining_is_named():
+    flags = {"intensity": "percentile", "resize": "squash", "in_channels": 3}
+    before = ReadingConfig(16, 1, "pad", percentile_low=1.0)
+    reading, said = reading_of_pairs(before, flags)
+    assert said == [
+        "--resize squash; the pretraining read with pad",
+        "--intensity percentile; the pretraining read with full",
+    ]
+    assert reading.percentile_low == 1.0
+
+
+def test_no_labelled_image_is_skipped(script, pretrained, split):
+    ended = script("finetune.py", pretrained, *folders(split), "--skip_bad_images", "True")
+    assert (ended.code, "every labelled radiograph is needed" in ended.err) == (2, True), ended.err
 
 
 def test_native_size_runs_and_is_predicted_so(script, pretrained, split, tmp_path):

