@@ -63,7 +63,7 @@ class TestTraining:
         assert script(*self.flags("IMG")).code == 0
         before = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "run").glob("*.pt"))
         refused(script(*self.flags("IMG"), "--num_channels", 64), "--num_channels 64", "32")
-        refused(script(*self.flags("IMG"), "--resume_checkpoint", "none"), "OPENAI_LOGDIR")
+        refused(script(*self.flags("IMG"), "--resume_checkpoint", "none"), "--output")
         after = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "run").glob("*.pt"))
         assert after == before
 

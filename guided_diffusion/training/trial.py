@@ -75,6 +75,8 @@ class Trial:
     def _wait(self) -> None:
         if self.on_gpu:
             th.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            th.mps.synchronize()
 
     def arguments(self, piece: Piece) -> dict[str, th.Tensor]:
         """The network's further arguments, on the CPU."""

@@ -121,7 +121,7 @@ def _write_tables(plan: Plan, budgets: str, picture: bool = True) -> None:
 
 def _parallel_runs() -> int:
     """How many runs at a time suit this machine: on a GPU one, which has it for itself."""
-    return 1 if dist_util.dev().type == "cuda" else min(_MOST_JOBS, dist_util.cores())
+    return 1 if dist_util.dev().type != "cpu" else min(_MOST_JOBS, dist_util.cores())
 
 
 def _share_cores(jobs: int) -> None:

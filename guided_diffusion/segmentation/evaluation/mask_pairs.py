@@ -14,7 +14,7 @@ from guided_diffusion.images.masks import MaskRule, resembles_radiograph
 from guided_diffusion.images.names import is_pattern, stem
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import expand_path
-from guided_diffusion.runtime.messages import warn
+from guided_diffusion.runtime.messages import begin_work, warn
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
@@ -170,8 +170,9 @@ def _check_same_size(first: str, one: np.ndarray, second: str, other: np.ndarray
 
 
 def _progress(pairs: Iterable[MaskPair], total: int) -> Iterator[MaskPair]:
-    # delayed, so that an error in the first file remains a single line
+    # nothing is said before, so that an error in the first file remains a single line
     with progress_bar(total, "image", desc="evaluating", leave=False, delay=2) as bar:
         for pair in pairs:
+            begin_work()
             yield pair
             bar.update()

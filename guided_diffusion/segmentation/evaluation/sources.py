@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import ending, is_pattern
-from guided_diffusion.runtime import messages, packed
+from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import (
     ClassTable,
@@ -42,7 +42,6 @@ class Source:
         """A model's masks, and the class table: that of --categories, or else the model's."""
         config = self.config
         predictor = self.averaging.load(model)
-        messages.begin_work()
         if self.categories and len(self.categories) != len(predictor.categories):
             raise UserError(
                 f"{model} predicts {len(predictor.categories)} classes, not "

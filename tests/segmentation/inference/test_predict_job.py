@@ -205,9 +205,9 @@ def test_a_conversation(tmp_path, capsys):
     job = Job(predictor, PredictConfig(), predictor.categories, out, {})
     assert job.converse(lambda prompt: next(answers)) == 0
     assert next(answers) == "never"
-    said = capsys.readouterr().out
-    assert "none.png does not exist" in said
-    assert "a b: class 1 100.0 %; uncertainty 0.0000" in said
+    said = capsys.readouterr()
+    assert "none.png does not exist" in said.err
+    assert "a b: class 1 100.0 %; uncertainty 0.0000" in said.out
     assert (tmp_path / "out/MASK/a b.png").exists()
 
 
