@@ -130,7 +130,7 @@ class TestOnACpu:
             ended = script("image_train.py", *flags, *TOY, "--dry_run", "True", *more)
             assert ended.code == 0, ended.err
             assert "seconds per step" in ended.out
-            assert ("training in float32 on the CPU" in ended.out) == ("--use_fp16" in flags)
+            assert ("training in float32 on the CPU" in ended.err) == ("--use_fp16" in flags)
 
     def test_pretraining_and_what_follows(self, script, file, tmp_path, monkeypatch):
         def run(name, *arguments):

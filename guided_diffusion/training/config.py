@@ -58,7 +58,20 @@ class TrainConfig(LoopConfig, DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig(TrainConfig):
+class InitTrainConfig(TrainConfig):
+    """Training that may begin from a trained network."""
+
+    init_checkpoint: str = flag(
+        "",
+        "trained network to begin from, whose flags are then known: model*.pt or ema_*.pt, of"
+        " another run or of the original package; '': random weights",
+        "--checkpoint",
+        basic=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(InitTrainConfig):
     """Training on images alone."""
 
     TITLE = "Training on images alone"
@@ -77,27 +90,10 @@ class PretrainConfig(TrainConfig):
     align_weight: float = flag(
         0.5, "weight of the distance to the encoder's features, 0 to 2, in the loss", least=0
     )
-    init_checkpoint: str = flag(
-        "",
-        "trained network to begin from, adapted to these images: model*.pt or ema_*.pt, also of the"
-        " original package; '': random weights",
-    )
 
 
 @dataclasses.dataclass(frozen=True)
-class ConditionalTrainConfig(TrainConfig):
-    """Training."""
-
-    init_checkpoint: str = flag(
-        "",
-        "unconditional network to start from, model*.pt or ema_*.pt; '': random weights",
-        "--checkpoint",
-        basic=True,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class GuidedTrainConfig(ConditionalTrainConfig):
+class GuidedTrainConfig(InitTrainConfig):
     """Training."""
 
     seg_dir: str = flag(

@@ -21,16 +21,9 @@ from guided_diffusion.runtime.resume import Start
 _FREE = {
     *("data_dir", "seg_dir", "val_data_dir", "train_names", "categories", "init_checkpoint"),
     *("batch_size", "global_batch_size", "microbatch", "num_workers", "cache", "compile", "wandb"),
-    *(
-        "log_interval",
-        "save_interval",
-        "save_minutes",
-        "save_initial",
-        "keep_checkpoints",
-        "sample_interval",
-    ),
+    *("log_interval", "save_interval", "save_minutes", "save_initial", "keep_checkpoints"),
+    *("sample_interval", "dry_run", "weights_save", "visualize_process"),
     *("resume_checkpoint", "max_steps", "iterations", "eval_interval", "max_skipped_steps"),
-    *("dry_run", "weights_save", "visualize_process"),
 }
 
 

@@ -102,7 +102,7 @@ def write_films(folder, stems, seed=0):
 
 
 def organize(prepare, source, out, *flags):
-    """{patient: the splits that it is in}, by what precedes the last underscore; the output."""
+    """{patient: the splits that it is in}, by what precedes the last underscore; what was said."""
     code, said, error = prepare(
         *("--action", "organize", "--source-dir", source, "--output-dir", out, *flags)
     )
@@ -111,7 +111,7 @@ def organize(prepare, source, out, *flags):
     for split, stems in organized(out).items():
         for stem in stems:
             sides.setdefault(stem.rpartition("_")[0], set()).add(split)
-    return sides, said
+    return sides, said + error
 
 
 FORMS = ["patient_{}_{}", "P{:03}-x_{}", "{:04}_{}", "kim{}_2020-01-02_{}"]
@@ -165,8 +165,8 @@ def test_doubt_and_leaks_are_said(prepare, tmp_path):
     assert "--group" in said
     for split, side in (("train", "a"), ("val", "b"), ("test", "c")):
         write_films(tmp_path / "split" / split, [f"p{i}_{side}" for i in range(4)], ord(side))
-    _, said, _ = prepare("--action", "validate", "--source-dir", tmp_path / "split")
-    assert said.count("not independent") == 3
+    _, said, error = prepare("--action", "validate", "--source-dir", tmp_path / "split")
+    assert (said + error).count("not independent") == 3
     for flags, pairs in (((), 3), (("--train-split", 0.5), 2)):
         out = tmp_path / f"out{pairs}"
         _, said = organize(prepare, tmp_path / "split", out, *flags)
@@ -182,10 +182,10 @@ def test_organize_keeps_an_existing_split_by_default_and_test_always(prepare, tm
             for kind in ("images", "masks"):
                 write_mask(f"{tmp_path}/in/{split}/{kind}/{split}{number}.png", mask)
     flags = ("--action", "organize", "--source-dir", tmp_path / "in", "--output-dir")
-    code, out, _ = prepare(*flags, tmp_path / "kept")
+    code, out, error = prepare(*flags, tmp_path / "kept")
     assert code == 0
     assert "4 TRAIN, 2 VAL, 3 TEST" in out
-    assert "warning: nothing tells which images are of one patient" in out
+    assert "warning: nothing tells which images are of one patient" in error
     assert organized(tmp_path / "kept")["VAL"] == {"val0", "val1"}
     code, out, _ = prepare(*flags, tmp_path / "new", "--train-split", 0.5)
     assert "3 TRAIN, 3 VAL, 3 TEST" in out

@@ -13,7 +13,7 @@ from PIL import Image
 from guided_diffusion.runtime.contents import summary
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.resume import Start
-from guided_diffusion.training.config import ConditionalTrainConfig, TrainConfig
+from guided_diffusion.training.config import InitTrainConfig, TrainConfig
 from guided_diffusion.training.history import Contents, training_sections
 
 TRAINING = shlex.split(
@@ -96,7 +96,7 @@ def test_a_mask_diffusion_with_corrected_masks_is_refused(script, split, tmp_pat
 def test_a_run_that_began_from_another_checkpoint_is_refused(flag, tmp_path):
     path = tmp_path / "model000010.pt"
     path.write_bytes(b"one")
-    train, data = ConditionalTrainConfig(**{flag: str(path)}), Contents("data", 3, "aa")
+    train, data = InitTrainConfig(**{flag: str(path)}), Contents("data", 3, "aa")
     run = str(tmp_path / "run")
     sections, _ = training_sections(train, data, Start(), None, run, 1)
     stored = json.loads(json.dumps(sections))

@@ -25,7 +25,7 @@ from guided_diffusion.segmentation.training.learning import (
     FinetuneConfig,
     LearningConfig,
 )
-from guided_diffusion.training.config import ConditionalTrainConfig, RunFolderConfig, TrainConfig
+from guided_diffusion.training.config import InitTrainConfig, RunFolderConfig, TrainConfig
 
 NETWORKS = ("smp", "unet", "features")
 # default folders
@@ -92,7 +92,7 @@ class BaselineConfig(LearningConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskTrainConfig(ConditionalTrainConfig):
+class MaskTrainConfig(InitTrainConfig):
     """Training."""
 
     init_checkpoint: str = flag(

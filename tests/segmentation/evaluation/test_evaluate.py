@@ -105,8 +105,8 @@ def test_results_are_replaced_and_said_so(run, small, tmp_path):
 
 
 def test_classes_are_counted_where_nobody_tells(run, small, tmp_path):
-    _, screen, _ = run(*small)
-    assert "3 classes, by the highest value in the masks" in screen
+    _, screen, said = run(*small)
+    assert "3 classes, by the highest value in the masks" in said
     assert "class 2" in screen
     assert "class 3" not in screen
     table = tmp_path / "names.json"
@@ -114,9 +114,9 @@ def test_classes_are_counted_where_nobody_tells(run, small, tmp_path):
     table.write_text(
         json.dumps([{"index": i, "name": n, "color": [i, i, i]} for i, n in enumerate(names)])
     )
-    _, screen, _ = run(*small, "--categories", table)
+    _, screen, said = run(*small, "--categories", table)
     assert all(name in screen for name in names)
-    assert "by the highest value" not in screen
+    assert "by the highest value" not in said
 
 
 def test_binary_joins_classes_and_takes_black_and_white(run, small, tmp_path):
@@ -333,9 +333,9 @@ def test_radiographs_in_place_of_masks_are_told_from_them(run, phantom_files):
 
 
 def test_a_folder_is_compared_with_itself(run, small):
-    code, screen, _ = run(small[1], f"{small[1]}/../{small[1].name}", "--num-classes", 4)
+    code, _, said = run(small[1], f"{small[1]}/../{small[1].name}", "--num-classes", 4)
     assert code == 0
-    assert "compared with itself" in screen
+    assert "compared with itself" in said
 
 
 def test_two_sets_of_masks_are_compared(run, tmp_path):
