@@ -182,12 +182,12 @@ def test_a_value_that_is_no_device(quiet):
     assert "'gpu' is none of cpu, cuda, cuda:N (cuda:1) and mps" in ended.err
 
 
-def test_the_device_is_named_first(quiet):
-    for name in ("predict.py", "image_sample.py", "evaluate.py"):
-        done = quiet(name, "--device", "cpu")
-        assert done.code == 0, done.err
-        assert done.err.startswith("device: cpu (")
-        assert "device: " not in done.out
+@pytest.mark.parametrize("name", ["predict.py", "image_sample.py", "evaluate.py"])
+def test_the_device_is_named_first(quiet, name):
+    done = quiet(name, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert done.err.startswith("device: cpu (")
+    assert "device: " not in done.out
 
 
 class TestBars:

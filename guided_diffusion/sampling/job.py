@@ -148,11 +148,9 @@ class SampleJob:
 
     def run(self) -> int:
         """Sample the missing images and write all results; returns the exit code."""
-        if self.defaults:
-            _say(self.defaults)
         folder, self.precision, note = self._open_folder()
-        if note:
-            _say(note)
+        for line in filter(None, (self.defaults, note)):
+            _say(line)
         pending = dist_util.broadcast_object(self._pending(folder) if _is_main() else None)
         _say(self._announcement(folder, len(pending)))
         stopped = self._sample(folder, pending)
