@@ -116,3 +116,13 @@ class TestTheFirstWeek:
 
     def test_uses_every_script_that_the_toy_knows(self):
         assert run_page.read_toy(ROOT / "tools" / "bitewings.json").keys() <= self.scripts()
+
+    def test_the_container_installs_what_it_needs_and_runs_it(self):
+        made = (ROOT / "Dockerfile").read_text()
+        extras = re.findall(r"--editable '\.\[(.*)\]'", made)[0].split(",")
+        assert {"annotations", "imagenet"} <= set(extras)
+        known = (ROOT / "setup.py").read_text()
+        assert all(f'"{extra}": ' in known for extra in extras)
+        ran = json.loads(re.findall(r"^CMD (.*)$", made, re.MULTILINE)[0])
+        assert ran[:2] == ["bash", "tools/bitewings.sh"]
+        assert "docs/first-week.md" in (ROOT / ran[1]).read_text()
