@@ -124,6 +124,14 @@ def test_the_flag_and_the_argument_are_one_too_many(name, words):
         parsed(name, words)
 
 
+def test_a_parser_is_used_again(tmp_path):
+    parser = parser_of(path_of("finetune.py"))
+    (tmp_path / "flags.yaml").write_text("checkpoint: x\n")
+    found = parse_flags(parser, ["--checkpoint", "x", "a", "b"])
+    assert parse_flags(parser, ["--config", str(tmp_path / "flags.yaml"), "a", "b"]) == found
+    assert parse_flags(parser, ["x", "a", "b"]) == found
+
+
 def test_the_run_folder_is_output_or_the_variable(quiet, tmp_path, monkeypatch):
     assert run_folder({}) == str(tmp_path / "out")
     assert run_folder({"output": "there"}) == "there"

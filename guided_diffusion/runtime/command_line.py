@@ -276,14 +276,17 @@ class CommandParser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if argv is None else argv)
         words, files = self._with_values(given)
         settings: dict[str, Any] = {}
-        for path in files:  # first: what stands there need not be an argument
-            settings |= self._read(path)
+        expected = list(self._actions)
         try:
+            for path in files:  # first: what stands there need not be an argument
+                settings |= self._read(path)
             found, extra = self.parse_known_intermixed_args(words)
         except _Asked as asked:
             text = str(asked)
             print(version() if text == "version" else self.help(text == "help_all"))
             self.exit()
+        finally:
+            self._actions[:] = expected  # which `instead.py` changes
         if extra:
             self.error(f"unrecognized arguments: {' '.join(extra)}{self._bare(given, extra[0])}")
         return {**settings, **vars(found)}
