@@ -112,7 +112,6 @@ def fault(command: Command) -> str | None:
     if unfinished:
         parser = parser_of(path, nothing_required=True)
     words = _filled(parser, words)
-    actions = [*parser._actions]
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:
             parse = parse_flags if isinstance(parser, CommandParser) else _parse
@@ -121,8 +120,6 @@ def fault(command: Command) -> str | None:
         return str(error)
     except SystemExit:
         return said.getvalue().strip().splitlines()[-1]
-    finally:
-        parser._actions[:] = actions  # such a flag as --checkpoint takes its argument out of them
     return _ignored(path, command)
 
 

@@ -112,6 +112,8 @@ class CommandParser(argparse.ArgumentParser):
         self.sections: dict[str, set[str]] = {}
         # from the spellings of booleans to their flag, and to the value of --no_flag
         self.switches: dict[str, tuple[argparse.Action, bool]] = {}
+        # from the spellings of flags to the argument that is not expected beside them
+        self.instead: dict[str, argparse.Action] = {}
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """As of any parser; a positional argument is named in capitals."""
@@ -277,6 +279,9 @@ class CommandParser(argparse.ArgumentParser):
         words, files = self._with_values(given)
         settings: dict[str, Any] = {}
         expected = list(self._actions)
+        flags = words[: words.index("--")] if "--" in words else words
+        replaced = {self.instead.get(word.partition("=")[0]) for word in flags}
+        self._actions[:] = [action for action in expected if action not in replaced]
         try:
             for path in files:  # first: what stands there need not be an argument
                 settings |= self._read(path)
@@ -286,7 +291,7 @@ class CommandParser(argparse.ArgumentParser):
             print(version() if text == "version" else self.help(text == "help_all"))
             self.exit()
         finally:
-            self._actions[:] = expected  # which `instead.py` changes
+            self._actions[:] = expected
         if extra:
             self.error(f"unrecognized arguments: {' '.join(extra)}{self._bare(given, extra[0])}")
         return {**settings, **vars(found)}
