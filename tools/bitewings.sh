@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every command of docs/first-week.md as it stands there, on generated bitewings, with a small network and short
-# trainings (tools/bitewings.json). Takes a few minutes on two CPU cores; all files go to the folder given as
-# the only argument (default: bitewings).
+# trainings (tools/bitewings.json). Takes some seven minutes of processor time; all files go to the folder given
+# as the only argument (default: bitewings).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-bitewings}

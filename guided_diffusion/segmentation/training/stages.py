@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from guided_diffusion.networks.precision import choose
 from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import StopRequest
 from guided_diffusion.segmentation.training.dataset import TrainingData
 from guided_diffusion.segmentation.training.job import start_run
@@ -85,7 +86,9 @@ class StagedRun(ABC, Generic[Settings]):
         stages = self.stages()
         with self.stop as stop:
             for number, (name, stage) in enumerate(stages, 1):
-                self.stopped_by = stage(f"{number}/{len(stages)} {name}")
+                title = f"{number}/{len(stages)} {name}"
+                say(title)
+                self.stopped_by = stage(title)
                 if number < len(stages):
                     self.stopped_by = self.stopped_by or stop.requested
                 if self.stopped_by:
