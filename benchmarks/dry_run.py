@@ -77,12 +77,13 @@ def main() -> int:
 
 def compare(file: str, settings: Settings, folder: str) -> dict[str, object]:
     """Print and return predicted and real figures for the flags in a file."""
+    words = words_of(file)
     data_dir = settings.data_dir
     if not data_dir:
         write_dataset(folder, 200, 0, 0, size=(300, 300), seed=1)
         data_dir = os.path.join(folder, "unlabelled")
     every = str(max(1, settings.steps // 2))
-    flags = [*words_of(file), "--data_dir", data_dir, "--max_steps", str(settings.steps)]
+    flags = [*words, "--data_dir", data_dir, "--max_steps", str(settings.steps)]
     flags += ["--save_interval", every, "--sample_interval", str(settings.steps)]
     flags += shlex.split(settings.more)
     found = {}

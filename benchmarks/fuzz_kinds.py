@@ -311,7 +311,7 @@ def junk_in_pickle(content: bytes, rng: np.random.Generator, values: Any) -> byt
             gone = names[rng.integers(len(names))]
             for name in names:
                 if name != gone:
-                    new.writestr(name, old.read(name))
+                    new.writestr(old.getinfo(name), old.read(name))  # of the same date
         return torn.getvalue()
     damaged = io.BytesIO()
     th.save(_with_junk(values, rng), damaged)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,10 @@ from guided_diffusion.runtime.errors import UserError
 if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     cache = Path(tempfile.gettempdir(), f"torchinductor_{capability}_{getpass.getuser()}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+# a shell starts background jobs with Ctrl-C ignored, and their children would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = ModelConfig(
     image_size=16,

@@ -112,7 +112,7 @@ class CommandParser(argparse.ArgumentParser):
         self.sections: dict[str, set[str]] = {}
         # from the spellings of booleans to their flag, and to the value of --no_flag
         self.switches: dict[str, tuple[argparse.Action, bool]] = {}
-        # from the spellings of flags to the argument that is not expected beside them
+        # from the spellings of flags to the argument that they stand for
         self.instead: dict[str, argparse.Action] = {}
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
@@ -278,13 +278,14 @@ class CommandParser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if argv is None else argv)
         words, files = self._with_values(given)
         settings: dict[str, Any] = {}
+        for path in files:
+            settings |= self._read(path)
         expected = list(self._actions)
         flags = words[: words.index("--")] if "--" in words else words
-        replaced = {self.instead.get(word.partition("=")[0]) for word in flags}
+        named = [f"--{name}" for name in settings] + [word.partition("=")[0] for word in flags]
+        replaced = [self.instead[name] for name in named if name in self.instead]
         self._actions[:] = [action for action in expected if action not in replaced]
         try:
-            for path in files:  # first: what stands there need not be an argument
-                settings |= self._read(path)
             found, extra = self.parse_known_intermixed_args(words)
         except _Asked as asked:
             text = str(asked)

@@ -15,5 +15,5 @@ def add_instead(parser: CommandParser, argument: str, *spellings: str) -> None:
     text = f"instead of the argument {found.metavar}"
     group = parser.add_argument_group("Arguments by name")
     group.add_argument(*spellings, dest=argument, help=text)
-    parser.instead |= dict.fromkeys(spellings, found)
+    parser.instead |= dict.fromkeys([f"--{argument}", *spellings], found)
     parser.shown[argument] = Shown(str(found.metavar), text, basic=False)

@@ -70,9 +70,9 @@ def test_a_patient_is_chosen_once(select, workshop, tmp_path):
     images.mkdir()
     for number, path in enumerate(sorted((workshop / "images").iterdir())):
         shutil.copy(path, images / f"P{number // 4:03d}-{number % 4}.png")
-    code, said, error = select(tmp_path / "out", "--k", 3, images=images)
+    code, _, error = select(tmp_path / "out", "--k", 3, images=images)
     assert code == 0, error
-    assert "3 patients of 12 images" in said
+    assert "3 patients of 12 images" in error
     patients = [row["patient"] for row in rows_of(tmp_path / "out")]
     assert sorted(patients) == ["P000-0", "P001-0", "P002-0"]
     code, _, error = select(tmp_path / "more", "--k", 4, images=images)
@@ -99,8 +99,8 @@ def test_copies_and_broken_files(select, workshop, tmp_path):
     )
     assert code == 0, error
     assert "12 of 12 radiographs" in said
-    assert f"skipped: {broken}" in said
-    assert "same.bmp has the same pixels as" in said
+    assert f"skipped: {broken}" in error
+    assert "same.bmp has the same pixels as" in error
 
 
 def test_it_resumes(select, workshop, tmp_path, monkeypatch):
@@ -134,9 +134,9 @@ def test_it_resumes(select, workshop, tmp_path, monkeypatch):
 def test_a_network_with_classes(select, workshop, tmp_path):
     model = NETWORK.__class__(**{**vars(NETWORK), "class_cond": True, "num_classes": 2})
     write_trained(workshop / "conditional", model, classes=CLASSES)
-    code, said, error = select(tmp_path / "out", "--k", 2, network="conditional")
+    code, _, error = select(tmp_path / "out", "--k", 2, network="conditional")
     assert code == 0, error
-    assert "taken with the embedding of the mean of its 2 classes" in said
+    assert "taken with the embedding of the mean of its 2 classes" in error
 
 
 @pytest.mark.parametrize(
