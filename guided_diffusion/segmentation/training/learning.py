@@ -203,6 +203,11 @@ class LearningConfig:
         return bool(self.unlabeled_dir)
 
     @property
+    def forward_size(self) -> int:
+        """Images per forward pass of a step."""
+        return self.microbatch if self.microbatch > 0 else self.batch_size
+
+    @property
     def stages_folder(self) -> str:
         """The folder of what a run in stages needs before its last one."""
         return os.path.join(self.log_folder, "stages")

@@ -209,7 +209,7 @@ class Finetuner:
         inputs = [x for x in (masks, images, timesteps) if x is not None]
 
         def sums(first: int) -> th.Tensor:
-            rows = slice(first, first + self._forward_size())
+            rows = slice(first, first + self.settings.forward_size)
             there = (x[rows].to(self.device, non_blocking=True) for x in inputs)
             truth, *arguments = there
             th.manual_seed(rng.derive_seed(self.settings.seed, "dropout", step, first))
@@ -217,7 +217,7 @@ class Finetuner:
                 scores = self.stepper.model(*arguments)
             return self.loss.sums(scores, truth)
 
-        starts = range(0, len(images), self._forward_size())
+        starts = range(0, len(images), self.settings.forward_size)
         if len(starts) == 1:
             loss = self.loss.of(sums(0))
             self.stepper.backward(loss)
@@ -276,20 +276,15 @@ class Finetuner:
             return self.stepper.averaged_weights(self.settings.ema_rate)
         return contextlib.nullcontext(self.model)
 
-    def _forward_size(self) -> int:
-        """Images per forward pass."""
-        settings = self.settings
-        return settings.microbatch if settings.microbatch > 0 else settings.batch_size
-
     @th.no_grad()
     def _evaluate(self, data: LabelledImages) -> tuple[np.ndarray, float]:
         """Confusion matrix and loss over all images at the size of the data, without padding."""
         confusion = np.zeros((len(self.config.categories),) * 2, np.int64)
         total = th.zeros((), dtype=th.float64, device=of_float64(self.device))
-        # without gradients, activations are not kept: several times as many images fit
-        size = 4 * self._forward_size()
         with self._network_to_save() as model:
-            batches = scored_batches(model.eval(), data, size, self.stepper.autocast)
+            batches = scored_batches(
+                model.eval(), data, self.settings.forward_size, self.stepper.autocast
+            )
             for scores, masks in batches:
                 total = total + self.loss.sums(scores, masks).to(total.device).double()
                 confusion += count_pixels(scores, masks)

@@ -122,4 +122,4 @@ class PartnerRun(StagedRun[Settings]):
         """Mean IoU of the union on the validation images."""
         model = config.build()
         model.load_state_dict(weights)
-        return mean_iou(model.to(dist_util.dev()), data, 4 * self.settings.batch_size)
+        return mean_iou(model.to(dist_util.dev()), data, self.settings.forward_size)

@@ -19,16 +19,17 @@ Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 def scored_batches(
     model: th.nn.Module,
     data: LabelledImages,
-    size: int,
+    forward_size: int,
     autocast: Autocast = contextlib.nullcontext,
 ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
     """Scores `[N x classes x H x W]` and true masks int64 `[N x H x W]`, on the network's device.
 
     :param model: in evaluation mode.
-    :param size: images per forward pass; images that are read in windows are taken one by one.
+    :param forward_size: images per forward pass of training. Without gradients, activations are
+        not kept, so four times as many are taken; images that are read in windows one by one.
     """
     device = next(model.parameters()).device
-    size = 1 if data.window else size
+    size = 1 if data.window else 4 * forward_size
     for first in range(0, len(data), size):
         with autocast():
             if data.window:
@@ -47,7 +48,7 @@ def count_pixels(scores: th.Tensor, masks: th.Tensor) -> np.ndarray:
     return confusion_matrix(predicted, true, scores.shape[1])
 
 
-def mean_iou(model: th.nn.Module, data: LabelledImages, size: int) -> float:
-    """Mean IoU of the foreground classes that the masks show."""
-    counts = [count_pixels(*batch) for batch in scored_batches(model.eval(), data, size)]
+def mean_iou(model: th.nn.Module, data: LabelledImages, forward_size: int) -> float:
+    """Mean IoU of the foreground classes that the masks show; see `scored_batches`."""
+    counts = [count_pixels(*batch) for batch in scored_batches(model.eval(), data, forward_size)]
     return present_scores(np.sum(counts, axis=0)).mean_iou()
