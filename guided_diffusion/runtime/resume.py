@@ -45,8 +45,8 @@ def locate_start(folder: str, resume_checkpoint: str = "") -> Start:
         if not found and (foreign := checkpoint.foreign_models(folder)):
             raise UserError(
                 f"{folder} holds {foreign[-1]}, written by another program: start from it with"
-                f" --resume_checkpoint {bf.join(folder, foreign[-1])}, or set OPENAI_LOGDIR to"
-                " another folder"
+                f" --resume_checkpoint {bf.join(folder, foreign[-1])}, or name another"
+                " folder with --output"
             )
         return newest
     if not bf.exists(resume_checkpoint):

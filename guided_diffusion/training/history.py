@@ -106,7 +106,7 @@ def training_sections(
     if is_file and began and _exists(named) and digest(named) != began["contents"]:
         raise UserError(
             f"{folder} holds a run that began from {began['checkpoint']}, which has other contents"
-            f" than {named}: set OPENAI_LOGDIR (or --weights_save) to another place"
+            f" than {named}: name another folder with --output (or --weights_save)"
         )
     before = stored.get("training", {})
     for name, default in _FIXED.items():
@@ -114,8 +114,8 @@ def training_sections(
         if value != known_value:
             raise UserError(
                 f"--{name} {value!r} contradicts the run in {folder}, which says {known_value!r}:"
-                " give the same, or continue from its model*.pt in another folder, with"
-                " OPENAI_LOGDIR and --resume_checkpoint"
+                " give the same, or continue from its model*.pt in another folder, with --output"
+                " and --resume_checkpoint"
             )
     settings = changed_settings(before, flags)
     known = stored.get("data")
@@ -172,7 +172,7 @@ def _check(
     if fixed:
         raise UserError(
             f"{folder} holds another run ({'; '.join(fixed)}): choose another --weights_save or"
-            " OPENAI_LOGDIR"
+            " --output"
         )
     if limit and start.step >= limit:
         raise UserError(

@@ -159,8 +159,11 @@ def _train(plan: Plan, run: Run) -> str | None:
     """Leave the network of a run; returns the signal that stopped it."""
     _, module = RUNNERS[run.method.script]
     # its messages are in its log.txt
-    silence = contextlib.redirect_stdout(io.StringIO()), session.changed(silent=True)
-    with silence[0], silence[1], run_lock.released():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        session.changed(silent=True),
+        run_lock.released(),
+    ):
         finetuner = import_module(module).prepare(plan.parse_arguments(run))
         if finetuner is not None:
             finetuner.run()
@@ -170,8 +173,13 @@ def _train(plan: Plan, run: Run) -> str | None:
 
 def wait_for(plan: Plan, runs: Sequence[Run]) -> str | None:
     """Until other processes have made them; returns the signal that stopped it."""
+
+    def unmade() -> bool:
+        needed = plan.needed()
+        return any(_is_awaited(plan, run, needed) for run in runs)
+
     with StopRequest() as stop:
-        while any(_is_awaited(plan, run, plan.needed()) for run in runs):
+        while unmade():
             if stop.requested:
                 return stop.requested
             time.sleep(_LOOK_EVERY)

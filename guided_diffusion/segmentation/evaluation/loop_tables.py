@@ -53,15 +53,12 @@ class LoopTable:
 
     def write(self, folder: str) -> None:
         """Write rounds.csv: a row for each seed and round."""
-        header = ["seed", "round", "labelled", *self.rules]
-        header += [f"{self.rules[0]} - {rule}" for rule in self.rules[1:]]
         rows = ([*key, *(_cell(value) for value in values)] for key, values in self._rows())
-        write_csv(os.path.join(folder, "rounds.csv"), header, rows)
+        write_csv(os.path.join(folder, "rounds.csv"), self._titles(), rows)
 
     def markdown(self) -> str:
         """The rows of rounds.csv, and the difference over all rounds."""
-        first, *others = self.rules
-        titles = ["seed", "round", "labelled", *self.rules, *(f"{first} - {o}" for o in others)]
+        titles, others = self._titles(), self.rules[1:]
         lines = ["", "Mean Dice by seed and round:", ""]
         lines += [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
         for key, values in self._rows():
@@ -70,6 +67,10 @@ class LoopTable:
             lines.append(f"| {' | '.join([*map(str, key), *scores, *changes])} |")
         lines += ["", *map(self._verdict, others)] if others else []
         return "\n".join(lines) + "\n"
+
+    def _titles(self) -> list[str]:
+        first, *others = self.rules
+        return ["seed", "round", "labelled", *self.rules, *(f"{first} - {o}" for o in others)]
 
     def _rows(self) -> Iterator[tuple[tuple[int, int, int], list[float | None]]]:
         """(seed, round, labelled images), and the figures."""
