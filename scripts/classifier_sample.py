@@ -2,16 +2,14 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.config import (
-    FROM_CHECKPOINT,
+from guided_diffusion.networks.checkpoint_flags import (
     IN_SHAPES,
     OF_TRAINING,
-    READ,
-    ClassifierConfig,
-    DiffusionConfig,
-    ModelConfig,
+    network_part,
+    process_part,
 )
-from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
+from guided_diffusion.networks.config import ClassifierConfig, ModelConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import ClassifierSampleConfig
@@ -25,19 +23,9 @@ def parser() -> CommandParser:
     return make_parser(
         __doc__,
         ClassifierSampleConfig,
-        Part(
-            ModelConfig,
-            FROM_CHECKPOINT,
-            title=f"Network {READ}",
-            ignored=[*SHAPES, *OF_TRAINING],
-        ),
-        Part(
-            DiffusionConfig,
-            FROM_CHECKPOINT,
-            title=f"Diffusion process {READ}",
-            ignored=OF_TRAINING,
-        ),
-        Part(ClassifierConfig, FROM_CHECKPOINT, title=f"Classifier {READ}"),
+        network_part(ModelConfig, [*SHAPES, *OF_TRAINING]),
+        process_part(),
+        network_part(ClassifierConfig, title="Classifier"),
         ProcessConfig,
     )
 

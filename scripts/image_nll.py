@@ -2,15 +2,14 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.config import (
-    FROM_CHECKPOINT,
+from guided_diffusion.networks.checkpoint_flags import (
     IN_SHAPES,
     OF_TRAINING,
-    READ,
-    DiffusionConfig,
-    ModelConfig,
+    network_part,
+    process_part,
 )
-from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
+from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
@@ -22,18 +21,8 @@ def parser() -> CommandParser:
     return make_parser(
         __doc__,
         LikelihoodConfig,
-        Part(
-            ModelConfig,
-            FROM_CHECKPOINT,
-            title=f"Network {READ}",
-            ignored=[*IN_SHAPES, *OF_TRAINING],
-        ),
-        Part(
-            DiffusionConfig,
-            FROM_CHECKPOINT,
-            title=f"Diffusion process {READ}",
-            ignored=OF_TRAINING,
-        ),
+        network_part(ModelConfig, [*IN_SHAPES, *OF_TRAINING]),
+        process_part(),
         ProcessConfig,
     )
 

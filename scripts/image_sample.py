@@ -2,15 +2,14 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.conditional import GuidedConfig
-from guided_diffusion.networks.config import (
-    FROM_CHECKPOINT,
+from guided_diffusion.networks.checkpoint_flags import (
     IN_SHAPES,
     OF_TRAINING,
-    READ,
-    DiffusionConfig,
+    network_part,
+    process_part,
 )
-from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
+from guided_diffusion.networks.conditional import GuidedConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import GuidedSampleConfig
@@ -24,19 +23,8 @@ def parser() -> CommandParser:
     return make_parser(
         __doc__,
         GuidedSampleConfig,
-        Part(
-            GuidedConfig,
-            FROM_CHECKPOINT,
-            title=f"Network {READ}",
-            ignored=[*IN_SHAPES, *OF_TRAINING, *GUIDED_FLAGS],
-        ),
-        Part(
-            DiffusionConfig,
-            FROM_CHECKPOINT,
-            title=f"Diffusion process {READ}",
-            ignored=OF_TRAINING,
-            basic=["timestep_respacing"],
-        ),
+        network_part(GuidedConfig, [*IN_SHAPES, *OF_TRAINING, *GUIDED_FLAGS]),
+        process_part(basic=["timestep_respacing"]),
         ProcessConfig,
     )
 

@@ -2,14 +2,13 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.networks.config import (
-    FROM_CHECKPOINT,
+from guided_diffusion.networks.checkpoint_flags import (
     OF_TRAINING,
-    READ,
-    DiffusionConfig,
-    SuperResConfig,
+    network_part,
+    process_part,
 )
-from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
+from guided_diffusion.networks.config import SuperResConfig
+from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
 from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import SuperResSampleConfig
@@ -20,18 +19,8 @@ def parser() -> CommandParser:
     return make_parser(
         __doc__,
         SuperResSampleConfig,
-        Part(
-            SuperResConfig,
-            FROM_CHECKPOINT,
-            title=f"Network {READ}",
-            ignored=["in_channels", *OF_TRAINING],
-        ),
-        Part(
-            DiffusionConfig,
-            FROM_CHECKPOINT,
-            title=f"Diffusion process {READ}",
-            ignored=OF_TRAINING,
-        ),
+        network_part(SuperResConfig, ["in_channels", *OF_TRAINING]),
+        process_part(),
         ProcessConfig,
     )
 

@@ -2,14 +2,7 @@
 # Every command of docs/first-week.md as it stands there, on generated bitewings, with a small network and short
 # trainings (tools/bitewings.json). Takes some seven minutes of processor time; all files go to the folder given
 # as the only argument (default: bitewings).
-set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-bitewings}
-if [ -e "$out" ]; then
-    echo "error: $out exists: remove it, or name another folder" >&2
-    exit 2
-fi
-unset OPENAI_LOGDIR
+source "$(dirname "$0")/start.sh"
 
 # 160 films without labels, and 40 labelled ones
 python tools/prepare_data.py --action create-sample --output-dir "$out/made" \

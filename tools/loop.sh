@@ -3,20 +3,7 @@
 # fine-tune, correct the predictions that teach most, fine-tune again. The known masks of the phantoms stand for
 # the person who draws. Takes some minutes on two CPU cores; all results go to the folder given as the only
 # argument (default: loop).
-set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-loop}
-if [ -e "$out" ]; then
-    echo "error: $out exists: remove it, or name another folder" >&2
-    exit 2
-fi
-
-run() {
-    printf '\n$ %s\n' "$*"
-    "$@"
-}
-
-unset OPENAI_LOGDIR
+source "$(dirname "$0")/start.sh"
 source flags/demo.sh
 export OPENAI_LOGDIR="$out/pretrained"
 films="$out/films"

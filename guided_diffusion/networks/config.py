@@ -34,18 +34,6 @@ NUM_CLASSES = 1000
 NORMS = "norms"  # that of unet.py, which imports torch
 # flags that may differ from those of the training: they change neither the network nor the process
 FREE_FLAGS = ("dropout", "use_checkpoint", "use_fp16", "classifier_use_fp16", "timestep_respacing")
-# What a command says of flags whose values it reads from a checkpoint. They are for those of the
-# original package, which no config.json describes, and for what may change.
-FROM_CHECKPOINT = "from the checkpoint"
-READ = "(read from the checkpoint)"
-# then told by the weights' shapes: flags may repeat them
-IN_SHAPES = (
-    *("in_channels", "num_channels", "num_res_blocks", "channel_mult", "attention_resolutions"),
-    *("class_cond", "num_classes", "cond_drop_prob", "use_scale_shift_norm", "resblock_updown"),
-    "learn_sigma",
-)
-# flags without an effect on a network that is no longer trained
-OF_TRAINING = ("dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")
 
 Config = TypeVar("Config", bound="NetworkConfig")
 Network = TypeVar("Network", bound="th.nn.Module")

@@ -102,9 +102,7 @@ def page(
     """
     width = min(max(_NARROWEST, shutil.get_terminal_size().columns - 1), _PAGE)
     groups = list(groups)
-    arguments = [a for title, pairs in groups for a, _ in pairs if not a.option_strings]
-    usage = f"usage: {prog} [flags] {_usage(arguments)}".rstrip()
-    lines = textwrap.wrap(usage, width, subsequent_indent=" " * 9)
+    lines = textwrap.wrap(f"usage: {usage(prog, groups)}", width, subsequent_indent=" " * 9)
     for paragraph in description.strip().split("\n\n"):
         lines.append("")
         drawn = any("  " in line or line.startswith(prog) for line in paragraph.splitlines())
@@ -122,18 +120,24 @@ def page(
     return "\n".join(lines)
 
 
-def _usage(arguments: Sequence[argparse.Action]) -> str:
-    """The arguments, those that go together in one pair of brackets."""
-    words = ""
-    for action in arguments:
+def usage(
+    prog: str, groups: "Iterable[tuple[str, Sequence[tuple[argparse.Action, Shown]]]]"
+) -> str:
+    """How to call a command: optional arguments that go together in one pair of brackets.
+
+    :param groups: titles, and the arguments and flags below them.
+    """
+    words = f"{prog} [flags]"
+    arguments = (a for _, pairs in groups for a, _ in pairs if not a.option_strings)
+    for number, action in enumerate(arguments):
         name = str(action.metavar)
         optional = action.nargs == "?"
-        if optional and words.endswith("]"):
+        if optional and number and words.endswith("]"):
             words = f"{words[:-1]} {name}]"
         else:
             name += " ..." if action.nargs == "+" else ""
             words += f" [{name}]" if optional else f" {name}"
-    return words.strip()
+    return words
 
 
 def _name(action: argparse.Action, shown: Shown, everything: bool) -> str:

@@ -6,7 +6,6 @@
 import ast
 import re
 import sys
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -14,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from guided_diffusion.runtime.commands import Flag, flags_of, parser_of  # noqa: E402
+from guided_diffusion.runtime.help_text import usage  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference"
 MADE = "<!-- made by `make reference`: change the flags, not this page -->\n"
@@ -89,8 +89,8 @@ def _command(path: Path) -> str:
     parser = parser_of(path)
     flags = flags_of(parser)
     arguments = [flag for flag in flags if flag.positional]
-    usage = f"python {path.parent.name}/{path.name} [flags] {_usage(arguments)}".rstrip()
-    lines = [f"# {path.name}", "", MADE, *_description(path), f"    {usage}", ""]
+    shown = usage(f"python {path.parent.name}/{path.name}", parser.visible())
+    lines = [f"# {path.name}", "", MADE, *_description(path), f"    {shown}", ""]
     if arguments:
         lines += ["## Arguments", "", "| argument | |", "| --- | --- |"]
         lines += [f"| {_code(_metavar(flag))} | {_prose(flag.help)} |" for flag in arguments]
@@ -121,18 +121,6 @@ def _description(path: Path) -> list[str]:
 
 def _metavar(flag: Flag) -> str:
     return flag.metavar or flag.name.upper()
-
-
-def _usage(arguments: Iterable[Flag]) -> str:
-    words = ""
-    for flag in arguments:
-        if flag.required:
-            words += f" {_metavar(flag)}"
-        elif words.endswith("]"):
-            words = f"{words[:-1]} {_metavar(flag)}]"
-        else:
-            words += f" [{_metavar(flag)}]"
-    return words.strip()
 
 
 def _row(flag: Flag, marked: bool) -> str:

@@ -4,15 +4,15 @@ import dataclasses
 
 from guided_diffusion.images.masks import BINARY_HELP, MaskRule
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.networks.conditional import MaskDiffusionConfig
-from guided_diffusion.networks.config import (
+from guided_diffusion.networks.checkpoint_flags import (
     FROM_CHECKPOINT,
     IN_SHAPES,
     OF_TRAINING,
-    READ,
-    DiffusionConfig,
-    ModelConfig,
+    network_part,
+    process_part,
 )
+from guided_diffusion.networks.conditional import MaskDiffusionConfig
+from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser
 from guided_diffusion.runtime.flags import flag
 from guided_diffusion.runtime.instead import add_instead
@@ -171,13 +171,8 @@ def finetune_flags(description: str = "") -> CommandParser:
             ignored=["in_channels"],
             basic=["image_size", "resize"],
         ),
-        Part(ModelConfig, FROM_CHECKPOINT, title=f"Network {READ}", ignored=IN_SHAPES),
-        Part(
-            DiffusionConfig,
-            FROM_CHECKPOINT,
-            title=f"Diffusion process {READ}",
-            ignored=["timestep_respacing", "predict_xstart", *OF_TRAINING, *IN_SHAPES],
-        ),
+        network_part(ModelConfig, IN_SHAPES),
+        process_part(["timestep_respacing", "predict_xstart", *OF_TRAINING, *IN_SHAPES]),
         Part(TrainConfig, ignored=True),
         ProcessConfig,
     )
