@@ -9,8 +9,9 @@ import importlib.metadata
 import io
 import json
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, write_atomically
 from guided_diffusion.segmentation.categories import to_plain
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
+from guided_diffusion.segmentation.networks.union import Union
 
 INPUT, OUTPUT = "radiographs", "scores"
 TOLERANCE = 1e-4
@@ -39,11 +41,21 @@ def export(model_path: str, onnx_path: str) -> dict[str, str]:
     check_output(onnx_path)
     onnx, onnxruntime = import_packages()
     model, config, _ = load_model(model_path)
-    kind = config.kind_module()
-    if not hasattr(kind, "ExportCore"):
-        raise UserError(f"{model_path}: networks of kind {config.kind} cannot be exported to ONNX")
-    core = kind.ExportCore(model.requires_grad_(False).eval())
-    proto = _with_padding(onnx, _trace(core, core.multiple, config.in_channels), core.multiple)
+    model.requires_grad_(False).eval()
+    networks = [(model, config)]
+    if isinstance(model, Union):
+        networks = list(zip(model.networks, model.configs))
+    graphs = []
+    for network, its_config in networks:
+        kind = its_config.kind_module()
+        if not hasattr(kind, "ExportCore"):
+            raise UserError(
+                f"{model_path}: networks of kind {its_config.kind} cannot be exported to ONNX"
+            )
+        core = kind.ExportCore(network)
+        graph = _trace(core, core.multiple, config.in_channels)
+        graphs.append(_with_padding(onnx, graph, core.multiple))
+    proto = graphs[0] if len(graphs) == 1 else _averaged(onnx, graphs)
     metadata = describe(config)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
@@ -146,6 +158,41 @@ def _with_padding(onnx: ModuleType, proto: Any, multiple: int) -> Any:
         shape = ["batch", depth, "height", "width"]
         places.append(helper.make_tensor_value_info(name, kind, shape))
     return proto
+
+
+def _averaged(onnx: ModuleType, graphs: Sequence[Any]) -> Any:
+    """One graph of several: the logarithm of their mean probabilities, as `Union` computes it."""
+    helper, joined = onnx.helper, type(graphs[0])()
+    named = [
+        onnx.compose.add_prefix(graph, f"network_{number}/", rename_inputs=False)
+        for number, graph in enumerate(graphs)
+    ]
+    joined.CopyFrom(named[0])
+    graph = joined.graph
+    for other in named[1:]:
+        graph.node.extend(other.graph.node)
+        graph.initializer.extend(other.graph.initializer)
+        graph.value_info.extend(other.graph.value_info)
+        joined.functions.extend(other.functions)
+    count = helper.make_tensor("log_count", onnx.TensorProto.FLOAT, [], [math.log(len(named))])
+    graph.initializer.append(count)
+    logs = [f"log_{number}" for number in range(len(named))]
+    below, powers = [f"{log}_below" for log in logs], [f"{log}_power" for log in logs]
+    outputs = [one.graph.output[0].name for one in named]
+    graph.node.extend(
+        [
+            *(helper.make_node("LogSoftmax", [a], [b], axis=1) for a, b in zip(outputs, logs)),
+            helper.make_node("Max", logs, ["largest"]),
+            *(helper.make_node("Sub", [a, "largest"], [b]) for a, b in zip(logs, below)),
+            *(helper.make_node("Exp", [a], [b]) for a, b in zip(below, powers)),
+            helper.make_node("Sum", powers, ["total"]),
+            helper.make_node("Log", ["total"], ["log_total"]),
+            helper.make_node("Add", ["largest", "log_total"], ["log_sum"]),
+            helper.make_node("Sub", ["log_sum", "log_count"], [OUTPUT]),
+        ]
+    )
+    graph.output[0].name = OUTPUT
+    return joined
 
 
 @th.no_grad()

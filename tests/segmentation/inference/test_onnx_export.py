@@ -15,6 +15,7 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.inference import onnx_export
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
+from guided_diffusion.segmentation.networks import union
 
 
 def save(folder):
@@ -56,6 +57,25 @@ def test_any_size_gives_the_networks_numbers(script, tmp_path):
         c.name for c in generic_categories(3)
     ]
     assert set(metadata) >= {"input", "output", "kind", "version"}
+
+
+def test_a_union_gives_the_mean_of_its_networks(script, tmp_path):
+    """Networks that pad to different multiples, and differ in their timestep."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    networks = []
+    for mult, timestep in (("1", 7.0), ("1,2", 0.0)):
+        model = dataclasses.replace(TINY, channel_mult=mult, attention_resolutions="")
+        config = SegmentationConfig(
+            model, ReadingConfig((16, 24), 1, "pad"), generic_categories(3), timestep=timestep
+        )
+        networks.append((config, fill_parameters(config.build()).state_dict()))
+    path = str(tmp_path / "segm.pth")
+    save_model(path, *union.join(networks))
+    ended = script("export_onnx.py", path)
+    assert ended.code == 0, ended.err
+    metadata = check(path, [(1, 16, 16), (4, 31, 17), (2, 50, 64)])
+    assert json.loads(metadata["kind"]) == "union"
 
 
 def test_a_file_that_gives_other_numbers_is_not_written(tmp_path, monkeypatch):
