@@ -191,7 +191,7 @@ class LabelEfficiencyConfig(RunsConfig):
     )
     tune_steps: str = flag("200,400,800", "with --steps 0: steps to choose from, comma-separated")
     tune_lr: str = flag(
-        "3e-4,1e-3,3e-3,1e-2", "with --steps 0: learning rates to choose from, comma-separated"
+        "3e-4,1e-3,3e-3,1e-2,3e-2", "with --steps 0: learning rates to choose from, comma-separated"
     )
     folds: int = flag(
         0,

@@ -212,7 +212,8 @@ class Plan:
         evaluate += [*self._mask_flags(), *self.precision]
         lines = [evaluate, *([*evaluate, *flags] for flags in self.variants.values())]
         if run.method.members:
-            train = f"# after the trainings of {' and '.join(m.name for m in self.members(run))}"
+            names = " and ".join(member.name for member in self.members(run))
+            train = f"# {run.name}: {names} in one file, as finetune.py --partner joins networks"
         else:
             train = _python([f"scripts/{run.method.script}", *self.training_arguments(run)])
         return [train, *map(_python, lines)]
@@ -225,9 +226,7 @@ class Plan:
         return binary + (ignore if settings.ignore_index >= 0 else [])
 
     def model_path(self, run: Run) -> str:
-        """Of the network of a run; of a union those of its members, with commas between."""
-        if run.method.members:
-            return ",".join(map(self.model_path, self.members(run)))
+        """Of the network of a run."""
         return os.path.join(self.folder(run), "segm.pth")
 
     def check_flags(self) -> None:

@@ -39,6 +39,8 @@ from guided_diffusion.segmentation.evaluation.methods import RUNNERS
 from guided_diffusion.segmentation.evaluation.scoring import evaluate
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.metrics import dice_iou
+from guided_diffusion.segmentation.model_file import load_model, save_model
+from guided_diffusion.segmentation.networks.union import join
 from guided_diffusion.segmentation.training.learning import LearningConfig
 
 # seconds between looks at the runs of other processes
@@ -139,7 +141,7 @@ def make_run(plan: Plan, run: Run) -> Outcome:
     began = time.monotonic()
     with writing(plan.folder(run)):
         os.makedirs(plan.folder(run), exist_ok=True)
-    stopped_by = wait_for(plan, plan.members(run)) if run.method.members else _train(plan, run)
+    stopped_by = _join(plan, run) if run.method.members else _train(plan, run)
     if stopped_by:
         return Outcome(stopped_by)
     seconds = time.monotonic() - began
@@ -147,8 +149,8 @@ def make_run(plan: Plan, run: Run) -> Outcome:
         found = [plan.result(member) for member in plan.members(run)]
         seconds = sum(result["seconds"] for result in found if result)
     messages = _evaluate(plan, run, seconds)
-    for training in plan.members(run) or [run]:
-        clean_up(plan, training)
+    for done in [*plan.members(run), run]:
+        clean_up(plan, done)
     if th.cuda.is_available():
         th.cuda.empty_cache()
     messages[0] += f", {time.monotonic() - began:.0f} s"
@@ -169,6 +171,17 @@ def _train(plan: Plan, run: Run) -> str | None:
             finetuner.run()
         logger.reset()
     return finetuner.stopped_by if finetuner is not None else None
+
+
+def _join(plan: Plan, run: Run) -> str | None:
+    """Leave the network of a union; returns the signal that stopped it."""
+    members = plan.members(run)
+    if stopped_by := wait_for(plan, members):
+        return stopped_by
+    loaded = [load_model(plan.model_path(member)) for member in members]
+    config, weights = join([(config, model.state_dict()) for model, config, _ in loaded])
+    save_model(plan.model_path(run), config, weights)
+    return None
 
 
 def wait_for(plan: Plan, runs: Sequence[Run]) -> str | None:

@@ -46,7 +46,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A script in `scripts/` and its flags; or other methods, whose networks it averages."""
+    """A script in `scripts/` and its flags; or other methods, whose networks predict as one."""
 
     name: str
     script: str = ""

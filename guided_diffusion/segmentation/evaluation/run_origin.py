@@ -57,7 +57,8 @@ def union_of(members: Mapping[str, RunOrigin], variants: Mapping[str, list[str]]
 
     :param members: their origins by method, on the same images.
     """
-    settings: dict[str, Any] = {"variants": dict(variants)}
+    # those of older versions counted alike
+    settings: dict[str, Any] = {"variants": dict(variants), "by_certainty": True}
     files: Files = {}
     for name, origin in members.items():
         settings[name] = {k: v for k, v in origin["settings"].items() if k != "variants"}

@@ -21,6 +21,7 @@ import torch as th
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, write_atomically
 from guided_diffusion.segmentation.categories import to_plain
+from guided_diffusion.segmentation.certainty import FLOOR
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.union import Union
 
@@ -55,7 +56,7 @@ def export(model_path: str, onnx_path: str) -> dict[str, str]:
         core = kind.ExportCore(network)
         graph = _trace(core, core.multiple, config.in_channels)
         graphs.append(_with_padding(onnx, graph, core.multiple))
-    proto = graphs[0] if len(graphs) == 1 else _averaged(onnx, graphs)
+    proto = _union(onnx, graphs, model.by_certainty) if isinstance(model, Union) else graphs[0]
     metadata = describe(config)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
@@ -160,9 +161,9 @@ def _with_padding(onnx: ModuleType, proto: Any, multiple: int) -> Any:
     return proto
 
 
-def _averaged(onnx: ModuleType, graphs: Sequence[Any]) -> Any:
-    """One graph of several: the logarithm of their mean probabilities, as `Union` computes it."""
-    helper, joined = onnx.helper, type(graphs[0])()
+def _union(onnx: ModuleType, graphs: Sequence[Any], by_certainty: bool) -> Any:
+    """One graph of several: the logarithm of the mean of their probabilities, as in `Union`."""
+    joined = type(graphs[0])()
     named = [
         onnx.compose.add_prefix(graph, f"network_{number}/", rename_inputs=False)
         for number, graph in enumerate(graphs)
@@ -174,25 +175,51 @@ def _averaged(onnx: ModuleType, graphs: Sequence[Any]) -> Any:
         graph.initializer.extend(other.graph.initializer)
         graph.value_info.extend(other.graph.value_info)
         joined.functions.extend(other.functions)
-    count = helper.make_tensor("log_count", onnx.TensorProto.FLOAT, [], [math.log(len(named))])
-    graph.initializer.append(count)
-    logs = [f"log_{number}" for number in range(len(named))]
-    below, powers = [f"{log}_below" for log in logs], [f"{log}_power" for log in logs]
-    outputs = [one.graph.output[0].name for one in named]
-    graph.node.extend(
-        [
-            *(helper.make_node("LogSoftmax", [a], [b], axis=1) for a, b in zip(outputs, logs)),
-            helper.make_node("Max", logs, ["largest"]),
-            *(helper.make_node("Sub", [a, "largest"], [b]) for a, b in zip(logs, below)),
-            *(helper.make_node("Exp", [a], [b]) for a, b in zip(below, powers)),
-            helper.make_node("Sum", powers, ["total"]),
-            helper.make_node("Log", ["total"], ["log_total"]),
-            helper.make_node("Add", ["largest", "log_total"], ["log_sum"]),
-            helper.make_node("Sub", ["log_sum", "log_count"], [OUTPUT]),
-        ]
-    )
+    classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    constants = _Constants(onnx, graph)
+    scores = [one.graph.output[0].name for one in named]
+
+    def node(kind: str, *inputs: str, output: str = "", **more: Any) -> str:
+        name = output or f"union/{len(graph.node)}"
+        graph.node.append(onnx.helper.make_node(kind, inputs, [name], **more))
+        return name
+
+    def sum_of_powers(logs: Sequence[str], output: str = "") -> str:
+        """The logarithm of the sum of what these are the logarithms of."""
+        largest = node("Max", *logs)
+        powers = [node("Exp", node("Sub", log, largest)) for log in logs]
+        return node("Add", largest, node("Log", node("Sum", *powers)), output=output)
+
+    def log_certainty(log: str) -> str:
+        entropy = node("ReduceMean", node("Mul", node("Exp", log), log), constants.axes(1, 2, 3))
+        scale = constants.scalar(-classes / math.log(max(2, classes)))
+        raised = node("Add", node("Mul", entropy, scale), constants.scalar(FLOOR))
+        return node("Mul", node("Log", raised), constants.scalar(-2.0))
+
+    logs = [node("LogSoftmax", score, axis=1) for score in scores]
+    weights = [log_certainty(log) if by_certainty else constants.scalar(0.0) for log in logs]
+    weighted = [node("Add", log, weight) for log, weight in zip(logs, weights)]
+    node("Sub", sum_of_powers(weighted), sum_of_powers(weights), output=OUTPUT)
     graph.output[0].name = OUTPUT
     return joined
+
+
+class _Constants:
+    """Adds constants to a graph."""
+
+    def __init__(self, onnx: ModuleType, graph: Any):
+        self.onnx, self.graph = onnx, graph
+
+    def scalar(self, value: float) -> str:
+        return self._add(self.onnx.TensorProto.FLOAT, [], [value])
+
+    def axes(self, *values: int) -> str:
+        return self._add(self.onnx.TensorProto.INT64, [len(values)], values)
+
+    def _add(self, kind: int, shape: Sequence[int], values: Sequence[float]) -> str:
+        name = f"union/constant_{len(self.graph.initializer)}"
+        self.graph.initializer.append(self.onnx.helper.make_tensor(name, kind, shape, values))
+        return name
 
 
 @th.no_grad()

@@ -17,10 +17,11 @@ from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.networks.precision import check_precision, in_precision, store_weights
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable, check_same_classes, check_swaps
+from guided_diffusion.segmentation.certainty import certainty
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
 from guided_diffusion.segmentation.inference.views import View, mirrors, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
-from guided_diffusion.segmentation.networks.kind import Member, MemberOptions
+from guided_diffusion.segmentation.networks.kind import Member, MemberOptions, Network
 from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.prediction import Prediction
 
@@ -103,7 +104,7 @@ class Predictor(Segmenter):
             model.eval(), self.device, dataclasses.replace(options, timesteps=timesteps)
         )
         for member in self.members:
-            store_weights(member, precision, self.device)
+            store_weights(member.network, precision, self.device)
 
     def start(self, images: Sequence[np.ndarray]) -> list[Finish]:
         reading = self.config.reading
@@ -139,14 +140,16 @@ class Predictor(Segmenter):
         images, average = images.to(self.device), EnsembleMean()
         for view in self.views:
             for member in self.members:
-                scores = self._scores(member, view.apply(images))
-                average.add(view.invert(scores.float().softmax(1)))
+                scores = self._scores(member.network, view.apply(images))
+                found = view.invert(scores.float().softmax(1))
+                factor = certainty(found) if member.by_certainty else 1.0
+                average.add(found, member.weight * factor)
         mean = average.mean().cpu().numpy()
         return mean, average.disagreement().cpu().numpy() if average.count > 1 else None
 
-    def _scores(self, member: Member, images: th.Tensor) -> th.Tensor:
+    def _scores(self, network: Network, images: th.Tensor) -> th.Tensor:
         """Class scores `[N x C x H x W]`; of images at their own size from sliding windows."""
-        network = in_precision(member, self.precision, self.device)
+        network = in_precision(network, self.precision, self.device)
         reading = self.config.reading
         if reading.resize == "native":
             return sliding_scores(network, images, reading.geometry().height_width)

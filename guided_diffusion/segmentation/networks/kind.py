@@ -3,14 +3,15 @@
 A kind is one module, listed in `model_file.KINDS`, which defines:
 
 - `build(config)`: the network with random weights;
-- `members(model, device, options)`: the functions whose class probabilities prediction averages,
-  which are the network itself, the network at several timesteps, or its draws;
+- `members(model, device, options)`: what prediction averages the class probabilities of, which is
+  the network itself, the network at several timesteps, or its draws;
 - `ExportCore(model)`, if it can be exported to ONNX: the network as a module without padding, for
   images whose sides its attribute `multiple` divides.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch as th
 
@@ -20,7 +21,16 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 
 # [N x in_channels x H x W] in [-1, 1], of any size, to logits [N x classes x H x W]
-Member = Callable[..., th.Tensor]
+Network = Callable[..., th.Tensor]
+
+
+class Member(NamedTuple):
+    """A network, and how much it counts in the mean beside other members: its weight, for each
+    radiograph times its certainty if `by_certainty` is set."""
+
+    network: Network
+    weight: float = 1.0
+    by_certainty: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class MemberOptions:
 def single_member(model: th.nn.Module, device: th.device, options: MemberOptions) -> list[Member]:
     """The network itself as the only member, moved to the device and compiled if wanted."""
     model = model.to(device)
-    return [compiled(model) if options.compile else model]
+    return [Member(compiled(model) if options.compile else model)]
 
 
 def architecture(config: SegmentationConfig) -> ModelConfig:

@@ -148,7 +148,7 @@ def members(model: MaskDiffusionModel, device: th.device, options: MemberOptions
     model.to(device)
     if options.compile:
         model.network.compile()
-    return [partial(_draw_scores, model, number) for number in range(model.num_samples)]
+    return [Member(partial(_draw_scores, model, number)) for number in range(model.num_samples)]
 
 
 def _draw_scores(model: MaskDiffusionModel, number: int, images: th.Tensor) -> th.Tensor:

@@ -8,6 +8,7 @@ from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.networks.kind import (
     Member,
     MemberOptions,
+    Network,
     architecture,
     single_member,
 )
@@ -27,8 +28,8 @@ def members(
     options.check("unet", accepted=("timesteps",))
     if len(options.timesteps) < 2:
         return single_member(model.folded(*options.timesteps), device, options)
-    (network,) = single_member(model, device, options)
-    return [partial(_at_timestep, network, timestep) for timestep in options.timesteps]
+    (whole,) = single_member(model, device, options)
+    return [Member(partial(_at_timestep, whole.network, step)) for step in options.timesteps]
 
 
 class ExportCore(th.nn.Module):
@@ -44,5 +45,5 @@ class ExportCore(th.nn.Module):
         return UNetModel.forward(self.model, images, timestep)
 
 
-def _at_timestep(network: Member, timestep: float, images: th.Tensor) -> th.Tensor:
+def _at_timestep(network: Network, timestep: float, images: th.Tensor) -> th.Tensor:
     return network(images, th.full((len(images),), float(timestep), device=images.device))

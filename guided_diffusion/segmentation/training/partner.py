@@ -1,8 +1,9 @@
 """Fine-tuning two kinds of network on the same masks, which then predict as one.
 
 The networks differ in what they have learnt before: the diffusion network from radiographs, the
-other from photographs. So they err in different places, and the mean of their probabilities is
-better than either (measured in docs/label-efficiency.md).
+other from photographs. So they err in different places, and a mean of their probabilities, in
+which the more certain one counts more, is better than either (measured in
+docs/label-efficiency.md).
 """
 
 import dataclasses

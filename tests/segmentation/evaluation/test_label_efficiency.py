@@ -284,7 +284,9 @@ def test_a_union_predicts_with_the_networks_of_its_methods(compare, script, tmp_
     assert ended.code == 0, ended.err
     assert rows("out/runs.csv")[1]["mean_dice"] == runs["both", "1"]["mean_dice"]
     left = {path.parent.name for path in (tmp_path / "out").rglob("*.pth")}
-    assert left == {"quick_k2_seed0", "scratch_k2_seed0", "scratch_k2_seed1"}
+    assert left == {f"{name}_seed0" for name in ("both_k2", "quick_k2", "scratch_k2")} | {
+        "scratch_k2_seed1"
+    }
     ended = compare(*argv, 2)
     assert ended.code == 0, ended.err
     assert not list((tmp_path / "out").glob("runs/*seed2/*.pth"))
