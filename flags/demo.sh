@@ -11,8 +11,8 @@ MODEL_FLAGS="$MODEL_FLAGS --use_scale_shift_norm True --learn_sigma True"
 DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
 
 # a high learning rate that falls to 0, for a training that is short
-TRAIN_FLAGS="--lr 1e-3 --lr_anneal_steps 900 --batch_size 8 --ema_rate 0.995"
-TRAIN_FLAGS="$TRAIN_FLAGS --log_interval 20 --save_interval 900 --sample_interval 900"
+TRAIN_FLAGS="--lr 1e-3 --lr_anneal_steps 600 --batch_size 8 --ema_rate 0.995"
+TRAIN_FLAGS="$TRAIN_FLAGS --log_interval 20 --save_interval 600 --sample_interval 600"
 
 SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20 --eta 1"
 

@@ -15,22 +15,27 @@ run python scripts/image_train.py --data_dir "$out/data/unlabelled" \
     $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS
 checkpoint=$(ls "$out"/pretrained/ema_*.pt | tail -n 1)
 
-# 400 steps each; two labelled radiographs: the pretrained network, and the same one from random weights
+# 400 steps on two labelled radiographs, those that the comparison below draws
 train="$out/data/Split/TRAIN"
 truth="$out/held_out/Split/VAL"
-for kind in pretrained scratch; do
-    flags="--train_names train_0000,train_0001 --steps 400"
-    if [ "$kind" = scratch ]; then flags="$flags --random_init True"; fi
-    run python scripts/finetune.py "$checkpoint" "$train/IMG" "$train/MASK" $flags \
-        --categories flags/categories.json --weights_save "$out/$kind/segm.pth"
+run python scripts/finetune.py "$checkpoint" "$train/IMG" "$train/MASK" --categories flags/categories.json \
+    --train_names train_0004,train_0005 --steps 400 --weights_save "$out/pretrained/segm.pth"
+
+# 1 to 4 labelled radiographs, against random weights and a network with ImageNet weights, at its best rate for these
+imagenet="baseline_train.py --network smp --encoder tu-tf_efficientnet_lite0 --encoder_weights imagenet --lr 3e-2"
+run python scripts/label_efficiency.py "$train/IMG" "$train/MASK" "$truth/IMG" "$truth/MASK" \
+    --checkpoint "$checkpoint" --categories flags/categories.json --k 1,2,4 --seeds 0 --steps 400 \
+    --method "imagenet: $imagenet" --methods recipe,imagenet,scratch --keep_models --output "$out/comparison"
+
+# the three networks of two labelled radiographs
+mkdir "$out/imagenet" "$out/scratch"
+for kind in imagenet scratch; do
+    cp "$out/comparison/runs/${kind}_k2_seed0/segm.pth" "$out/$kind"
+done
+for kind in pretrained imagenet scratch; do
     run python scripts/predict.py "$out/$kind/segm.pth" "$truth/IMG" "$out/$kind/results"
     run python scripts/evaluate.py "$out/$kind/results/MASK" "$truth/MASK" \
         --categories flags/categories.json --output "$out/$kind/evaluation"
 done
-
-# 1 to 8 labelled radiographs, against a network with ImageNet weights and random weights
-run python scripts/label_efficiency.py "$train/IMG" "$train/MASK" "$truth/IMG" "$truth/MASK" \
-    --checkpoint "$checkpoint" --categories flags/categories.json --k 1,2,4,8 --seeds 0 --steps 400 \
-    --methods recipe,imagenet,scratch --output "$out/comparison"
 
 run python tools/demo_report.py "$out"

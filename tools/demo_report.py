@@ -15,7 +15,7 @@ from guided_diffusion.runtime.files import read_json
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.render import comparison
 
-KINDS = ("pretrained", "scratch")
+TITLES = {"pretrained": "pretrained", "imagenet": "ImageNet", "scratch": "from scratch"}
 ENLARGED = 4
 
 
@@ -23,30 +23,32 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise UserError("demo_report.py needs one argument, the folder of the demo")
     folder = Path(sys.argv[1])
-    metrics = {kind: read_json(str(folder / kind / "evaluation/metrics.json")) for kind in KINDS}
+    metrics = {kind: read_json(str(folder / kind / "evaluation/metrics.json")) for kind in TITLES}
     names = list(metrics["pretrained"]["per_class"])
     print(f"\nDice on {len(pairs(folder))} held-out radiographs, fine-tuned on 2 labelled ones\n")
-    print(f"{'':<24}{'pretrained':>12}{'from scratch':>14}")
+    print(" " * 24 + "".join(f"{title:>14}" for title in TITLES.values()))
     for name in names:
-        row = [metrics[kind]["per_class"][name]["dice"] for kind in KINDS]
-        print(f"{name:<24}{row[0]:>12.3f}{row[1]:>14.3f}")
-    row = [metrics[kind]["mean_dice"] for kind in KINDS]
-    print(f"{'mean of the foreground':<24}{row[0]:>12.3f}{row[1]:>14.3f}\n")
+        print_row(name, [metrics[kind]["per_class"][name]["dice"] for kind in TITLES])
+    print_row("mean of the foreground", [metrics[kind]["mean_dice"] for kind in TITLES])
     print(
-        "400 steps for all; longer training would help random weights most, see"
+        "\n400 steps for all; longer training would help random weights most, see"
         " docs/label-efficiency.md\n"
     )
     picture = folder / "overlays.png"
-    write_overlays(folder, picture, KINDS, 5)
-    write_overlays(folder, folder / "example.png", KINDS[:1], 2)
+    write_overlays(folder, picture, [*TITLES], 5)
+    write_overlays(folder, folder / "example.png", ["pretrained"], 2)
     grid = sorted((folder / "pretrained").glob("samples_*.png"))[-1]
-    print(f"radiograph, truth, pretrained, from scratch: {picture}")
+    print(f"radiograph, truth, the three networks:       {picture}")
     print(f"Dice by the number of labels, curves:        {folder / 'comparison/curves.png'}")
     print(
         f"curves of fine-tuning:                       {folder / 'pretrained/segm_logs/curves.png'}"
     )
     print(f"radiographs sampled by the diffusion model:  {grid}")
     print(f"masks, colours, overlays, areas.csv:         {folder / 'pretrained/results'}")
+
+
+def print_row(name: str, scores: Sequence[float]) -> None:
+    print(f"{name:<24}" + "".join(f"{score:>14.3f}" for score in scores))
 
 
 def pairs(folder: Path) -> list[tuple[str, str, str]]:
