@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import blobfile as bf
-import numpy as np
 import torch as th
 
 from . import dist_util, logger
@@ -100,7 +99,6 @@ class TrainLoop:
     :param probe_fn: called likewise every `probe_interval` steps, and at the end; what it logs is
         in the row of that step. The other ranks go on meanwhile, to their next collective call.
     :param probe_interval: 0: never; the same on all ranks.
-    :param mse_weights: [T] of the term "mse" of the loss, by timestep; all 1 by default.
     :param progress: show a progress bar on rank 0.
     :param wrapper: see Stepper.
     """
@@ -129,7 +127,6 @@ class TrainLoop:
         sample_fn: Callable[[th.nn.Module, int], None] | None = None,
         probe_fn: Callable[[th.nn.Module, int], None] | None = None,
         probe_interval: int = 0,
-        mse_weights: np.ndarray | None = None,
         progress: bool = False,
         wrapper: th.nn.Module | None = None,
         **fields: Any,
@@ -174,9 +171,6 @@ class TrainLoop:
             wrapper=wrapper,
         )
         self.device = self.stepper.device
-        self.mse_weights = None
-        if mse_weights is not None:
-            self.mse_weights = th.from_numpy(mse_weights).float().to(self.device)
         self.step = self._saved_step = start.step
         self._saved_at = time.monotonic()
         self._passing: list[int] = []  # steps of checkpoints that the next one replaces
@@ -344,10 +338,7 @@ class TrainLoop:
         :param kwargs: the network's further arguments.
         :param noise: like `images`.
         """
-        terms = self.diffusion.training_losses(model, images, ts, kwargs, noise)
-        if self.mse_weights is not None:
-            terms["loss"] = terms["loss"] + (self.mse_weights[ts] - 1) * terms["mse"]
-        return terms
+        return self.diffusion.training_losses(model, images, ts, kwargs, noise)
 
     def log_step(self) -> None:
         """Log the steps done and the images seen."""

@@ -76,11 +76,6 @@ class PretrainConfig(InitTrainConfig):
 
     TITLE = "Training on images alone"
 
-    loss_weighting: str = flag(
-        "none",
-        "of the squared error by noise level: p2 (arXiv 2204.00227) or min_snr (arXiv 2303.09556)",
-        choices=("none", "p2", "min_snr"),
-    )
     align_encoder: str = flag(
         "",
         "also train the features to predict an ImageNet encoder's (arXiv 2410.06940):"

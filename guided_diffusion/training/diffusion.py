@@ -9,7 +9,7 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.networks.alignment import ENCODER_SIDE
-from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, UNetConfig
+from guided_diffusion.networks.config import ModelConfig, UNetConfig
 from guided_diffusion.networks.encoders import open_encoder
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.flags import Overrides, from_flags
@@ -18,7 +18,6 @@ from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.alignment import AlignedLoop, alignment
 from guided_diffusion.training.config import PretrainConfig, TrainConfig
 from guided_diffusion.training.run import Run, grid_path, open_run, run_training
-from guided_diffusion.training.weighting import mse_weights
 
 # from a network in eval mode to images [N x C x H x W] in [-1, 1] and the columns of their grid
 DrawGrid = Callable[[th.nn.Module], tuple[th.Tensor, int]]
@@ -35,13 +34,10 @@ def train(overrides: Overrides, probe: MakeProbe | None = None) -> int:
     :param probe: makes what measures the network meanwhile.
     """
     asked = from_flags(PretrainConfig, overrides)
-    # refuses before the run begins
-    mse_weights(from_flags(DiffusionConfig, overrides).build(), asked.loss_weighting)
     encoder = open_encoder(asked.align_encoder, ENCODER_SIDE) if asked.align_encoder else None
     run = open_run(overrides, "diffusion", ModelConfig, PretrainConfig)
     batches, grid = partial(diffusion_batches, run), partial(_draw_samples, run)
     more = probe(run) if probe else {}
-    more["mse_weights"] = mse_weights(run.diffusion.build(), run.train.loss_weighting)
     if encoder is None:
         return train_with_grids(run, batches, grid, **more)
     network = run.build()

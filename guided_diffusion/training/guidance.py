@@ -47,7 +47,7 @@ _GUIDED_FLAGS = (
     "use_ablated_segmentations",
 )
 # flags that mean nothing with it
-_UNGUIDED_FLAGS = ("align_encoder", "loss_weighting")
+_UNGUIDED_FLAGS = ("align_encoder",)
 
 
 def train(overrides: Overrides) -> int:

@@ -26,7 +26,7 @@ SMP = dataclasses.replace(
 
 @pytest.fixture
 def files(tmp_path):
-    """Model files of a U-Net, of smp's and of their union, also without the key that older ones lack."""
+    """Model files of a U-Net, of smp's and of their union, of which older ones lack a key."""
     pytest.importorskip("segmentation_models_pytorch")
     parts = []
     for name, config in (("unet", UNET), ("smp", SMP)):
