@@ -57,7 +57,8 @@ def main() -> int:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     places[0].set_ylabel("mean Dice of the foreground")
-    places[-1].legend(fontsize="small", loc="lower right")
+    handles = {line.get_label(): line for axes in places for line in axes.get_lines()}
+    places[-1].legend(handles.values(), handles, fontsize="small", loc="lower right")
     save_figure(figure, str(PICTURE))
     return 0
 
