@@ -4,7 +4,7 @@
 # make test   set up, then run the tests
 # make lint   check style, types and who imports whom
 # make docs   build site/ of README.md and docs/, without network
-# make reference   rewrite docs/reference/ after a change of flags
+# make reference   rewrite docs/reference/ after a change of flags, and the curves of docs/label-efficiency.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,6 +43,7 @@ docs: setup
 
 reference: setup
 	$(VENV)/bin/python tools/documentation/reference.py
+	$(VENV)/bin/python tools/documentation/label_curves.py
 
 clean:
 	rm -rf demo bitewings loop site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
