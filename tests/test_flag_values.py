@@ -26,8 +26,8 @@ from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.inference import serve
 
 NUMBERS = ("-1", "0", "1e30", str(10**18), str(-(10**18)), "nan", "inf", "-inf", "x", "")
-TEXTS = (", x: '1",)
-LISTS = (",", "9" * 30, "nan,-1", "1e30,0")  # of numbers, where the help has any
+TEXTS = (",", "9" * 30, "x: '1")
+LISTS = ("nan,-1", "1e30,0")  # of numbers, where the help has any
 BUSY_S, TOO_LONG_S = 2, 120  # of the processor, and by the clock
 MEMORY = 16 * 2**30  # bytes of address space, beyond what is in use
 # takes minutes by design

@@ -43,7 +43,7 @@ def test_bfloat16(network):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch's compiler needs g++")
 def test_compiled_by_inductor():
-    """The innermost blocks, which have all that the others have: compiling takes its time."""
+    """The innermost blocks, residual ones and attention: compiling the whole takes its time."""
     small = dataclasses.replace(TINY, image_size=8, channel_mult="1")
     blocks = fill_parameters(small.build()).eval().middle_block
     x = tensor("features", 2, small.num_channels, 8, 8)

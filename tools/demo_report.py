@@ -38,7 +38,7 @@ def main() -> None:
     write_overlays(folder, picture, [*TITLES], 5)
     write_overlays(folder, folder / "example.png", ["pretrained"], 2)
     grid = sorted((folder / "pretrained").glob("samples_*.png"))[-1]
-    print(f"radiograph, truth, the three networks:       {picture}")
+    print(f"radiograph, truth, {', '.join(TITLES.values())}: {picture}")
     print(f"Dice by the number of labels, curves:        {folder / 'comparison/curves.png'}")
     print(
         f"curves of fine-tuning:                       {folder / 'pretrained/segm_logs/curves.png'}"

@@ -4,8 +4,8 @@ import math
 
 import torch as th
 
-# added to the mean entropy: a network without any doubt counts no more than this allows
-FLOOR = 1e-4
+# certainty is (mean entropy + FLOOR) ** POWER: without any doubt it is no higher than FLOOR allows
+FLOOR, POWER = 1e-4, -2
 
 
 def entropy(probabilities: th.Tensor, dim: int) -> th.Tensor:
@@ -20,14 +20,14 @@ def entropy(probabilities: th.Tensor, dim: int) -> th.Tensor:
     return (terms / math.log(max(2, probabilities.shape[dim]))).clamp(0, 1)
 
 
-def certainty(probabilities: th.Tensor) -> th.Tensor:
-    """How much each of N predictions counts in a mean with other networks' predictions: the
-    inverse square of its entropy, averaged over the pixels, as in a mean by inverse variances.
+def certainty(entropies: th.Tensor) -> th.Tensor:
+    """How much each of N predictions counts in a mean with other networks' predictions: the inverse
+    square of its mean entropy, as in a mean weighted by inverse variances.
 
-    Networks that learnt from the same few masks doubt where they fail, so the one that suits these
-    radiographs less counts less. Measured in docs/label-efficiency.md.
+    A network that suits a radiograph less is less certain of it, and so counts less. Measured in
+    docs/label-efficiency.md.
 
-    :param probabilities: `[N x C x H x W]`.
+    :param entropies: `entropy` of the predictions, `[N x H x W]`.
     :return: `[N]`, above 0, in no particular unit.
     """
-    return (entropy(probabilities, 1).mean((1, 2)) + FLOOR) ** -2
+    return (entropies.mean((1, 2)) + FLOOR) ** POWER

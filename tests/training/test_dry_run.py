@@ -31,7 +31,7 @@ FLAGS = """
 """.split()  # noqa: SIM905 - as on a command line
 
 
-@pytest.mark.parametrize("more", [["--microbatch", "2"], ["--class_cond", "True"]])
+@pytest.mark.parametrize("more", [[], ["--microbatch", "2"], ["--class_cond", "True"]])
 def test_dry_run_tells_and_writes_nothing(script, tmp_path, more):
     draw_pairs(tmp_path / "data", 4)
     before = sorted(tmp_path.rglob("*"))
@@ -162,9 +162,9 @@ print(json.dumps(run_one({kind!r}, "cpu", {flags!r})))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by /proc")
 def test_memory_and_checkpoints_are_those_of_a_run(tmp_path):
     """In processes of their own, since a peak is of all that a process has done."""
-    draw_pairs(tmp_path / "data", 12, size=(64, 64))
+    draw_pairs(tmp_path / "data", 24, size=(64, 64))
     flags = [*FLAGS, "--data_dir", str(tmp_path / "data" / "IMG"), "--image_size", "64"]
-    flags += ["--batch_size", "12", "--microbatch", "6", "--ema_rate", "0.9,0.99"]
+    flags += ["--batch_size", "24", "--microbatch", "12", "--ema_rate", "0.9,0.99"]
     flags += ["--max_steps", "2", "--save_interval", "1", "--sample_interval", "2"]
     flags += ["--timestep_respacing", "2"]  # of a grid too
 

@@ -1,7 +1,8 @@
 """Draw docs/label-efficiency.png from the tables of docs/label-efficiency.md.
 
-A panel for each table whose first column is headed "mean Dice of the foreground" and whose rows
-name their method in backticks: means over the numbers of labelled images, deviations as bands.
+A panel for each table whose first column is headed "mean Dice of the foreground by method", and a
+curve for each row with one method in backticks: means over the numbers of labelled images,
+deviations as bands.
 """
 
 import re
@@ -52,6 +53,7 @@ def main() -> int:
                 [curve.means[k] + sign * curve.deviations[k] for k in numbers] for sign in (-1, 1)
             )
             axes.fill_between(numbers, low, high, color=color, alpha=0.1)
+        numbers = sorted({k for curve in curves.values() for k in curve.means})
         axes.set(title=title, xlabel="labelled radiographs", xscale="log", xticks=numbers)
         axes.set_xticklabels(map(str, numbers))
         axes.minorticks_off()

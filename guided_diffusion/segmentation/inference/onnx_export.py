@@ -21,7 +21,7 @@ import torch as th
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.files import check_output, write_atomically
 from guided_diffusion.segmentation.categories import to_plain
-from guided_diffusion.segmentation.certainty import FLOOR
+from guided_diffusion.segmentation.certainty import FLOOR, POWER
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.union import Union
 
@@ -43,20 +43,11 @@ def export(model_path: str, onnx_path: str) -> dict[str, str]:
     onnx, onnxruntime = import_packages()
     model, config, _ = load_model(model_path)
     model.requires_grad_(False).eval()
-    networks = [(model, config)]
     if isinstance(model, Union):
-        networks = list(zip(model.networks, model.configs))
-    graphs = []
-    for network, its_config in networks:
-        kind = its_config.kind_module()
-        if not hasattr(kind, "ExportCore"):
-            raise UserError(
-                f"{model_path}: networks of kind {its_config.kind} cannot be exported to ONNX"
-            )
-        core = kind.ExportCore(network)
-        graph = _trace(core, core.multiple, config.in_channels)
-        graphs.append(_with_padding(onnx, graph, core.multiple))
-    proto = _union(onnx, graphs, model.by_certainty) if isinstance(model, Union) else graphs[0]
+        graphs = [_graph(onnx, *pair, model_path) for pair in zip(model.networks, model.configs)]
+        proto = _joined(onnx, graphs, model.by_certainty)
+    else:
+        proto = _graph(onnx, model, config, model_path)
     metadata = describe(config)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
@@ -64,6 +55,17 @@ def export(model_path: str, onnx_path: str) -> dict[str, str]:
     _check(onnxruntime, content, model, config.in_channels)
     write_atomically(onnx_path, lambda file: file.write(content))
     return metadata
+
+
+def _graph(
+    onnx: ModuleType, model: th.nn.Module, config: SegmentationConfig, model_path: str
+) -> Any:
+    """A single network as an ONNX `ModelProto` for images of any size."""
+    kind = config.kind_module()
+    if not hasattr(kind, "ExportCore"):
+        raise UserError(f"{model_path}: networks of kind {config.kind} cannot be exported to ONNX")
+    core = kind.ExportCore(model)
+    return _with_padding(onnx, _trace(core, core.multiple, config.in_channels), core.multiple)
 
 
 def describe(config: SegmentationConfig) -> dict[str, str]:
@@ -161,9 +163,9 @@ def _with_padding(onnx: ModuleType, proto: Any, multiple: int) -> Any:
     return proto
 
 
-def _union(onnx: ModuleType, graphs: Sequence[Any], by_certainty: bool) -> Any:
+def _joined(onnx: ModuleType, graphs: Sequence[Any], by_certainty: bool) -> Any:
     """One graph of several: the logarithm of the mean of their probabilities, as in `Union`."""
-    joined = type(graphs[0])()
+    joined, helper = type(graphs[0])(), onnx.helper
     named = [
         onnx.compose.add_prefix(graph, f"network_{number}/", rename_inputs=False)
         for number, graph in enumerate(graphs)
@@ -176,50 +178,36 @@ def _union(onnx: ModuleType, graphs: Sequence[Any], by_certainty: bool) -> Any:
         graph.value_info.extend(other.graph.value_info)
         joined.functions.extend(other.functions)
     classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    constants = _Constants(onnx, graph)
-    scores = [one.graph.output[0].name for one in named]
 
     def node(kind: str, *inputs: str, output: str = "", **more: Any) -> str:
         name = output or f"union/{len(graph.node)}"
-        graph.node.append(onnx.helper.make_node(kind, inputs, [name], **more))
+        graph.node.append(helper.make_node(kind, inputs, [name], **more))
         return name
 
-    def sum_of_powers(logs: Sequence[str], output: str = "") -> str:
-        """The logarithm of the sum of what these are the logarithms of."""
+    def constant(value: float | Sequence[int]) -> str:
+        array = np.array(value, np.float32 if isinstance(value, float) else np.int64)
+        name = f"union/constant_{len(graph.initializer)}"
+        graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def logsumexp(logs: Sequence[str]) -> str:
         largest = node("Max", *logs)
         powers = [node("Exp", node("Sub", log, largest)) for log in logs]
-        return node("Add", largest, node("Log", node("Sum", *powers)), output=output)
+        return node("Add", largest, node("Log", node("Sum", *powers)))
 
     def log_certainty(log: str) -> str:
-        entropy = node("ReduceMean", node("Mul", node("Exp", log), log), constants.axes(1, 2, 3))
-        scale = constants.scalar(-classes / math.log(max(2, classes)))
-        raised = node("Add", node("Mul", entropy, scale), constants.scalar(FLOOR))
-        return node("Mul", node("Log", raised), constants.scalar(-2.0))
+        """Of probabilities, given their logarithms: see `certainty`."""
+        product = node("ReduceMean", node("Mul", node("Exp", log), log), constant([1, 2, 3]))
+        entropy = node("Mul", product, constant(-classes / math.log(max(2, classes))))
+        raised = node("Add", entropy, constant(FLOOR))
+        return node("Mul", node("Log", raised), constant(float(POWER)))
 
-    logs = [node("LogSoftmax", score, axis=1) for score in scores]
-    weights = [log_certainty(log) if by_certainty else constants.scalar(0.0) for log in logs]
+    logs = [node("LogSoftmax", one.graph.output[0].name, axis=1) for one in named]
+    weights = [log_certainty(log) if by_certainty else constant(0.0) for log in logs]
     weighted = [node("Add", log, weight) for log, weight in zip(logs, weights)]
-    node("Sub", sum_of_powers(weighted), sum_of_powers(weights), output=OUTPUT)
+    node("Sub", logsumexp(weighted), logsumexp(weights), output=OUTPUT)
     graph.output[0].name = OUTPUT
     return joined
-
-
-class _Constants:
-    """Adds constants to a graph."""
-
-    def __init__(self, onnx: ModuleType, graph: Any):
-        self.onnx, self.graph = onnx, graph
-
-    def scalar(self, value: float) -> str:
-        return self._add(self.onnx.TensorProto.FLOAT, [], [value])
-
-    def axes(self, *values: int) -> str:
-        return self._add(self.onnx.TensorProto.INT64, [len(values)], values)
-
-    def _add(self, kind: int, shape: Sequence[int], values: Sequence[float]) -> str:
-        name = f"union/constant_{len(self.graph.initializer)}"
-        self.graph.initializer.append(self.onnx.helper.make_tensor(name, kind, shape, values))
-        return name
 
 
 @th.no_grad()

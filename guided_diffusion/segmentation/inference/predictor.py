@@ -17,7 +17,6 @@ from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.networks.precision import check_precision, in_precision, store_weights
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable, check_same_classes, check_swaps
-from guided_diffusion.segmentation.certainty import certainty
 from guided_diffusion.segmentation.inference.uncertainty import EnsembleMean, entropy_map
 from guided_diffusion.segmentation.inference.views import View, mirrors, views_for
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
@@ -142,8 +141,7 @@ class Predictor(Segmenter):
             for member in self.members:
                 scores = self._scores(member.network, view.apply(images))
                 found = view.invert(scores.float().softmax(1))
-                factor = certainty(found) if member.by_certainty else 1.0
-                average.add(found, member.weight * factor)
+                average.add(found, member.weight, member.by_certainty)
         mean = average.mean().cpu().numpy()
         return mean, average.disagreement().cpu().numpy() if average.count > 1 else None
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch as th
 
-from guided_diffusion.segmentation.certainty import entropy
+from guided_diffusion.segmentation.certainty import certainty, entropy
 from guided_diffusion.segmentation.prediction import Prediction
 
 # least expected foreground, in pixels: radiographs that show less are the least certain of all
@@ -29,16 +29,21 @@ class EnsembleMean:
         self.count = 0
         self._weight = self._sum = self._entropies = th.zeros(())
 
-    def add(self, probabilities: th.Tensor, weight: float | th.Tensor = 1.0) -> None:
+    def add(
+        self, probabilities: th.Tensor, weight: float = 1.0, by_certainty: bool = False
+    ) -> None:
         """Add a member's probabilities `[N x C x H x W]`.
 
-        :param weight: how much they count beside other members', one for all or `[N]`.
+        :param weight: how much they count beside other members'.
+        :param by_certainty: they count, for each of the N, by their `certainty` as well.
         """
         self.count += 1
-        weight = th.as_tensor(weight, device=probabilities.device).reshape(-1, 1, 1)
-        self._weight = self._weight + weight
-        self._sum = self._sum + weight[:, None] * probabilities
-        self._entropies = self._entropies + weight * entropy(probabilities, 1)
+        entropies = entropy(probabilities, 1)
+        factor = certainty(entropies) if by_certainty else entropies.new_ones(1)
+        weights = (weight * factor)[:, None, None]
+        self._weight = self._weight + weights
+        self._sum = self._sum + weights[:, None] * probabilities
+        self._entropies = self._entropies + weights * entropies
 
     def mean(self) -> th.Tensor:
         """`[N x C x H x W]`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch as th
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.segmentation.certainty import certainty
+from guided_diffusion.segmentation.certainty import certainty, entropy
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.networks.kind import Member, MemberOptions
 
@@ -29,7 +29,7 @@ class Union(th.nn.Module):
         scores = th.stack([network(images).float().log_softmax(1) for network in self.networks])
         weights = scores.new_ones(scores.shape[:2])
         if self.by_certainty:
-            weights = th.stack([certainty(one.exp()) for one in scores])
+            weights = th.stack([certainty(entropy(one.exp(), 1)) for one in scores])
         shares = weights / weights.sum(0)
         return (scores + shares.log()[..., None, None, None]).logsumexp(0)
 
