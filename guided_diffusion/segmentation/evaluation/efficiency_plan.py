@@ -16,6 +16,7 @@ from typing import Any
 
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.patients import shared_patients
+from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.images.swaps import parse_swaps
 from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
@@ -236,9 +237,20 @@ class Plan:
             check_swaps(self.categories, parse_swaps(swaps or ""), chosen=True)
         for run in self.ready:
             if run.method.members:
+                self._check_union(run)
                 continue
             given = self.parse_arguments(run)
             check_flips(self.categories, given.get("flip", "none"), given.get("flip_swap", ""))
+
+    def _check_union(self, union: Run) -> None:
+        """:raises UserError: if its networks would not all see the same images."""
+        given = [self.parse_arguments(member) for member in self.members(union)]
+        for field in dataclasses.fields(ReadingConfig):
+            if len({flags.get(field.name) for flags in given}) > 1:
+                raise UserError(
+                    f"--method {union.method.name}: its networks predict as one, from the same"
+                    f" images: give --{field.name} to all of its methods, or to none"
+                )
 
     def check_all(self) -> None:
         """:raises UserError: for wrong flags, runs finished with other flags or data, and images

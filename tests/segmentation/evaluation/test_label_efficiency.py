@@ -364,6 +364,15 @@ def test_mistakes_end_with_one_line(compare, flags, said):
     assert re.search(said, ended.err)
 
 
+def test_networks_of_a_union_see_the_same_images(compare, tmp_path):
+    argv = ["--method", "large: --image_size 32", "--method", "both: quick + large"]
+    ended = compare(*argv, "--methods", "both", "--k", 1, "--seeds", 0)
+    assert ended.code == 2
+    assert "--method both: its networks predict as one" in ended.err
+    assert "give --image_size to all" in ended.err
+    assert not (tmp_path / "out/runs").exists()
+
+
 def test_other_flags_do_not_join_the_same_table(compare):
     assert compare("--methods", "quick", "--k", 1, "--seeds", 0).code == 0
     ended = compare("--methods", "quick", "--k", 1, "--seeds", 0, "--common", "--lr 1e-5")
