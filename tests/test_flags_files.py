@@ -16,6 +16,7 @@ from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.runtime.command_line import make_parser, parse_flags
 from guided_diffusion.runtime.commands import parser_of
 from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.training.run import TrainConfig
 
 FLAGS = ROOT / "flags"
@@ -42,6 +43,14 @@ def words(shell: str, file: str, expression: str, **env: str) -> list[str]:
     return out.stdout.split("\n")[:-1]
 
 
+def parser_of_flags(name: str):
+    """A command's parser without its arguments, which a line of flags alone lacks."""
+    parser = parser_of(path_of(name))
+    parser._positionals._group_actions.clear()
+    parser._actions = [action for action in parser._actions if action.option_strings]
+    return parser
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("form", ["$MODEL_FLAGS", "$(eval echo $MODEL_FLAGS)"])
@@ -64,10 +73,11 @@ def test_flags_become_words_and_build(shell, file, form):
     [
         ("image_train.py", "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS"),
         ("image_sample.py", "$MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS"),
+        ("finetune.py", "$MODEL_FLAGS $DIFFUSION_FLAGS $FINETUNE_FLAGS"),
     ],
 )
 def test_yaml_files_say_the_same(path, name, variables):
-    parser = parser_of(path_of(name))
+    parser = parser_of_flags(name)
     sourced = parse_flags(parser, words("bash", f"{path.stem}.sh", variables))
     assert parse_flags(parser, ["--config", str(path)]) == sourced
 
@@ -75,9 +85,7 @@ def test_yaml_files_say_the_same(path, name, variables):
 @pytest.mark.parametrize("name", all_commands())
 def test_every_command_takes_a_yaml_file(name):
     """Also those that it holds no flag for."""
-    parser = parser_of(path_of(name))
-    parser._positionals._group_actions.clear()
-    parser._actions = [action for action in parser._actions if action.option_strings]
+    parser = parser_of_flags(name)
     assert "config" not in parse_flags(parser, ["--config", str(FLAGS / "unet.yaml")])
 
 
@@ -106,8 +114,9 @@ def test_logdir_has_a_default_and_a_given_one_stays(shell):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_sample_flags_are_set(shell):
+def test_sample_and_finetune_flags_are_words(shell):
     assert "--num_samples" in words(shell, "unet_small.sh", "$SAMPLE_FLAGS")
+    assert words(shell, "unet_small.sh", "$FINETUNE_FLAGS") == ["--partner", "imagenet"]
 
 
 def test_every_choice_has_a_comment_that_names_its_source():
@@ -139,9 +148,9 @@ class TestOnACpu:
             assert ended.code == 0, ended.err
             return ended.err
 
-        model, diffusion, train, sample = (
+        model, diffusion, train, sample, finetune = (
             words("bash", file, f"${group}_FLAGS")
-            for group in ("MODEL", "DIFFUSION", "TRAIN", "SAMPLE")
+            for group in ("MODEL", "DIFFUSION", "TRAIN", "SAMPLE", "FINETUNE")
         )
         draw_pairs(tmp_path / "data", 4, size=(32, 32))
         images, masks = tmp_path / "data" / "IMG", tmp_path / "data" / "MASK"
@@ -159,7 +168,8 @@ class TestOnACpu:
         same = [*model, *TOY, *diffusion]
         run("image_sample.py", *checkpoint, *same, *sample, *steps, "--num_samples", 1)
         tuned = ["--epochs", 1, "--out_channels", 3, "--weights_save", tmp_path / "segm.pth"]
-        run("finetune.py", checkpoint[1], images, masks, *same, *tuned)
+        run("finetune.py", checkpoint[1], images, masks, *same, *finetune, *tuned)
+        assert load_model(str(tmp_path / "segm.pth"))[1].kind == "union"
 
     def test_other_trainings(self, script, file, tmp_path, monkeypatch):
         model, diffusion, train = (

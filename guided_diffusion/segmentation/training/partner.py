@@ -40,7 +40,8 @@ def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) 
     from guided_diffusion.segmentation.networks.smp_unet import LITE0
 
     if not imagenet.installed():
-        raise UserError(f"--partner imagenet needs its weights: {imagenet.REMEDY}")
+        alone = "--partner none trains the diffusion network alone"
+        raise UserError(f"--partner imagenet needs its weights: {imagenet.REMEDY}; {alone}")
     config = SegmentationConfig(None, reading, categories)
 
     def build(settings: LearningConfig) -> InitialNetwork:

