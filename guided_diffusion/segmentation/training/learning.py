@@ -121,7 +121,7 @@ class LearningConfig:
         basic=True,
     )
     teachers: int = flag(
-        3, "self-training: networks that label, which differ in their seed", least=0, most=100
+        1, "self-training: networks that label, which differ in their seed", least=0, most=100
     )
     teacher_models: str = flag(
         "",
@@ -262,7 +262,7 @@ class FinetuneConfig(LearningConfig):
     partner: str = flag(
         "none",
         "imagenet: also train smp's U-Net with ImageNet weights (extra [imagenet]); one file holds"
-        " both, predictions are averaged, and with unlabeled_dir both label",
+        " both, and predictions are averaged",
         choices=PARTNERS,
         basic=True,
     )

@@ -8,6 +8,8 @@ docs/label-efficiency.md).
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Generic
 
 import torch as th
 
@@ -19,17 +21,27 @@ from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
 from guided_diffusion.segmentation.networks.union import join
-from guided_diffusion.segmentation.training.dataset import LabelledImages
+from guided_diffusion.segmentation.training.dataset import LabelledImages, TrainingData
 from guided_diffusion.segmentation.training.learning import LearningConfig
 from guided_diffusion.segmentation.training.loop import InitialNetwork
+from guided_diffusion.segmentation.training.resume import Origin
+from guided_diffusion.segmentation.training.self_training import SelfTraining
 from guided_diffusion.segmentation.training.smp_network import smp_network
-from guided_diffusion.segmentation.training.stages import Partner, Settings, Stage, StagedRun
+from guided_diffusion.segmentation.training.stages import Build, Settings, Stage, StagedRun
 from guided_diffusion.segmentation.training.validation import mean_iou
 
 _NAMES = ("diffusion", "ImageNet")
 
 # files of the two in the folder of the stages
 _NETWORKS = ("diffusion.pth", "imagenet.pth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Partner(Generic[Settings]):
+    """Another kind of network that learns from the same masks, and its learning rate."""
+
+    build: Build[Settings]
+    lr: float
 
 
 def imagenet_partner(reading: ReadingConfig, categories: ClassTable, lr: float) -> Partner:
@@ -65,11 +77,30 @@ class PartnerRun(StagedRun[Settings]):
     """A run that trains the network and its partner, and keeps both in one model file.
 
     With validation images, it keeps the better one alone if that is ahead of both together. The
-    networks' own files stay in `segm_logs/stages`, for a longer run to go on from.
+    networks' own files stay in `segm_logs/stages`, for a longer run to go on from. With radiographs
+    that have no masks, the network is the student of `SelfTraining`; the partner learns from the
+    masks alone, and does not label.
+
+    :param build: makes the network.
+    :param partner: the other one.
+    :param settings, data, sources, use_fp16, origin: see `StagedRun`.
     """
 
     _scores = ""
     _kept = "both networks in one file"
+
+    def __init__(
+        self,
+        build: Build[Settings],
+        partner: Partner[Settings],
+        settings: Settings,
+        data: TrainingData,
+        sources: Mapping[str, str],
+        use_fp16: bool,
+        origin: Origin,
+    ):
+        super().__init__(build, settings, data, sources, use_fp16, origin)
+        self.partner = partner
 
     def outcome(self) -> str:
         saved = f"saved {self.settings.weights_save}, {self._kept}"
@@ -89,13 +120,18 @@ class PartnerRun(StagedRun[Settings]):
 
     def _train_own(self, stage: str) -> str | None:
         settings = dataclasses.replace(self.settings, weights_save=self._paths()[0])
-        return self.train(self.build, settings, self.data, stage)
+        if not settings.self_training:
+            return self.train(self.build, settings, self.data, stage)
+        own = SelfTraining(
+            self.build, settings, self.data, self.sources, self.use_fp16, self.origin
+        )
+        own.run()
+        return own.stopped_by
 
     def _train_partner(self, stage: str) -> str | None:
-        assert self.partner is not None
         lr, path = self.partner.lr, self._paths()[1]
         settings = dataclasses.replace(self.settings, lr=lr, weights_save=path)
-        return self.train(self.partner.build, settings, self.data, stage)
+        return self.train_on_masks(self.partner.build, settings, stage)
 
     def _join(self, stage: str) -> str | None:
         """Write the model file."""

@@ -21,7 +21,7 @@ from guided_diffusion.segmentation.training.pseudo_labels import (
     label,
 )
 from guided_diffusion.segmentation.training.resume import split_paths
-from guided_diffusion.segmentation.training.stages import Build, Settings, Stage, StagedRun
+from guided_diffusion.segmentation.training.stages import Settings, Stage, StagedRun
 
 # views that the teachers' predictions are averaged over
 _TTA = "shifts"
@@ -37,8 +37,8 @@ class SelfTraining(StagedRun[Settings]):
     def stages(self) -> list[tuple[str, Stage]]:
         settings = self.settings
         stages: list[tuple[str, Stage]] = [
-            (f"teacher {number}", partial(self._teach, number, *teacher))
-            for number, teacher in enumerate(self._teachers(), 1)
+            (f"teacher {number}", partial(self._teach, number))
+            for number in range(1, settings.teachers + 1)
         ]
         for turn in range(1, settings.rounds + 1):
             stages += [
@@ -47,16 +47,8 @@ class SelfTraining(StagedRun[Settings]):
             ]
         return stages
 
-    def _teachers(self) -> list[tuple[Build[Settings], Settings]]:
-        """What makes each teacher, and its settings; the last is the partner, if there is one."""
-        found = [(self.build, self.settings)] * self.settings.teachers
-        if self.partner:
-            lr = self.partner.lr
-            found.append((self.partner.build, dataclasses.replace(self.settings, lr=lr)))
-        return found
-
     def _teacher_paths(self) -> list[str]:
-        return [self._teacher_path(n) for n in range(1, len(self._teachers()) + 1)]
+        return [self._teacher_path(n) for n in range(1, self.settings.teachers + 1)]
 
     def _teacher_path(self, number: int) -> str:
         return self.path(f"teacher_{number}.pth")
@@ -68,9 +60,7 @@ class SelfTraining(StagedRun[Settings]):
     def _load_labels(self, turn: int) -> PseudoLabels | None:
         return PseudoLabels.load(self.path(f"labels_{turn}.pt"))
 
-    def _teach(
-        self, number: int, build: Build[Settings], settings: Settings, stage: str
-    ) -> str | None:
+    def _teach(self, number: int, stage: str) -> str | None:
         """Train a teacher; the first is the network that the same flags train on masks alone."""
         if self._load_labels(1):  # labels of one set of teachers, also where the run gets longer
             return None
@@ -78,13 +68,9 @@ class SelfTraining(StagedRun[Settings]):
         if number > 1:
             seed = rng.derive_seed(seed, "teacher", number)
         settings = dataclasses.replace(
-            settings,
-            unlabeled_dir="",
-            teacher_models="",
-            seed=seed,
-            weights_save=self._teacher_path(number),
+            self.settings, seed=seed, weights_save=self._teacher_path(number)
         )
-        return self.train(build, settings, dataclasses.replace(self.data, unlabelled=None), stage)
+        return self.train_on_masks(self.build, settings, stage)
 
     def _label(self, turn: int, stage: str) -> str | None:
         """Label the radiographs with the teachers, and in later rounds with the student as well."""

@@ -26,19 +26,10 @@ Build = Callable[[Settings], InitialNetwork]
 Stage = Callable[[str], str | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Partner(Generic[Settings]):
-    """Another kind of network that learns from the same masks, and its learning rate."""
-
-    build: Build[Settings]
-    lr: float
-
-
 class StagedRun(ABC, Generic[Settings]):
     """A run in stages.
 
     :param build: makes the network that stages start from.
-    :param partner: another kind of network to train, if any.
     :param settings: of the whole.
     :param data: to learn from.
     :param sources, use_fp16: see `job.start_run`.
@@ -49,14 +40,13 @@ class StagedRun(ABC, Generic[Settings]):
     def __init__(
         self,
         build: Build[Settings],
-        partner: Partner[Settings] | None,
         settings: Settings,
         data: TrainingData,
         sources: Mapping[str, str],
         use_fp16: bool,
         origin: Origin,
     ):
-        self.build, self.partner = build, partner
+        self.build = build
         self.data = data
         self.sources = sources
         self.use_fp16 = use_fp16
@@ -111,6 +101,11 @@ class StagedRun(ABC, Generic[Settings]):
         finetuner.run(self.stop)
         self.outcomes.append(finetuner.outcome())
         return finetuner.stopped_by
+
+    def train_on_masks(self, build: Build[Settings], settings: Settings, stage: str) -> str | None:
+        """`train`, without the radiographs that have none."""
+        settings = dataclasses.replace(settings, unlabeled_dir="", teacher_models="")
+        return self.train(build, settings, dataclasses.replace(self.data, unlabelled=None), stage)
 
 
 def _began(settings: LearningConfig, origin: Origin) -> str:

