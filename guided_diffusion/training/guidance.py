@@ -46,8 +46,6 @@ _GUIDED_FLAGS = (
     "num_segmentation_classes",
     "use_ablated_segmentations",
 )
-# flags that mean nothing with it
-_UNGUIDED_FLAGS = ("align_encoder",)
 
 
 def train(overrides: Overrides) -> int:
@@ -64,11 +62,10 @@ def open_guided_run(overrides: Overrides) -> Run[GuidedConfig, GuidedTrainConfig
 
     :raises UserError: for masks that do not belong to the images, or hold too many classes.
     """
-    for name in _UNGUIDED_FLAGS:
-        if overrides.get(name) not in (None, "", "none"):
-            raise UserError(
-                f"--{name} does not apply to --segmentation_guided True: omit one of them"
-            )
+    if overrides.get("align_encoder"):
+        raise UserError(
+            "--align_encoder does not apply to --segmentation_guided True: omit one of them"
+        )
     if not overrides.get("seg_dir"):
         raise UserError("--seg_dir is missing: name the folder of the masks")
     classes = overrides.get("num_segmentation_classes", 0)
