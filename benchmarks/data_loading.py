@@ -19,7 +19,7 @@ from guided_diffusion.image_datasets import load_data, sample_is_grey
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.storage.files import save_json
 
 
 def measure(

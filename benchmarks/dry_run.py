@@ -26,9 +26,9 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.preparation.phantoms import write_dataset
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import Overrides, flag, from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import Overrides, flag, from_flags
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training import diffusion, guidance
 from guided_diffusion.training.config import GuidedTrainConfig

@@ -20,9 +20,9 @@ from guided_diffusion.image_datasets import load_data, sample_is_grey
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import flag, from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.train_util import TrainLoop
 
 

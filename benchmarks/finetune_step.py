@@ -16,9 +16,9 @@ import torch as th
 from guided_diffusion import logger
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import flag, from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.segmentation.training.augment import Augmentation
 from guided_diffusion.segmentation.training.dataset import LabelledImages, training_batches
 from guided_diffusion.segmentation.training.losses import SegmentationLoss

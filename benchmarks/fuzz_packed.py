@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from fuzz_kinds import JUNK, Kind, junk_in_json
 
-from guided_diffusion.runtime import packed
-from guided_diffusion.runtime.fingerprints import file_fingerprint
+from guided_diffusion.runtime.storage import packed
+from guided_diffusion.runtime.storage.fingerprints import file_fingerprint
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.operations import operations_of
 from guided_diffusion.networks.precision import store_weights
+from guided_diffusion.runtime.command_line.flags import flag
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.storage import checkpoint
+from guided_diffusion.runtime.storage.files import save_json
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "image_train.py"
 FLAGS = """

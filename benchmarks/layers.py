@@ -15,9 +15,9 @@ import torch as th
 
 from guided_diffusion.kernels import library
 from guided_diffusion.nn import conv_nd, normalization
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import flag, from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.unet import QKVAttentionLegacy
 
 CONVOLUTIONS = ((64, 64), (128, 32), (192, 16), (256, 8))  # channels, side

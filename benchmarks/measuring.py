@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import torch as th
 
 from guided_diffusion.networks.config import ModelConfig
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import flag, from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json
-from guided_diffusion.runtime.flags import flag, from_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
+from guided_diffusion.runtime.storage.files import save_json
 
 REFERENCE = ModelConfig(
     image_size=64,

@@ -25,10 +25,10 @@ from guided_diffusion import logger
 from guided_diffusion.image_datasets import load_data
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import flag, from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag, from_flags
-from guided_diffusion.runtime.resume import Start
+from guided_diffusion.runtime.storage.resume import Start
 from guided_diffusion.train_util import LoopConfig, TrainLoop
 
 TIMED_STEPS = 3

@@ -15,8 +15,8 @@ import torch as th
 from guided_diffusion.networks.compiled import compiled
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.networks.operations import operations_of
+from guided_diffusion.runtime.command_line.flags import flag
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag
 from guided_diffusion.sampling.images import sample_images
 
 

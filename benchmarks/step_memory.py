@@ -15,8 +15,8 @@ import torch as th
 from train_step import StepBench
 
 from guided_diffusion import logger
+from guided_diffusion.runtime.command_line.flags import flag
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.flags import flag
 
 
 @dataclasses.dataclass(frozen=True)

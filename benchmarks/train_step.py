@@ -18,9 +18,9 @@ from peers import build_peer, in_both_layouts
 from guided_diffusion import logger
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import operations_of
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import flag
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import flag
 from guided_diffusion.stepper import Stepper
 from guided_diffusion.train_util import TrainLoop
 

@@ -1,8 +1,8 @@
 """Ranks: which one this process is, which device it uses, and collective calls among them.
 
-A process detects how it was started (runtime/launch.py): by `mpiexec -n N`, torchrun, Slurm's srun,
-or alone, which needs neither MPI nor a process group. All ranks use NCCL on CUDA or all use Gloo on
-the CPU; a second Gloo group carries small messages (the "control group").
+A process detects how it was started (runtime/ranks/launch.py): by `mpiexec -n N`, torchrun, Slurm's
+srun, or alone, which needs neither MPI nor a process group. All ranks use NCCL on CUDA or all use
+Gloo on the CPU; a second Gloo group carries small messages (the "control group").
 
 Environment variables:
     GUIDED_DIFFUSION_DEVICE   cpu, cuda, cuda:N or mps; by default cuda where a GPU is visible. The
@@ -22,14 +22,15 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from .runtime import checkpoint, messages, session
-from .runtime.devices import chosen_device, described, share_cores, usable_cores
+from .runtime import messages, session
 from .runtime.errors import UserError
-from .runtime.failure import Watch, describe, leave
-from .runtime.launch import find_launch
 from .runtime.memory import keep_freed_memory
-from .runtime.rendezvous import Meeting, meet
+from .runtime.ranks.devices import chosen_device, described, share_cores, usable_cores
+from .runtime.ranks.failure import Watch, describe, leave
+from .runtime.ranks.launch import find_launch
+from .runtime.ranks.rendezvous import Meeting, meet
 from .runtime.signals import EXIT_STOPPED
+from .runtime.storage import checkpoint
 
 DEFAULT_TIMEOUT_S = 1800.0
 # NCCL kills the process when it times out; Gloo, which can still report who is missing, goes first.

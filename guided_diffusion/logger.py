@@ -20,8 +20,7 @@ import blobfile as bf
 import torch as th
 import torch.distributed as dist
 
-from .runtime import messages, run_lock, session
-from .runtime.files import is_local, writing
+from .runtime import messages, session
 from .runtime.log_formats import (  # noqa: F401 - names of this module in the original too
     CSVOutputFormat,
     HumanOutputFormat,
@@ -34,6 +33,8 @@ from .runtime.log_formats import (  # noqa: F401 - names of this module in the o
     make_output_format,
     plain,
 )
+from .runtime.storage import run_lock
+from .runtime.storage.files import is_local, writing
 
 DEBUG = 10
 INFO = 20

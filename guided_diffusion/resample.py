@@ -8,8 +8,8 @@ import torch as th
 import torch.distributed as dist
 
 from .gaussian_diffusion import GaussianDiffusion
-from .runtime.devices import of_float64
 from .runtime.errors import UserError
+from .runtime.ranks.devices import of_float64
 
 
 def create_named_schedule_sampler(name: str, diffusion: GaussianDiffusion) -> "ScheduleSampler":

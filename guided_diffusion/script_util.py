@@ -16,7 +16,7 @@ from .networks.config import (
 )
 from .networks.process import create_gaussian_diffusion  # noqa: F401 - public here in the original
 from .respace import SpacedDiffusion
-from .runtime.flags import (  # noqa: F401 - names of this module in the original too
+from .runtime.command_line.flags import (  # noqa: F401 - names of this module in the original too
     add_dict_to_argparser,
     args_to_dict,
     from_mapping,

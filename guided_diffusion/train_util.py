@@ -12,19 +12,20 @@ import torch as th
 from . import dist_util, logger
 from .gaussian_diffusion import GaussianDiffusion
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
-from .runtime import checkpoint, rng
+from .runtime import rng
+from .runtime.command_line.loop_config import LoopConfig
+from .runtime.command_line.precision_flag import AUTO
 from .runtime.errors import UserError
-from .runtime.loop_config import LoopConfig
-from .runtime.precision_flag import AUTO
 from .runtime.progress import progress_bar
-from .runtime.resume import (  # noqa: F401 - parse_resume_step_from_filename is public here
+from .runtime.signals import StopRequest
+from .runtime.storage import checkpoint
+from .runtime.storage.resume import (  # noqa: F401 - parse_resume_step_from_filename is public here
     Start,
     find_ema_checkpoint,
     is_ema,
     locate_start,
     parse_resume_step_from_filename,
 )
-from .runtime.signals import StopRequest
 from .stepper import Stepper, annealed, first_not_finite
 
 _SAVE, _STOP = 1, 2  # what a rank asks all for; the greatest counts

@@ -8,10 +8,10 @@ evaluate.py TRUE_MASKS --compare MASKS_A MASKS_B      the same, for two folders 
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.parsing import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags
-from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.config import EvaluateConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 

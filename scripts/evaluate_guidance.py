@@ -5,11 +5,11 @@ evaluate_guidance.py MODEL FOLDER    FOLDER: output of image_sample.py --seg_dir
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.instead import add_instead
+from guided_diffusion.runtime.command_line.parsing import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags
-from guided_diffusion.runtime.instead import add_instead
-from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.config import GuidanceConfig
 
 

@@ -3,9 +3,14 @@
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.parsing import (
+    CommandParser,
+    Part,
+    make_parser,
+    parse_flags,
+)
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import EvaluateSamplesConfig
 
 

@@ -2,9 +2,9 @@
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.runtime.command_line import CommandParser, parse_flags
+from guided_diffusion.runtime.command_line.parsing import CommandParser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.process_flags import begin
 from guided_diffusion.segmentation.training.config import finetune_flags
 
 

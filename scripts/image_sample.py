@@ -9,9 +9,9 @@ from guided_diffusion.networks.checkpoint_flags import (
     process_part,
 )
 from guided_diffusion.networks.conditional import GuidedConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.parsing import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.sampling.config import GuidedSampleConfig
 
 # of networks that masks guide, which always have a config.json

@@ -5,9 +5,9 @@ import _path  # noqa: F401 - finds the package in a checkout that is not install
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.parsing import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.evaluation.probe_config import TrainingProbeConfig
 from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig, RunFolderConfig
 

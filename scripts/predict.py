@@ -7,11 +7,11 @@ predict.py A.pth,B.pth INPUT OUTPUT             the mean of several models
 
 import _path  # noqa: F401 - finds the package in a checkout that is not installed
 
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.parsing import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.runtime.memory import keep_freed_memory
-from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import LabelNextConfig, PredictConfig

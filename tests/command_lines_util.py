@@ -20,8 +20,8 @@ from documents_util import Code, Command
 from documents_util import commands as commands_of
 from paths import ROOT
 
-from guided_diffusion.runtime import commands
-from guided_diffusion.runtime.command_line import CommandParser, parse_flags
+from guided_diffusion.runtime.command_line import commands
+from guided_diffusion.runtime.command_line.parsing import CommandParser, parse_flags
 from guided_diffusion.runtime.errors import UserError
 
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*|\$\w+")

@@ -13,7 +13,7 @@ from sampling_util import CLASSES, CLASSIFIER, NETWORK, write_shapes, write_trai
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
-from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 from guided_diffusion.segmentation.networks.mask_diffusion import describe

@@ -26,8 +26,8 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import precision
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.preparation.phantoms import write_dataset
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 
 # torch's cache of compiled code does not tell apart the instructions that this variable allows:
 # what was compiled for others gives nan, or ends the process

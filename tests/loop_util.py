@@ -10,7 +10,7 @@ import torch as th
 
 from guided_diffusion import logger
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.resume import Start
+from guided_diffusion.runtime.storage.resume import Start
 from guided_diffusion.train_util import TrainLoop, find_start
 
 TINY = ModelConfig(

@@ -4,7 +4,7 @@ from golden_util import fill_parameters
 from sampling_util import DIFFUSION, NETWORK
 
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
 from guided_diffusion.segmentation.networks.mask_diffusion import MaskDiffusionModel
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch as th
 from paths import ROOT
 
-from guided_diffusion.runtime import failure
+from guided_diffusion.runtime.ranks import failure
 
 # torch's optimizers import torch._dynamo, which takes seconds
 PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "guided_diffusion.training.run"]

@@ -7,7 +7,7 @@ import os
 import torch as th
 from process_util import free_port
 
-from guided_diffusion.runtime import failure, rendezvous
+from guided_diffusion.runtime.ranks import failure, rendezvous
 
 # Seconds. Nothing here takes more than a few, unless the machine is busy with other things.
 HANGS_S = 90

@@ -13,7 +13,7 @@ from PIL import Image
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ClassifierConfig, DiffusionConfig, ModelConfig
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.storage import checkpoint
 
 NETWORK = ModelConfig(
     image_size=16,

@@ -7,8 +7,8 @@ from commands_util import path_of
 from golden_util import GOLDEN
 from sampling_util import write_shapes
 
-from guided_diffusion.runtime.command_line import parse_flags
-from guided_diffusion.runtime.commands import parser_of
+from guided_diffusion.runtime.command_line.commands import parser_of
+from guided_diffusion.runtime.command_line.parsing import parse_flags
 
 ORIGINAL = json.loads((GOLDEN / "cli_flags.json").read_text())
 

@@ -17,7 +17,7 @@ from test_legacy_files import legacy  # noqa: F401 - a fixture
 from torch.nn.modules.module import register_module_forward_hook
 
 from guided_diffusion.networks import precision
-from guided_diffusion.runtime.files import read_json
+from guided_diffusion.runtime.storage.files import read_json
 from guided_diffusion.segmentation.inference import serve, visits
 from guided_diffusion.segmentation.metrics import confusion_matrix, dice_iou
 from guided_diffusion.segmentation.training import loop

@@ -6,8 +6,8 @@ from conftest import digests
 from test_command_precision import COMPUTING, WITHOUT_NETWORK
 
 from guided_diffusion.runtime import messages
-from guided_diffusion.runtime.command_line import parse_flags
-from guided_diffusion.runtime.commands import parser_of
+from guided_diffusion.runtime.command_line.commands import parser_of
+from guided_diffusion.runtime.command_line.parsing import parse_flags
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar, track
 from guided_diffusion.training.run import run_folder

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.networks.compiled import compiled
-from guided_diffusion.runtime.devices import describe_self
-from guided_diffusion.runtime.rendezvous import Meeting
+from guided_diffusion.runtime.ranks.devices import describe_self
+from guided_diffusion.runtime.ranks.rendezvous import Meeting
 from guided_diffusion.sampling.images import sample_images
 from guided_diffusion.sampling.solvers import SAMPLERS
 from guided_diffusion.stepper import PRECISIONS, Stepper

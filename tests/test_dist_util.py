@@ -10,8 +10,8 @@ import torch.distributed as dist
 from ranks_util import run_ranks
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.runtime.devices import usable_cores
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.ranks.devices import usable_cores
 
 
 class TestAlone:

@@ -19,8 +19,8 @@ import pytest
 from commands_util import COMMANDS, arguments, path_of, prepare_commands
 from conftest import run_script
 
-from guided_diffusion.runtime import commands
-from guided_diffusion.runtime.command_line import CommandParser
+from guided_diffusion.runtime.command_line import commands
+from guided_diffusion.runtime.command_line.parsing import CommandParser
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.inference import serve

@@ -13,9 +13,9 @@ from paths import ROOT
 from guided_diffusion.gaussian_diffusion import LossType
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
-from guided_diffusion.runtime.commands import parser_of
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.command_line.commands import parser_of
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.training.run import TrainConfig
 

@@ -11,9 +11,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz_kinds
 import fuzz_readers
 
-from guided_diffusion.runtime import files
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.log_formats import CSVOutputFormat
+from guided_diffusion.runtime.storage import files
 from guided_diffusion.segmentation.visuals.render import plot_curves
 
 

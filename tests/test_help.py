@@ -7,7 +7,7 @@ import re
 import pytest
 from commands_util import all_commands, path_of
 
-from guided_diffusion.runtime.commands import flags_of, parser_of
+from guided_diffusion.runtime.command_line.commands import flags_of, parser_of
 from guided_diffusion.segmentation.training.learning import FinetuneConfig
 from guided_diffusion.training.config import TrainConfig
 

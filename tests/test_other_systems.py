@@ -36,7 +36,9 @@ for found in pkgutil.walk_packages(guided_diffusion.__path__, "guided_diffusion.
         importlib.import_module(found.name)
 
 from guided_diffusion.images import cache
-from guided_diffusion.runtime import devices, failure, files, memory, run_lock, signals, workers
+from guided_diffusion.runtime.ranks import devices, failure
+from guided_diffusion.runtime.storage import files, run_lock
+from guided_diffusion.runtime import memory, signals, workers
 
 memory._status = lambda name: 0  # there is no /proc
 assert memory.peak_of_process() == memory.held_by_process() == 0

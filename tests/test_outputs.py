@@ -12,7 +12,7 @@ from conftest import digests
 from paths import ROOT
 
 from guided_diffusion.runtime.errors import EXIT_INTERRUPTED, UserError, as_user_error, command
-from guided_diffusion.runtime.files import check_output, check_outputs, write_atomically
+from guided_diffusion.runtime.storage.files import check_output, check_outputs, write_atomically
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

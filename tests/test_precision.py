@@ -10,8 +10,8 @@ from loop_util import TINY, batches, furthest, logged_losses, new_loop, rows, ru
 from test_stepper import simulate_float16
 
 from guided_diffusion import logger
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.train_util import TrainLoop, find_start
 from guided_diffusion.training.run import precision_of
 

@@ -11,9 +11,9 @@ from golden_util import GOLDEN
 from guided_diffusion import script_util
 from guided_diffusion.networks import config
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig, check_flags
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags
 
 PUBLISHED = json.loads((GOLDEN / "published_models.json").read_text())
 CLI = json.loads((GOLDEN / "cli_flags.json").read_text())

@@ -13,7 +13,7 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import config as networks
 from guided_diffusion.networks import precision
 from guided_diffusion.preparation import config as preparation
-from guided_diffusion.runtime import precision_flag
+from guided_diffusion.runtime.command_line import precision_flag
 from guided_diffusion.sampling import config as sampling
 from guided_diffusion.sampling import features, solvers
 from guided_diffusion.segmentation.annotations.reading import formats

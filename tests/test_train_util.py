@@ -11,8 +11,8 @@ from loop_util import DIFFUSION, TINY, WIDE, batches, furthest, names, new_loop,
 
 from guided_diffusion import logger
 from guided_diffusion.resample import LossSecondMomentResampler
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.train_util import LoopConfig, TrainLoop, log_loss_dict, parse_ema_rates
 
 

@@ -21,9 +21,9 @@ from loop_util import (
 
 from guided_diffusion import logger
 from guided_diffusion.resample import LossSecondMomentResampler
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.resume import Start
+from guided_diffusion.runtime.storage import checkpoint
+from guided_diffusion.runtime.storage.resume import Start
 from guided_diffusion.train_util import (
     TrainLoop,
     find_ema_checkpoint,

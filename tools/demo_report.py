@@ -11,7 +11,7 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import read_image, write_image
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.files import read_json
+from guided_diffusion.runtime.storage.files import read_json
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.render import comparison
 

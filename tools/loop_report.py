@@ -14,7 +14,7 @@ from guided_diffusion.images.image_io import read_image, save_picture
 from guided_diffusion.images.masks import read_mask
 from guided_diffusion.images.names import stem
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.files import read_json
+from guided_diffusion.runtime.storage.files import read_json
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import ClassTable, load_categories
 from guided_diffusion.segmentation.visuals.render import overlay

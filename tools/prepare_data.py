@@ -11,9 +11,9 @@ prepare_data.py --action create-sample  synthetic bitewings with exact masks
 import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.preparation.config import PrepareConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.parsing import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.process_flags import ProcessConfig, begin
 
 
 def parser() -> CommandParser:

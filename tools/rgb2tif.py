@@ -3,11 +3,11 @@
 import _path  # noqa: F401 - makes the package importable without installing it
 
 from guided_diffusion.preparation.config import ConvertConfig
-from guided_diffusion.runtime.command_line import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.instead import add_instead
+from guided_diffusion.runtime.command_line.parsing import CommandParser, make_parser, parse_flags
+from guided_diffusion.runtime.command_line.process_flags import MessagesConfig, begin
 from guided_diffusion.runtime.errors import command
-from guided_diffusion.runtime.flags import from_flags
-from guided_diffusion.runtime.instead import add_instead
-from guided_diffusion.runtime.process_flags import MessagesConfig, begin
 
 
 def parser() -> CommandParser:

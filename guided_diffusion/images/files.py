@@ -27,7 +27,7 @@ from guided_diffusion.images.names import (
     without_mask_suffix,
 )
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import expand_path, is_local
+from guided_diffusion.runtime.storage.files import expand_path, is_local
 
 # formats of images that are not read, and that must not go unnoticed among those that are
 _OTHER_FORMATS = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from guided_diffusion.images.names import composed, spellings, stem
 from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_table
+from guided_diffusion.runtime.storage.files import read_table
 
 
 def patients_of(names: Sequence[str], paths: Sequence[str], rule: str) -> tuple[list[int], str]:

@@ -24,8 +24,8 @@ from guided_diffusion.images.files import (
     open_file,
 )
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.storage.files import write_atomically
 
 INTENSITY_RULES = ("full", "percentile", "window")
 MAX_PIXELS = 100_000_000

@@ -15,8 +15,8 @@ from guided_diffusion.images.image_io import (
     read_counted,
     read_image,
 )
+from guided_diffusion.runtime.command_line.flags import MOST, flag, from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import MOST, flag, from_mapping
 
 if TYPE_CHECKING:
     import torch as th

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from guided_diffusion.images.files import list_radiographs, name_images
 from guided_diffusion.images.left_out import IMAGE_FOLDERS
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import expand_path, is_local
+from guided_diffusion.runtime.storage.files import expand_path, is_local
 
 SPLITS = {
     **{"train": "TRAIN", "training": "TRAIN"},

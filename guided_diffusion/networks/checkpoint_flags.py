@@ -7,7 +7,7 @@ change.
 from collections.abc import Sequence
 
 from guided_diffusion.networks.config import DiffusionConfig, NetworkConfig
-from guided_diffusion.runtime.command_line import Part
+from guided_diffusion.runtime.command_line.parsing import Part
 
 FROM_CHECKPOINT = "from the checkpoint"
 # then told by the weights' shapes: flags may repeat them

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.runtime.command_line.flags import flag
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
 
 if TYPE_CHECKING:
     import torch as th

@@ -16,8 +16,14 @@ from guided_diffusion.networks.levels import (
     default_channel_mult,
     parse_channel_mult,
 )
+from guided_diffusion.runtime.command_line.flags import (
+    NOT_GIVEN,
+    Overrides,
+    flag,
+    from_flags,
+    str2bool,
+)
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import NOT_GIVEN, Overrides, flag, from_flags, str2bool
 
 if TYPE_CHECKING:
     import torch as th

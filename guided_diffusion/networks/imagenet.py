@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch as th
 
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,8 +7,8 @@ from typing import Any
 import torch as th
 
 from guided_diffusion.networks.config import ModelConfig
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
 
 # flags that shapes do not depend on: the user must give one of each group
 _NOT_IN_SHAPES = (

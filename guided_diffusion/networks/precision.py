@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch as th
 
 from guided_diffusion import dist_util
+from guided_diffusion.runtime.command_line.precision_flag import AUTO
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.unet import SegmentationUNetModel
 
 PRECISIONS = {"fp32": th.float32, "fp16": th.float16, "bf16": th.bfloat16}

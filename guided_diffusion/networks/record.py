@@ -6,8 +6,8 @@ from typing import Any, Generic, TypeVar
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, NetworkConfig
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_mapping
 
 Network = TypeVar("Network", bound=NetworkConfig)
 Network_co = TypeVar("Network_co", bound=NetworkConfig, covariant=True)

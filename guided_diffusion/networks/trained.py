@@ -20,9 +20,9 @@ from guided_diffusion.networks.config import (
 )
 from guided_diffusion.networks.infer import infer_model_config
 from guided_diffusion.networks.record import NetworkRecord, read_record
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.runtime.text import one_line
 from guided_diffusion.unet import LoadReport
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from guided_diffusion.runtime.flags import MOST_SEED, flag
+from guided_diffusion.runtime.command_line.flags import MOST_SEED, flag
 
 # what becomes of colours of no class
 UNKNOWN = ("error", "nearest", "background", "ignore")

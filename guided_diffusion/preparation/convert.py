@@ -10,8 +10,8 @@ from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending
 from guided_diffusion.preparation.config import FORMATS, ConvertConfig
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_outputs
 from guided_diffusion.runtime.progress import track
+from guided_diffusion.runtime.storage.files import check_outputs
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.color_masks import (
     indices_from_colors,

@@ -13,10 +13,10 @@ from guided_diffusion.preparation.organize import by_patient, keep, leaks, place
 from guided_diffusion.preparation.phantoms import write_dataset
 from guided_diffusion.preparation.repair import write_repaired
 from guided_diffusion.preparation.validation import MaskReading, fault_table, validate
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, save_json
-from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.files import check_output, save_json
 from guided_diffusion.segmentation.categories import (
     ClassTable,
     categories_for,

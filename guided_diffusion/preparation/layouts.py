@@ -22,8 +22,8 @@ from guided_diffusion.images.masks import write_mask
 from guided_diffusion.images.names import ending, is_ignored
 from guided_diffusion.images.splits import SPLITS
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, copy_file
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.files import check_output, copy_file
 
 
 @dataclass(frozen=True)

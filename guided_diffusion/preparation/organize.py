@@ -13,8 +13,8 @@ from guided_diffusion.images.masks import black_and_white, mask_values
 from guided_diffusion.images.patients import find_patients, merge, shared_groups
 from guided_diffusion.preparation.layouts import Item, copy_pair
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_csv
 from guided_diffusion.runtime.progress import track
+from guided_diffusion.runtime.storage.files import write_csv
 
 TRIES = 64
 

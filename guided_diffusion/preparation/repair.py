@@ -14,8 +14,8 @@ from guided_diffusion.preparation.validation import (
     Report,
     repaired_mask,
 )
-from guided_diffusion.runtime.files import copy_file, write_csv
 from guided_diffusion.runtime.progress import track
+from guided_diffusion.runtime.storage.files import copy_file, write_csv
 
 
 def write_repaired(

@@ -12,10 +12,16 @@ from guided_diffusion.images.names import ending
 from guided_diffusion.networks.trained import read_trained
 from guided_diffusion.preparation.config import PrepareConfig
 from guided_diffusion.preparation.layouts import require_new_folder
-from guided_diffusion.runtime import contents, run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, copy_file, read_json, save_json, write_csv
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage import contents, run_lock
+from guided_diffusion.runtime.storage.files import (
+    check_output,
+    copy_file,
+    read_json,
+    save_json,
+    write_csv,
+)
 from guided_diffusion.segmentation.selection.choose import check_patients, choose
 from guided_diffusion.segmentation.selection.features import Encoder
 from guided_diffusion.segmentation.selection.medoids import Medoids

@@ -1,1 +1,1 @@
-"""A process: flags, files, randomness, signals, ranks and their failures."""
+"""A process: errors, logs, randomness, signals; below, its command line, files and ranks."""

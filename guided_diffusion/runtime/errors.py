@@ -91,7 +91,7 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        from guided_diffusion.runtime import run_lock  # which imports this module
+        from guided_diffusion.runtime.storage import run_lock  # which imports this module
 
         print_any_name()
         try:

@@ -50,7 +50,7 @@ def _unraisable(unraisable: Any) -> None:
 
 def _end() -> None:
     """End at once. Locks are given back; other exit handlers may wait for what will not come."""
-    if run_lock := sys.modules.get("guided_diffusion.runtime.run_lock"):
+    if run_lock := sys.modules.get("guided_diffusion.runtime.storage.run_lock"):
         run_lock.release_all()
     if not _forked():
         sys.stdout.flush()

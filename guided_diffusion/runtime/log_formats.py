@@ -27,7 +27,7 @@ import blobfile as bf
 
 from guided_diffusion.runtime import messages
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import is_local, write_atomically, writing
+from guided_diffusion.runtime.storage.files import is_local, write_atomically, writing
 from guided_diffusion.runtime.text import encode, one_line, visible
 
 if TYPE_CHECKING:

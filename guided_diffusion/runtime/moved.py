@@ -19,7 +19,10 @@ _SEGMENTATION = {
     "visuals": "color_masks render report",
 }
 _TOP = {
-    "runtime": "checkpoint errors failure flags launch log_formats memory progress rng signals",
+    "runtime": "errors log_formats memory progress rng signals",
+    "runtime.command_line": "flags",
+    "runtime.ranks": "failure launch",
+    "runtime.storage": "checkpoint",
     "images": "geometry reading",
     "networks": "compiled conditional infer operations trained",
     "training": "dry_run",

@@ -1,4 +1,4 @@
-"""What the command line says about this process as a whole: see `process_flags.py`."""
+"""What the command line says about this process as a whole: see `command_line/process_flags.py`."""
 
 import contextlib
 import dataclasses

@@ -7,7 +7,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from guided_diffusion.runtime import run_lock
+from guided_diffusion.runtime.storage import run_lock
 
 # EX_TEMPFAIL of sysexits.h: stopped by a signal after saving; rerun the command to resume.
 EXIT_STOPPED = 75

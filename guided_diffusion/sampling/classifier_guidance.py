@@ -4,8 +4,8 @@ import dataclasses
 
 from guided_diffusion import dist_util
 from guided_diffusion.networks.trained import Trained, read_trained
+from guided_diffusion.runtime.command_line.flags import Overrides
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.sampling.choices import parse_labels
 from guided_diffusion.sampling.config import (
     ClassifierSampleConfig,

@@ -3,14 +3,14 @@
 import dataclasses
 from typing import Any, TypeVar
 
-from guided_diffusion.runtime.flags import (
+from guided_diffusion.runtime.command_line.flags import (
     MOST_BATCH,
     MOST_SEED,
     Overrides,
     flag,
     from_flags,
 )
-from guided_diffusion.runtime.precision_flag import precision_flag
+from guided_diffusion.runtime.command_line.precision_flag import precision_flag
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,11 @@ from guided_diffusion.images.names import stem
 from guided_diffusion.images.reading import ReadingConfig, normalize, to_uint8_channels
 from guided_diffusion.networks.precision import choose_for
 from guided_diffusion.networks.trained import Trained, read_trained
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, read_sections, save_json, write_csv
-from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.storage.files import check_output, read_sections, save_json, write_csv
 from guided_diffusion.sampling.config import EvaluateSamplesConfig
 from guided_diffusion.sampling.features import (
     Extractor,

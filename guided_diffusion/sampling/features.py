@@ -12,9 +12,9 @@ from guided_diffusion.images.reading import normalize
 from guided_diffusion.networks.precision import in_precision
 from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.storage import checkpoint
 
 # torchvision's name, input size in pixels and weights of each network
 TORCHVISION = {

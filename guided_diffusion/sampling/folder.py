@@ -8,9 +8,9 @@ from typing import Any
 
 import blobfile as bf
 
-from guided_diffusion.runtime import checkpoint, packed
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import expand_path, read_sections
+from guided_diffusion.runtime.storage import checkpoint, packed
+from guided_diffusion.runtime.storage.files import expand_path, read_sections
 
 SETTINGS_NAME = "sampling.json"
 

@@ -28,17 +28,18 @@ from guided_diffusion.networks.precision import (
     in_precision,
 )
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint, messages, packed, run_lock
+from guided_diffusion.runtime import messages
+from guided_diffusion.runtime.command_line.precision_flag import AUTO
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import (
+from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
+from guided_diffusion.runtime.storage import checkpoint, packed, run_lock
+from guided_diffusion.runtime.storage.files import (
     check_output,
     save_json,
     write_atomically,
     writing,
 )
-from guided_diffusion.runtime.precision_flag import AUTO
-from guided_diffusion.runtime.progress import progress_bar
-from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.sampling.choices import Labels, choose_sampler, parse_labels
 from guided_diffusion.sampling.config import DEFAULT_STEPS, SampleConfig
 from guided_diffusion.sampling.folder import SETTINGS_NAME, samples_folder, stored_images

@@ -19,9 +19,9 @@ from guided_diffusion.networks.precision import choose_for, in_precision
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, write_atomically, write_csv
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.storage.files import check_output, write_atomically, write_csv
 from guided_diffusion.sampling.config import LikelihoodConfig
 from guided_diffusion.sampling.folder import results_folder
 

@@ -18,9 +18,9 @@ from guided_diffusion.images.image_io import write_image
 from guided_diffusion.images.masks import ignored_values, read_mask
 from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.command_line.flags import Overrides
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.runtime.text import encode
 from guided_diffusion.sampling.choices import Labels
 from guided_diffusion.sampling.config import (

@@ -11,8 +11,8 @@ from guided_diffusion import dist_util, image_datasets
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.networks.trained import read_trained
+from guided_diffusion.runtime.command_line.flags import Overrides
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.sampling.config import (
     SuperResSampleConfig,
     said_of_defaults,

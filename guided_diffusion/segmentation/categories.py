@@ -14,7 +14,7 @@ from guided_diffusion.images.names import composed
 from guided_diffusion.images.splits import SPLITS
 from guided_diffusion.images.swaps import Swaps, check_swap_classes
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json
+from guided_diffusion.runtime.storage.files import read_json
 
 TABLE_NAME = "categories.json"
 DEFAULT_CATEGORIES = str(Path(__file__).with_name(TABLE_NAME))

@@ -18,9 +18,9 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.images.swaps import Swaps, parse_swaps
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.process import network_timestep
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.runtime.text import one_line
 from guided_diffusion.segmentation.categories import (
     ClassTable,

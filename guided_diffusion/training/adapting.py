@@ -22,10 +22,10 @@ from guided_diffusion.networks.config import (
 from guided_diffusion.networks.levels import attention_factors
 from guided_diffusion.networks.record import NetworkRecord
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import checkpoint
-from guided_diffusion.runtime.contents import changes
+from guided_diffusion.runtime.command_line.flags import Overrides, from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_mapping
+from guided_diffusion.runtime.storage import checkpoint
+from guided_diffusion.runtime.storage.contents import changes
 from guided_diffusion.unet import ConditionalUNetModel
 
 Network = TypeVar("Network", bound=NetworkConfig)

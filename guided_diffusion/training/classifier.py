@@ -13,7 +13,7 @@ from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.patients import films_of, shared_patients
 from guided_diffusion.networks.config import ClassifierConfig
-from guided_diffusion.runtime.flags import Overrides
+from guided_diffusion.runtime.command_line.flags import Overrides
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.config import ClassifierTrainConfig
 from guided_diffusion.training.run import open_run, run_training

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from guided_diffusion.runtime.flags import MOST_BATCH, flag
-from guided_diffusion.runtime.loop_config import LoopConfig
+from guided_diffusion.runtime.command_line.flags import MOST_BATCH, flag
+from guided_diffusion.runtime.command_line.loop_config import LoopConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from guided_diffusion.networks.alignment import ENCODER_SIDE
 from guided_diffusion.networks.config import ModelConfig, UNetConfig
 from guided_diffusion.networks.encoders import open_encoder
 from guided_diffusion.runtime import rng
-from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.sampling.images import preview_images, save_grid
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.alignment import AlignedLoop, alignment

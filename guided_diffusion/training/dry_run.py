@@ -21,9 +21,9 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.record import NetworkRecord
-from guided_diffusion.runtime.files import check_output
-from guided_diffusion.runtime.flags import Overrides, from_flags
-from guided_diffusion.runtime.resume import Start
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
+from guided_diffusion.runtime.storage.files import check_output
+from guided_diffusion.runtime.storage.resume import Start
 from guided_diffusion.training.adapting import read_init, record_of_init
 from guided_diffusion.training.config import GuidedTrainConfig, PretrainConfig
 from guided_diffusion.training.diffusion import diffusion_batches

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from guided_diffusion.runtime.loop_config import LoopConfig
+from guided_diffusion.runtime.command_line.loop_config import LoopConfig
 
 GIB = 2**30
 

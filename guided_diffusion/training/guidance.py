@@ -19,8 +19,8 @@ from guided_diffusion.images.masks import check_sizes, ignored_values, read_mask
 from guided_diffusion.images.swaps import check_swap_classes, parse_swaps
 from guided_diffusion.networks.conditional import GuidedConfig, check_classes, one_hot
 from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.command_line.flags import Overrides
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.sampling.images import preview_images
 from guided_diffusion.training.config import GuidedTrainConfig

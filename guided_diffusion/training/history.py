@@ -12,10 +12,10 @@ from typing import Any
 
 import blobfile as bf
 
-from guided_diffusion.runtime import packed
-from guided_diffusion.runtime.contents import Files, changed_files, changes, digest, summary
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.resume import Start
+from guided_diffusion.runtime.storage import packed
+from guided_diffusion.runtime.storage.contents import Files, changed_files, changes, digest, summary
+from guided_diffusion.runtime.storage.resume import Start
 
 # flags that change neither what is learnt nor from what; batch_size is per rank, see "global_batch"
 _FREE = {

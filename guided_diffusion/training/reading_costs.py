@@ -13,8 +13,8 @@ from guided_diffusion.images.cache import fits
 from guided_diffusion.images.files import evenly_spaced, pair_files
 from guided_diffusion.images.image_io import check_images
 from guided_diffusion.images.masks import ignored_values
-from guided_diffusion.runtime.files import is_local
 from guided_diffusion.runtime.memory import private_bytes
+from guided_diffusion.runtime.storage.files import is_local
 from guided_diffusion.training.config import GuidedTrainConfig, TrainConfig
 from guided_diffusion.training.guidance import check_masks
 from guided_diffusion.training.run import num_workers_of

@@ -31,14 +31,14 @@ from guided_diffusion.networks.precision import choose
 from guided_diffusion.networks.record import NetworkRecord, read_record
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.resample import create_named_schedule_sampler
-from guided_diffusion.runtime import checkpoint, run_lock
-from guided_diffusion.runtime.contents import Files
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
+from guided_diffusion.runtime.command_line.precision_flag import AUTO
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, expand_path, is_local
-from guided_diffusion.runtime.flags import Overrides, from_flags
-from guided_diffusion.runtime.precision_flag import AUTO
-from guided_diffusion.runtime.resume import Start
 from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.runtime.storage import checkpoint, run_lock
+from guided_diffusion.runtime.storage.contents import Files
+from guided_diffusion.runtime.storage.files import check_output, expand_path, is_local
+from guided_diffusion.runtime.storage.resume import Start
 from guided_diffusion.train_util import TrainLoop, find_start
 from guided_diffusion.training.adapting import adapt, read_init, record_of_init, widen
 from guided_diffusion.training.config import TrainConfig

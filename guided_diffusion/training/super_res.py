@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from guided_diffusion.image_datasets import Batch
 from guided_diffusion.networks.config import SuperResConfig
-from guided_diffusion.runtime.flags import Overrides
+from guided_diffusion.runtime.command_line.flags import Overrides
 from guided_diffusion.sampling.images import preview_images
 from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.diffusion import diffusion_batches, first_images, train_with_grids

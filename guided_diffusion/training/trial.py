@@ -13,8 +13,8 @@ from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.live_memory import LiveTensors, fake_tensors
 from guided_diffusion.networks.operations import operations_of
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.memory import KEPT_BELOW, held_by_process, peak_of_process
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.sampling.images import preview_images
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training.config import TrainConfig

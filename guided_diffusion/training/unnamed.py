@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from guided_diffusion import dist_util
 from guided_diffusion.networks.record import NetworkRecord
-from guided_diffusion.runtime import checkpoint
-from guided_diffusion.runtime.contents import changes
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
+from guided_diffusion.runtime.storage.contents import changes
 from guided_diffusion.training.history import changed_settings
 
 # what `run_folder` names a folder by

@@ -8,8 +8,8 @@ from guided_diffusion.images import files
 from guided_diffusion.images.files import list_images, pair_files
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.masks import read_mask, write_mask
-from guided_diffusion.runtime import files as runtime_files
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import files as runtime_files
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -7,8 +7,8 @@ import torch as th
 
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.infer import infer_model_config
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_mapping
 
 HEADS = {"num_heads": 2, "use_new_attention_order": False}
 CONFIGS = {

@@ -8,8 +8,8 @@ import pytest
 
 from guided_diffusion.runtime import text
 from guided_diffusion.runtime.errors import UserError, command
-from guided_diffusion.runtime.files import read_json, save_json, write_csv
 from guided_diffusion.runtime.log_formats import make_output_format
+from guided_diffusion.runtime.storage.files import read_json, save_json, write_csv
 
 NAME = os.fsdecode(b"r\xf6ntgen")
 

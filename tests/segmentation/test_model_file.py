@@ -11,8 +11,8 @@ from golden_util import fill_parameters
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.networks.process import network_timestep
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation import model_file
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.inference.predictor import Predictor

@@ -20,8 +20,8 @@ from test_bad_inputs import refused
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.trained import read_trained
-from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import packed
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.inference import onnx_export
 from guided_diffusion.segmentation.inference.predictor import load_predictor

@@ -8,7 +8,7 @@ import pytest
 from finetuning_util import folders
 
 from guided_diffusion.images.masks import write_mask
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.storage.files import save_json
 from guided_diffusion.segmentation.categories import (
     ClassTable,
     generic_categories,

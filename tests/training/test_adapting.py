@@ -11,8 +11,8 @@ from sampling_util import CLASSES, DIFFUSION, NETWORK, write_shapes, write_train
 from guided_diffusion import dist_util
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import read_trained
-from guided_diffusion.runtime import checkpoint, run_lock
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint, run_lock
 from guided_diffusion.train_util import TrainLoop
 from guided_diffusion.training import dry_run
 from guided_diffusion.training.adapting import adapt, read_init, record_of_init

@@ -18,8 +18,8 @@ from guided_diffusion.networks.alignment import (
     alignment_sites,
 )
 from guided_diffusion.networks.config import ModelConfig
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.train_util import find_start
 from guided_diffusion.training import diffusion
 from guided_diffusion.training.alignment import AlignedLoop

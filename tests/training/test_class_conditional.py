@@ -11,8 +11,8 @@ from sampling_util import CLASSES, NETWORK, arrays, write_shapes, write_trained
 
 from guided_diffusion.image_datasets import class_labels, load_data
 from guided_diffusion.networks.config import ModelConfig
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.sampling.guidance import ClassifierFree
 from guided_diffusion.training.diffusion import drop_classes
 

@@ -18,10 +18,10 @@ from sampling_util import (
 )
 
 from guided_diffusion import logger
-from guided_diffusion.runtime import checkpoint
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.sampling.guidance import classifier_gradient
 from guided_diffusion.training.classifier import ClassifierLoop, ClassifierTrainConfig
 

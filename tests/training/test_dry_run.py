@@ -18,7 +18,7 @@ from guided_diffusion.kernels import library as kernels
 from guided_diffusion.networks.conditional import GuidedConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.operations import count_operations
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.training import dry_run
 from guided_diffusion.training.config import GuidedTrainConfig
 from guided_diffusion.training.pieces import Piece

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from guided_diffusion.runtime.loop_config import LoopConfig
+from guided_diffusion.runtime.command_line.loop_config import LoopConfig
 from guided_diffusion.training.estimate import (
     Costs,
     Estimate,

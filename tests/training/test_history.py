@@ -10,9 +10,9 @@ import pytest
 from conftest import digests
 from PIL import Image
 
-from guided_diffusion.runtime.contents import summary
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.resume import Start
+from guided_diffusion.runtime.storage.contents import summary
+from guided_diffusion.runtime.storage.resume import Start
 from guided_diffusion.training.config import InitTrainConfig, TrainConfig
 from guided_diffusion.training.history import Contents, training_sections
 

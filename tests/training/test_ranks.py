@@ -23,7 +23,7 @@ from process_util import (
     torchrun_environments,
 )
 
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.storage import checkpoint
 
 # Channels: see WIDE in loop_util. The learning rate is the default. The bounds below are float32's.
 FLAGS = """

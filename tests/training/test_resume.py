@@ -31,8 +31,9 @@ from process_util import (
 )
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime import checkpoint, failure, files
+from guided_diffusion.runtime.ranks import failure
 from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.runtime.storage import checkpoint, files
 
 FLAGS = """
     --image_size 8 --num_channels 16 --channel_mult 1 --num_res_blocks 1 --num_head_channels 8

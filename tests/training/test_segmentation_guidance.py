@@ -15,9 +15,9 @@ from sampling_util import DIFFUSION, NETWORK, write_trained
 from guided_diffusion.images.files import split_folder
 from guided_diffusion.networks.conditional import GuidedConfig, one_hot
 from guided_diffusion.networks.trained import read_trained
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.command_line.flags import from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.sampling.mask_guidance import GuidedSampleConfig, guiding_masks
 from guided_diffusion.training.guidance import ablated, guided_batches, open_guided_run
 

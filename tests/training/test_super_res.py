@@ -12,9 +12,9 @@ from sampling_util import NETWORK as IMAGE_NETWORK
 
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, SuperResConfig
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.sampling.super_res import load_base_samples
 from guided_diffusion.training.super_res import with_low_res
 

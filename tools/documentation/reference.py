@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from guided_diffusion.runtime.commands import Flag, flags_of, parser_of  # noqa: E402
-from guided_diffusion.runtime.help_text import usage  # noqa: E402
+from guided_diffusion.runtime.command_line.commands import Flag, flags_of, parser_of  # noqa: E402
+from guided_diffusion.runtime.command_line.help_text import usage  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference"
 MADE = "<!-- made by `make reference`: change the flags, not this page -->\n"

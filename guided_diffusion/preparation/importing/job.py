@@ -19,11 +19,11 @@ from guided_diffusion.preparation.importing.items import ImageItem, find_items
 from guided_diffusion.preparation.importing.joining import REPORT, Target
 from guided_diffusion.preparation.importing.report import Report, say
 from guided_diffusion.preparation.layouts import require_new_folder
-from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
-from guided_diffusion.runtime.together import STAGE, complete
+from guided_diffusion.runtime.storage import run_lock
+from guided_diffusion.runtime.storage.files import copy_file, save_json
+from guided_diffusion.runtime.storage.together import STAGE, complete
 from guided_diffusion.segmentation.annotations.reading import formats
 from guided_diffusion.segmentation.annotations.reading.source import Drawing, Options, Size, Source
 from guided_diffusion.segmentation.categories import TABLE_NAME, to_plain

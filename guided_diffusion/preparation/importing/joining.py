@@ -18,9 +18,9 @@ from guided_diffusion.preparation.importing.items import ImageItem
 from guided_diffusion.preparation.importing.report import Report
 from guided_diffusion.preparation.layouts import sources
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import copy_file, save_json
 from guided_diffusion.runtime.progress import track
-from guided_diffusion.runtime.together import together
+from guided_diffusion.runtime.storage.files import copy_file, save_json
+from guided_diffusion.runtime.storage.together import together
 from guided_diffusion.segmentation.categories import (
     TABLE_NAME,
     check_same_classes,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import save_json, write_csv
+from guided_diffusion.runtime.storage.files import save_json, write_csv
 from guided_diffusion.segmentation.categories import check_same_classes
 from guided_diffusion.segmentation.evaluation.scoring import Evaluation, evaluate, without_nan
 from guided_diffusion.segmentation.evaluation.sources import Source, is_model

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from guided_diffusion.images.masks import BINARY_HELP
-from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
-from guided_diffusion.runtime.precision_flag import precision_flag
+from guided_diffusion.runtime.command_line.flags import MOST_BATCH, MOST_SEED, flag
+from guided_diffusion.runtime.command_line.precision_flag import precision_flag
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from guided_diffusion.images.names import ending
 from guided_diffusion.images.patients import find_patients
 from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import writing
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.files import writing
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.images.swaps import parse_swaps
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.messages import say, warn
 from guided_diffusion.segmentation.categories import check_swaps

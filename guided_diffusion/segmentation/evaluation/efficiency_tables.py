@@ -7,7 +7,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from guided_diffusion.runtime.files import read_json, write_atomically, write_csv
+from guided_diffusion.runtime.storage.files import read_json, write_atomically, write_csv
 from guided_diffusion.runtime.text import encode
 from guided_diffusion.segmentation.evaluation.run_origin import RunOrigin
 from guided_diffusion.segmentation.evaluation.statistics import (

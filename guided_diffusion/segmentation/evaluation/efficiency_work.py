@@ -15,14 +15,15 @@ from typing import Any
 import torch as th
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.runtime import run_lock, session
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
+from guided_diffusion.runtime import session
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import remove_file, save_json, writing
-from guided_diffusion.runtime.flags import from_flags
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
 from guided_diffusion.runtime.signals import StopRequest
+from guided_diffusion.runtime.storage import run_lock
+from guided_diffusion.runtime.storage.files import remove_file, save_json, writing
 from guided_diffusion.runtime.workers import Outcome, side_by_side
 from guided_diffusion.segmentation.evaluation.draws import Pairs
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Plan, Run

@@ -13,8 +13,8 @@ from guided_diffusion.images.image_io import write_image
 from guided_diffusion.networks.precision import choose_for
 from guided_diffusion.runtime import messages
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, read_sections, save_json
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.files import check_output, read_sections, save_json
 from guided_diffusion.sampling.folder import SETTINGS_NAME
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category

@@ -7,8 +7,8 @@ from typing import Any
 
 from guided_diffusion import dist_util
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, save_json
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.files import check_output, save_json
 from guided_diffusion.segmentation.evaluation import calibration
 from guided_diffusion.segmentation.evaluation.comparison import compare_two
 from guided_diffusion.segmentation.evaluation.config import EvaluateConfig

@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED
+from guided_diffusion.runtime.storage import run_lock
+from guided_diffusion.runtime.storage.files import check_output
 from guided_diffusion.segmentation.evaluation.budgets import BudgetChooser
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Plan

@@ -18,7 +18,7 @@ from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained
 from guided_diffusion.runtime import rng
-from guided_diffusion.runtime.devices import of_float64
+from guided_diffusion.runtime.ranks.devices import of_float64
 from guided_diffusion.segmentation.metrics import confusion_matrix, nan_mean, present_scores
 from guided_diffusion.segmentation.networks.decoder_features import block_scales, decoder_features
 from guided_diffusion.segmentation.training.dataset import LabelledImages

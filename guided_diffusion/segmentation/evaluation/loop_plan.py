@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 
 from guided_diffusion.images.patients import find_patients
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json
-from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.files import read_json
 from guided_diffusion.segmentation.evaluation.config import LabelEfficiencyConfig, LoopConfig
 from guided_diffusion.segmentation.evaluation.draws import draw, find_films, find_pairs
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Plan, Run

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from guided_diffusion.runtime.files import write_csv
+from guided_diffusion.runtime.storage.files import write_csv
 from guided_diffusion.segmentation.evaluation.efficiency_tables import (
     RunResult,
     score_text,

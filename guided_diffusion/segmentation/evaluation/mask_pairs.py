@@ -13,9 +13,9 @@ from guided_diffusion.images.image_io import ImageError, check_images, pixel_spa
 from guided_diffusion.images.masks import MaskRule, resembles_radiograph
 from guided_diffusion.images.names import is_pattern, stem
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import expand_path
 from guided_diffusion.runtime.messages import begin_work, warn
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.storage.files import expand_path
 from guided_diffusion.segmentation.inference.predictor import Finish, Segmenter
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.prediction import Prediction

@@ -8,9 +8,9 @@ from typing import Any
 import blobfile as bf
 import numpy as np
 
-from guided_diffusion.runtime.contents import Files, changed_files
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_sections, save_json
+from guided_diffusion.runtime.storage.contents import Files, changed_files
+from guided_diffusion.runtime.storage.files import read_sections, save_json
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.evaluation.linear_probe import ProbeScores
 from guided_diffusion.segmentation.metrics import nan_mean

@@ -12,13 +12,13 @@ from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import run_lock
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output
-from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.progress import progress_bar
-from guided_diffusion.runtime.resume import is_ema, parse_resume_step_from_filename
+from guided_diffusion.runtime.storage import run_lock
+from guided_diffusion.runtime.storage.files import check_output
+from guided_diffusion.runtime.storage.resume import is_ema, parse_resume_step_from_filename
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.evaluation.linear_probe import linear_probe
 from guided_diffusion.segmentation.evaluation.probe_config import ProbeConfig, TrainingProbeConfig

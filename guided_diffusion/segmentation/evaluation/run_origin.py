@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from guided_diffusion.images.files import pair_files
-from guided_diffusion.runtime import packed
-from guided_diffusion.runtime.contents import (
+from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import packed
+from guided_diffusion.runtime.storage.contents import (
     Files,
     changed_files,
     changes,
@@ -14,7 +15,6 @@ from guided_diffusion.runtime.contents import (
     digest,
     digests,
 )
-from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.segmentation.evaluation.draws import find_files
 
 # arguments of the training scripts that say nothing more than the contents and the folder do

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from guided_diffusion import dist_util
 from guided_diffusion.networks.precision import choose_for
+from guided_diffusion.runtime.command_line.precision_flag import AUTO
 from guided_diffusion.runtime.messages import say
-from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.segmentation.evaluation.efficiency_tables import results_by_folder
 
 

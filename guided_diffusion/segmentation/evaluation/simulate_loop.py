@@ -3,12 +3,12 @@
 import os
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime import run_lock
-from guided_diffusion.runtime.command_line import make_parser, parse_flags
-from guided_diffusion.runtime.files import check_output, save_json
-from guided_diffusion.runtime.flags import from_flags
+from guided_diffusion.runtime.command_line.flags import from_flags
+from guided_diffusion.runtime.command_line.parsing import make_parser, parse_flags
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
+from guided_diffusion.runtime.storage import run_lock
+from guided_diffusion.runtime.storage.files import check_output, save_json
 from guided_diffusion.runtime.workers import Outcome
 from guided_diffusion.segmentation.evaluation.config import LoopConfig
 from guided_diffusion.segmentation.evaluation.efficiency_plan import Run

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from guided_diffusion.images.decoded import PixelSize
 from guided_diffusion.images.masks import MaskRule, ignored_values
 from guided_diffusion.images.names import ending, is_pattern
-from guided_diffusion.runtime import packed
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import packed
 from guided_diffusion.segmentation.categories import (
     ClassTable,
     check_same_classes,

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from guided_diffusion.runtime.files import write_csv
+from guided_diffusion.runtime.storage.files import write_csv
 from guided_diffusion.segmentation.evaluation.scoring import (
     DISTANCES,
     Evaluation,

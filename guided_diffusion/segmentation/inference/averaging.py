@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from guided_diffusion.runtime.command_line.flags import MOST_SEED, flag
+from guided_diffusion.runtime.command_line.precision_flag import precision_flag
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import MOST_SEED, flag
 from guided_diffusion.runtime.messages import say
-from guided_diffusion.runtime.precision_flag import precision_flag
 from guided_diffusion.segmentation.inference.config import TTA
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from guided_diffusion.runtime.flags import MOST_BATCH, flag
+from guided_diffusion.runtime.command_line.flags import MOST_BATCH, flag
 
 TTA = ("none", "flips", "shifts", "all")
 

@@ -15,18 +15,18 @@ from guided_diffusion import dist_util
 from guided_diffusion.images.image_io import ImageError, check_images
 from guided_diffusion.images.left_out import EXPORT_FOLDER
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
-from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import (
+from guided_diffusion.runtime.messages import say, warn
+from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
+from guided_diffusion.runtime.storage import run_lock
+from guided_diffusion.runtime.storage.files import (
     check_output,
     check_outputs,
     expand_path,
     save_json,
     write_csv,
 )
-from guided_diffusion.runtime.messages import say, warn
-from guided_diffusion.runtime.progress import progress_bar
-from guided_diffusion.runtime.signals import EXIT_STOPPED, StopRequest
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
 from guided_diffusion.segmentation.annotations.writing.export import Export
 from guided_diffusion.segmentation.categories import (

@@ -14,7 +14,8 @@ from guided_diffusion.images.masks import read_mask
 from guided_diffusion.images.names import ending
 from guided_diffusion.images.splits import list_held_out, list_labelled
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import (
+from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.files import (
     check_output,
     copy_file,
     is_local,
@@ -22,7 +23,6 @@ from guided_diffusion.runtime.files import (
     write_csv,
     writing,
 )
-from guided_diffusion.runtime.messages import say
 from guided_diffusion.segmentation.annotations.writing.config import ExportConfig, parse_formats
 from guided_diffusion.segmentation.annotations.writing.export import Export
 from guided_diffusion.segmentation.categories import TABLE_NAME, ClassTable, to_plain

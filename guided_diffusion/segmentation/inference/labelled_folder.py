@@ -11,7 +11,7 @@ from guided_diffusion.images.files import looks_like_image
 from guided_diffusion.images.masks import LOSSLESS_EXTENSIONS, write_mask
 from guided_diffusion.images.names import composed, is_ignored, stem, without_mask_suffix
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, copy_file, is_local, save_json
+from guided_diffusion.runtime.storage.files import check_output, copy_file, is_local, save_json
 from guided_diffusion.runtime.text import visible
 from guided_diffusion.segmentation.categories import (
     TABLE_NAME,

@@ -19,7 +19,7 @@ import numpy as np
 import torch as th
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, write_atomically
+from guided_diffusion.runtime.storage.files import check_output, write_atomically
 from guided_diffusion.segmentation.categories import to_plain
 from guided_diffusion.segmentation.certainty import FLOOR, POWER
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model

@@ -12,7 +12,7 @@ from guided_diffusion.images.image_io import write_image
 from guided_diffusion.images.left_out import EXPORT_FOLDER, LABEL_NEXT_FOLDER, RESULT_FOLDERS
 from guided_diffusion.images.masks import write_mask
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.storage.files import write_atomically
 from guided_diffusion.segmentation.categories import Category
 from guided_diffusion.segmentation.prediction import Prediction
 from guided_diffusion.segmentation.visuals.render import heat, overlay, save_color_mask

@@ -9,10 +9,10 @@ from types import ModuleType
 from typing import Any
 
 from guided_diffusion import dist_util
-from guided_diffusion.runtime import run_lock
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage import run_lock
+from guided_diffusion.runtime.storage.files import check_output
 from guided_diffusion.segmentation.inference.averaging import AveragingConfig
 from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.corrections import Corrections, SaveRoute

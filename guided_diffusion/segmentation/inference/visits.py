@@ -8,7 +8,7 @@ from PIL import Image
 
 from guided_diffusion.images.names import stem
 from guided_diffusion.runtime.errors import UserError, as_user_error
-from guided_diffusion.runtime.files import remove_file
+from guided_diffusion.runtime.storage.files import remove_file
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.inference.corrections import Corrections
 from guided_diffusion.segmentation.inference.labelled_folder import MASKS

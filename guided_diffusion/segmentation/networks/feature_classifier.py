@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from guided_diffusion.networks.config import DiffusionConfig
 from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import from_mapping
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.networks.decoder_features import decoder_features
 from guided_diffusion.segmentation.networks.kind import (

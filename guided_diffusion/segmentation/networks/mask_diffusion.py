@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig
-from guided_diffusion.runtime.flags import from_mapping
+from guided_diffusion.runtime.command_line.flags import from_mapping
 from guided_diffusion.sampling.images import sample_images
 from guided_diffusion.sampling.solvers import SamplerOptions
 from guided_diffusion.segmentation.categories import ClassTable

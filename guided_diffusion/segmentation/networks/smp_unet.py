@@ -9,8 +9,8 @@ from typing import Any
 import torch as th
 
 from guided_diffusion.networks import imagenet
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.networks.kind import Member, MemberOptions, single_member
 from guided_diffusion.segmentation.networks.padding import crop_to, pad_to_multiple

@@ -10,8 +10,8 @@ import numpy as np
 
 from guided_diffusion.images.image_io import ImageError, read_image
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.runtime.files import read_json, save_json, write_atomically
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.storage.files import read_json, save_json, write_atomically
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch
 from guided_diffusion.segmentation.selection.features import Encoder
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from guided_diffusion.runtime.flags import flag
+from guided_diffusion.runtime.command_line.flags import flag
 
 
 @dataclass(frozen=True)

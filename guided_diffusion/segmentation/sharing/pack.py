@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch as th
 
 from guided_diffusion.networks.trained import KINDS, Trained, read_trained
-from guided_diffusion.runtime import checkpoint, packed
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output, read_sections, write_atomically
+from guided_diffusion.runtime.storage import checkpoint, packed
+from guided_diffusion.runtime.storage.files import check_output, read_sections, write_atomically
 from guided_diffusion.segmentation.evaluation.scoring import without_nan
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.sharing.card import Card, network_card, segmentation_card

@@ -13,9 +13,10 @@ from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import rng, run_lock
+from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.storage import run_lock
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model
 from guided_diffusion.segmentation.networks.decoder_features import block_scales

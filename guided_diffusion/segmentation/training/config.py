@@ -13,10 +13,10 @@ from guided_diffusion.networks.checkpoint_flags import (
 )
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
-from guided_diffusion.runtime.command_line import CommandParser, Part, make_parser
-from guided_diffusion.runtime.flags import flag
-from guided_diffusion.runtime.instead import add_instead
-from guided_diffusion.runtime.process_flags import ProcessConfig
+from guided_diffusion.runtime.command_line.flags import flag
+from guided_diffusion.runtime.command_line.instead import add_instead
+from guided_diffusion.runtime.command_line.parsing import CommandParser, Part, make_parser
+from guided_diffusion.runtime.command_line.process_flags import ProcessConfig
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.training.folders import Folders
 from guided_diffusion.segmentation.training.learning import (

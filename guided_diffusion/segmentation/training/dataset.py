@@ -15,8 +15,8 @@ from guided_diffusion.images.masks import MaskRule, check_sizes, ignored_values
 from guided_diffusion.images.names import composed, stem
 from guided_diffusion.images.reading import ReadingConfig, normalize
 from guided_diffusion.runtime import rng
-from guided_diffusion.runtime.contents import digests
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage.contents import digests
 from guided_diffusion.runtime.text import visible
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.networks.padding import margins

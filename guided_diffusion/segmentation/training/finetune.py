@@ -8,9 +8,9 @@ from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import DiffusionConfig, ModelConfig
 from guided_diffusion.networks.process import network_timestep
 from guided_diffusion.networks.trained import Trained, read_trained
-from guided_diffusion.runtime import run_lock
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.storage import run_lock
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.folders import Folders

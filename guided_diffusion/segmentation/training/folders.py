@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 
+from guided_diffusion.runtime.command_line.flags import Overrides
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides
 
 
 @dataclasses.dataclass(frozen=True)

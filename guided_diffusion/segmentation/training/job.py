@@ -16,8 +16,8 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.patients import shared_patients
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.precision import choose
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import Overrides, from_flags
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import EXIT_STOPPED
 from guided_diffusion.segmentation.categories import (

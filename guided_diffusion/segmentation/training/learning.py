@@ -6,10 +6,10 @@ import os
 from typing import ClassVar, NamedTuple
 
 from guided_diffusion.images.masks import BINARY_HELP
+from guided_diffusion.runtime.command_line.flags import MOST_BATCH, MOST_SEED, flag
+from guided_diffusion.runtime.command_line.precision_flag import precision_flag
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output
-from guided_diffusion.runtime.flags import MOST_BATCH, MOST_SEED, flag
-from guided_diffusion.runtime.precision_flag import precision_flag
+from guided_diffusion.runtime.storage.files import check_output
 
 # what `augment.py` and `losses.py` offer
 LEVELS = ("none", "light", "medium", "heavy", "strong")

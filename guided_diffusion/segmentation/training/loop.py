@@ -13,12 +13,13 @@ import torch as th
 
 from guided_diffusion import logger
 from guided_diffusion.images.swaps import parse_swaps
-from guided_diffusion.runtime import rng, run_lock
-from guided_diffusion.runtime.devices import of_float64
+from guided_diffusion.runtime import rng
+from guided_diffusion.runtime.command_line.precision_flag import AUTO
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.precision_flag import AUTO
 from guided_diffusion.runtime.progress import progress_bar
+from guided_diffusion.runtime.ranks.devices import of_float64
 from guided_diffusion.runtime.signals import StopRequest
+from guided_diffusion.runtime.storage import run_lock
 from guided_diffusion.segmentation.metrics import present_scores
 from guided_diffusion.segmentation.model_file import SegmentationConfig, save_model
 from guided_diffusion.segmentation.training import augment, losses

@@ -15,11 +15,11 @@ from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.image_io import write_image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.conditional import MaskDiffusionConfig
-from guided_diffusion.runtime import checkpoint, run_lock
-from guided_diffusion.runtime.contents import Files, digests
+from guided_diffusion.runtime.command_line.flags import Overrides, from_flags
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_output
-from guided_diffusion.runtime.flags import Overrides, from_flags
+from guided_diffusion.runtime.storage import checkpoint, run_lock
+from guided_diffusion.runtime.storage.contents import Files, digests
+from guided_diffusion.runtime.storage.files import check_output
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.metrics import confusion_matrix, present_scores
 from guided_diffusion.segmentation.model_file import (

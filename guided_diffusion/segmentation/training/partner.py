@@ -16,8 +16,8 @@ import torch as th
 from guided_diffusion import dist_util
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks import imagenet
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation.categories import ClassTable
 from guided_diffusion.segmentation.model_file import SegmentationConfig, load_model, save_model
 from guided_diffusion.segmentation.networks.union import join

@@ -18,9 +18,10 @@ from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.patients import films_of, find_patients
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.runtime import checkpoint, rng, run_lock
-from guided_diffusion.runtime.files import write_csv
+from guided_diffusion.runtime import rng
 from guided_diffusion.runtime.signals import StopRequest
+from guided_diffusion.runtime.storage import checkpoint, run_lock
+from guided_diffusion.runtime.storage.files import write_csv
 from guided_diffusion.segmentation.inference.predictor import Ensemble
 from guided_diffusion.segmentation.inference.uncertainty import uncertainty_of
 from guided_diffusion.segmentation.pipeline import in_batches, prefetch

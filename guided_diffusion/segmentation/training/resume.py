@@ -7,10 +7,10 @@ from typing import Any, TypedDict
 
 import torch as th
 
-from guided_diffusion.runtime import checkpoint, packed
-from guided_diffusion.runtime.contents import Files, changed_files, changes, digest
+from guided_diffusion.runtime.command_line.precision_flag import AUTO
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.precision_flag import AUTO
+from guided_diffusion.runtime.storage import checkpoint, packed
+from guided_diffusion.runtime.storage.contents import Files, changed_files, changes, digest
 from guided_diffusion.segmentation.model_file import SegmentationConfig
 from guided_diffusion.segmentation.training.dataset import TrainingData
 from guided_diffusion.segmentation.training.layers import learning_rate

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from guided_diffusion.networks.precision import choose
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
 from guided_diffusion.runtime.messages import say
 from guided_diffusion.runtime.signals import StopRequest
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation.training.dataset import TrainingData
 from guided_diffusion.segmentation.training.job import start_run
 from guided_diffusion.segmentation.training.learning import LearningConfig

@@ -9,8 +9,8 @@ import numpy as np
 from guided_diffusion.images.files import list_radiographs
 from guided_diffusion.images.image_io import check_images, read_image
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.runtime.contents import digests
 from guided_diffusion.runtime.messages import say
+from guided_diffusion.runtime.storage.contents import digests
 from guided_diffusion.segmentation.training.dataset import LabelledImages
 
 # bytes of images to cache; the least recently used are read from disk again

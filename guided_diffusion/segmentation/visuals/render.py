@@ -14,7 +14,7 @@ from guided_diffusion.images.files import open_file
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.image_io import save_picture
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.storage.files import write_atomically
 from guided_diffusion.sampling.pictures import image_grid
 from guided_diffusion.segmentation.categories import Category
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.storage.files import write_atomically
 from guided_diffusion.runtime.text import encode, visible
 from guided_diffusion.segmentation.categories import Category, to_plain
 from guided_diffusion.segmentation.prediction import Prediction

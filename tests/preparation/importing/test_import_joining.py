@@ -13,8 +13,8 @@ from import_util import SIZE, SQUARE, labelme, square, write_json
 from PIL import Image
 
 from guided_diffusion.images.masks import read_mask
-from guided_diffusion.runtime import together
-from guided_diffusion.runtime.lock_file import RunLock
+from guided_diffusion.runtime.storage import together
+from guided_diffusion.runtime.storage.lock_file import RunLock
 
 TABLE = [
     {"index": 0, "name": "background", "color": [0, 0, 0]},

@@ -24,7 +24,7 @@ from PIL import Image
 
 from guided_diffusion.images.image_io import read_image
 from guided_diffusion.preparation.importing import job
-from guided_diffusion.runtime.files import save_json
+from guided_diffusion.runtime.storage.files import save_json
 
 INNER = [[5, 6], [9, 6], [9, 10], [5, 10]]
 FLAT = [0, 0, 9, 0, 9, 9, 0, 9]

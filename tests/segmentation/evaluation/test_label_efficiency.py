@@ -14,7 +14,7 @@ from conftest import draw_pairs
 from PIL import Image
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json
+from guided_diffusion.runtime.storage.files import read_json
 from guided_diffusion.segmentation.evaluation.draws import (
     Pairs,
     copy_folds,

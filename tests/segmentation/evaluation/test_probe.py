@@ -15,8 +15,8 @@ from PIL import Image
 from guided_diffusion.images.reading import ReadingConfig
 from guided_diffusion.networks.config import ModelConfig
 from guided_diffusion.networks.trained import Trained
-from guided_diffusion.runtime import checkpoint
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.evaluation import linear_probe as probes
 from guided_diffusion.segmentation.evaluation.probe_curve import (

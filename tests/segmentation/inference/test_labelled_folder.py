@@ -12,8 +12,8 @@ from serve_util import write
 
 from guided_diffusion.images.files import pair_files
 from guided_diffusion.images.masks import read_mask
-from guided_diffusion.runtime import files
 from guided_diffusion.runtime.errors import UserError
+from guided_diffusion.runtime.storage import files
 from guided_diffusion.segmentation.categories import generic_categories, load_categories, to_plain
 from guided_diffusion.segmentation.inference.labelled_folder import AlreadySaved, LabelledFolder
 

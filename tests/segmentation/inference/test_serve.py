@@ -15,7 +15,7 @@ from PIL import Image
 from serve_util import Halves, free_port, write
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.lock_file import RunLock
+from guided_diffusion.runtime.storage.lock_file import RunLock
 from guided_diffusion.segmentation.inference.config import ServeConfig
 from guided_diffusion.segmentation.inference.local_only import LocalOnly
 from guided_diffusion.segmentation.inference.serve import served

@@ -12,7 +12,7 @@ from PIL import Image
 from sampling_util import DIFFUSION, write_trained
 
 from guided_diffusion.images.reading import ReadingConfig
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation.categories import generic_categories
 from guided_diffusion.segmentation.model_file import load_model, save_model
 from guided_diffusion.segmentation.networks.mask_diffusion import (

@@ -15,7 +15,7 @@ from golden_util import fill_parameters
 from guided_diffusion.images.geometry import IGNORE
 from guided_diffusion.images.masks import MaskRule
 from guided_diffusion.images.reading import ReadingConfig, normalize
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.networks.padding import sliding_scores
 from guided_diffusion.segmentation.training.augment import Augmentation

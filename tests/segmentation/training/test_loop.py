@@ -11,7 +11,7 @@ from PIL import Image
 
 from guided_diffusion import logger
 from guided_diffusion.images.geometry import IGNORE
-from guided_diffusion.runtime.command_line import parse_flags
+from guided_diffusion.runtime.command_line.parsing import parse_flags
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.training import losses
 from guided_diffusion.segmentation.training.config import finetune_flags

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from finetuning_util import folders, same, weights
 
-from guided_diffusion.runtime import checkpoint
+from guided_diffusion.runtime.storage import checkpoint
 from guided_diffusion.segmentation.model_file import load_model
 from guided_diffusion.segmentation.networks import union
 from guided_diffusion.segmentation.training import partner

@@ -10,7 +10,7 @@ import numpy as np
 
 from guided_diffusion.images.names import composed
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_json
+from guided_diffusion.runtime.storage.files import read_json
 
 # coordinates beyond are no drawing: they would take minutes to fill, or overflow
 MOST_COORDINATE = 1e6

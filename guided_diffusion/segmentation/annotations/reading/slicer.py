@@ -13,7 +13,7 @@ from guided_diffusion.images.image_io import ImageError
 from guided_diffusion.images.names import composed, is_ignored, stem
 from guided_diffusion.images.placement import Placement, find_placement
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_text
+from guided_diffusion.runtime.storage.files import read_text
 from guided_diffusion.segmentation.annotations.reading import volumes
 from guided_diffusion.segmentation.annotations.reading.label_map import Label, regions
 from guided_diffusion.segmentation.annotations.reading.node import Node

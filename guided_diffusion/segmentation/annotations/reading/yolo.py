@@ -8,7 +8,7 @@ import numpy as np
 from guided_diffusion.images.files import list_images
 from guided_diffusion.images.names import composed, is_ignored, stem
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import read_text
+from guided_diffusion.runtime.storage.files import read_text
 from guided_diffusion.segmentation.annotations.reading.node import Node, short
 from guided_diffusion.segmentation.annotations.reading.packages import need
 from guided_diffusion.segmentation.annotations.reading.raster import Polygon

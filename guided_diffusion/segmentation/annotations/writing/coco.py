@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.storage.files import write_atomically
 from guided_diffusion.segmentation.annotations.writing.labelled import Labelled, Shape, file_name
 from guided_diffusion.segmentation.annotations.writing.runs import run_lengths
 from guided_diffusion.segmentation.annotations.writing.writer import TableWriter

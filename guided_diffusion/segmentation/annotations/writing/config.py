@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from guided_diffusion.runtime.command_line.flags import flag
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.flags import flag
 
 # folder and format are called alike
 FORMATS = ("coco", "labelme", "cvat", "dicomseg", "nifti", "nrrd")

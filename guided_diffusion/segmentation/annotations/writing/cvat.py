@@ -6,7 +6,7 @@ Parts are polygons; those with holes, which polygons of CVAT cannot have, are it
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.storage.files import write_atomically
 from guided_diffusion.segmentation.annotations.writing.labelled import (
     Labelled,
     Shape,

@@ -9,7 +9,7 @@ import numpy as np
 from guided_diffusion.images.dicom_file import parse, value_of
 from guided_diffusion.images.image_io import MAX_PIXELS, ImageError, image_errors, open_image
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.storage.files import write_atomically
 from guided_diffusion.runtime.text import one_line
 from guided_diffusion.segmentation.annotations.writing.labelled import Labelled
 from guided_diffusion.segmentation.annotations.writing.writer import FileWriter

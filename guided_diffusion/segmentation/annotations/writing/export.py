@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import check_outputs
+from guided_diffusion.runtime.storage.files import check_outputs
 from guided_diffusion.segmentation.annotations.reading.packages import need
 from guided_diffusion.segmentation.annotations.writing.labelled import (
     Labelled,

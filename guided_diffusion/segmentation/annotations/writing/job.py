@@ -10,8 +10,8 @@ from guided_diffusion.images.image_io import read_image
 from guided_diffusion.images.masks import check_sizes, count_classes, read_mask
 from guided_diffusion.images.names import stem
 from guided_diffusion.runtime.errors import UserError
-from guided_diffusion.runtime.files import expand_path
 from guided_diffusion.runtime.progress import track
+from guided_diffusion.runtime.storage.files import expand_path
 from guided_diffusion.segmentation.annotations.writing.config import (
     FORMATS,
     ExportLabelsConfig,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.images.placement import Placement, find_placement
-from guided_diffusion.runtime.files import write_atomically
+from guided_diffusion.runtime.storage.files import write_atomically
 from guided_diffusion.segmentation.annotations.writing.labelled import Labelled
 from guided_diffusion.segmentation.annotations.writing.writer import FileWriter
 

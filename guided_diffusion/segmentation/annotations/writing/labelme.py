@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.images.image_io import Intensity, open_image, read_image, write_image
-from guided_diffusion.runtime.files import is_local, save_json, write_atomically
+from guided_diffusion.runtime.storage.files import is_local, save_json, write_atomically
 from guided_diffusion.segmentation.annotations.polygons import without_holes
 from guided_diffusion.segmentation.annotations.writing.labelled import Labelled, Shape, Source
 from guided_diffusion.segmentation.annotations.writing.writer import FileWriter

@@ -1,0 +1,1 @@
+"""The command line: declaring flags, parsing them, files of them, help."""

@@ -1,0 +1,1 @@
+"""What is left on disk: complete files, checkpoints, locks, hashes of contents."""
