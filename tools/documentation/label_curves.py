@@ -22,6 +22,7 @@ TABLE = "mean Dice of the foreground by method"
 METHOD, CELL = re.compile(r"`(\w+)`"), re.compile(r"\**(\d\.\d+)(?: ± (\d\.\d+))?\**")
 # method -> legend, colour: what uses pretraining on radiographs in strong colours
 LOOKS = {
+    "self_partner": ("pretrained here, self-trained, with a partner", "C2"),
     "partner": ("pretrained here, with a partner", "C3"),
     "recipe": ("pretrained here", "C1"),
     "imagenet": ("ImageNet weights", "C0"),
@@ -60,7 +61,7 @@ def main() -> int:
         axes.grid(alpha=0.3)
     places[0].set_ylabel("mean Dice of the foreground")
     handles = {line.get_label(): line for axes in places for line in axes.get_lines()}
-    places[-1].legend(handles.values(), handles, fontsize="small", loc="lower right")
+    places[0].legend(handles.values(), handles, fontsize="small", loc="lower right")
     save_figure(figure, str(PICTURE))
     return 0
 
