@@ -16,14 +16,10 @@ TRAIN_FLAGS="$TRAIN_FLAGS --log_interval 20 --save_interval 600 --sample_interva
 
 SAMPLE_FLAGS="--num_samples 16 --batch_size 16 --sampler dpm++2m --steps 20 --eta 1"
 
-# also a network with ImageNet weights, see flags/unet.sh, at the rate that suits these pictures
-FINETUNE_FLAGS="--partner imagenet --partner_lr 3e-2"
-
 export OPENAI_LOGDIR="${OPENAI_LOGDIR:-runs/demo}"
 
 # zsh does not split variables into words, so make them arrays
 if [ -n "${ZSH_VERSION:-}" ]; then
     eval 'MODEL_FLAGS=(${=MODEL_FLAGS}) DIFFUSION_FLAGS=(${=DIFFUSION_FLAGS})'
     eval 'TRAIN_FLAGS=(${=TRAIN_FLAGS}) SAMPLE_FLAGS=(${=SAMPLE_FLAGS})'
-    eval 'FINETUNE_FLAGS=(${=FINETUNE_FLAGS})'
 fi

@@ -15,11 +15,11 @@ run python scripts/image_train.py --data_dir "$out/data/unlabelled" \
     $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS
 checkpoint=$(ls "$out"/pretrained/ema_*.pt | tail -n 1)
 
-# 400 steps of both networks on two labelled radiographs, those that the comparison below draws
+# 400 steps on two labelled radiographs, those that the comparison below draws
 train="$out/data/Split/TRAIN"
 truth="$out/held_out/Split/VAL"
 run python scripts/finetune.py "$checkpoint" "$train/IMG" "$train/MASK" --categories flags/categories.json \
-    --train_names train_0004,train_0005 $FINETUNE_FLAGS --steps 400 --weights_save "$out/pretrained/segm.pth"
+    --train_names train_0004,train_0005 --steps 400 --weights_save "$out/pretrained/segm.pth"
 
 # 1 to 4 labelled radiographs: each network alone, both together (`partner`), and random weights; the ImageNet network
 # at its best rate for these
@@ -28,7 +28,7 @@ run python scripts/label_efficiency.py "$train/IMG" "$train/MASK" "$truth/IMG" "
     --checkpoint "$checkpoint" --categories flags/categories.json --k 1,2,4 --seeds 0 --steps 400 \
     --method "imagenet: $imagenet" --methods partner,recipe,imagenet,scratch --keep_models --output "$out/comparison"
 
-# all networks of two labelled radiographs
+# the three networks of two labelled radiographs
 mkdir "$out/imagenet" "$out/scratch"
 for kind in imagenet scratch; do
     cp "$out/comparison/runs/${kind}_k2_seed0/segm.pth" "$out/$kind"

@@ -15,8 +15,7 @@ from guided_diffusion.runtime.storage.files import read_json
 from guided_diffusion.segmentation.categories import load_categories
 from guided_diffusion.segmentation.visuals.render import comparison
 
-# "pretrained" holds the pretrained network and its partner, in one file
-TITLES = {"pretrained": "both", "imagenet": "ImageNet", "scratch": "from scratch"}
+TITLES = {"pretrained": "pretrained", "imagenet": "ImageNet", "scratch": "from scratch"}
 ENLARGED = 4
 
 
@@ -32,8 +31,9 @@ def main() -> None:
         print_row(name, [metrics[kind]["per_class"][name]["dice"] for kind in TITLES])
     print_row("mean of the foreground", [metrics[kind]["mean_dice"] for kind in TITLES])
     print(
-        "\nboth: the pretrained network and one with ImageNet weights, averaged. 400 steps each:"
-        "\nlonger training would help random weights most, see docs/label-efficiency.md\n"
+        "\n400 steps for all; longer training would help random weights most. After so short a"
+        "\npretraining the ImageNet network is no good partner with two labels: see the row partner"
+        "\nin comparison/table.md, and docs/label-efficiency.md for longer ones\n"
     )
     picture = folder / "overlays.png"
     write_overlays(folder, picture, [*TITLES], 5)
@@ -41,7 +41,7 @@ def main() -> None:
     grid = sorted((folder / "pretrained").glob("samples_*.png"))[-1]
     print(f"radiograph, truth, {', '.join(TITLES.values())}: {picture}")
     print(f"Dice by the number of labels, curves:        {folder / 'comparison/curves.png'}")
-    curves = folder / "pretrained/segm_logs/stages/diffusion_logs/curves.png"
+    curves = folder / "pretrained/segm_logs/curves.png"
     print(f"curves of fine-tuning:                       {curves}")
     print(f"radiographs sampled by the diffusion model:  {grid}")
     print(f"masks, colours, overlays, areas.csv:         {folder / 'pretrained/results'}")
