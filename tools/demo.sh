@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on generated bitewings, with the commands that a user would type. Takes 8 minutes on
+# The whole pipeline on generated bitewings, with the commands that a user would type. Takes 5 minutes on
 # two CPU cores with AVX-512; all results go to the folder given as the only argument (default: demo).
 source "$(dirname "$0")/start.sh"
 source flags/demo.sh
