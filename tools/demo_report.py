@@ -31,9 +31,9 @@ def main() -> None:
         print_row(name, [metrics[kind]["per_class"][name]["dice"] for kind in TITLES])
     print_row("mean of the foreground", [metrics[kind]["mean_dice"] for kind in TITLES])
     print(
-        "\n400 steps for all; longer training would help random weights most. After so short a"
-        "\npretraining the ImageNet network is no good partner with two labels: see the row partner"
-        "\nin comparison/table.md, and docs/label-efficiency.md for longer ones\n"
+        "\n400 steps for all; longer training would help random weights most. After such a short"
+        "\npretraining, averaging with the ImageNet network lowers the Dice with two labels: see"
+        "\npartner in comparison/table.md, and docs/label-efficiency.md for longer pretraining\n"
     )
     picture = folder / "overlays.png"
     write_overlays(folder, picture, [*TITLES], 5)
